@@ -1,0 +1,55 @@
+"""Names to things, found by looking into a package: one file each, nothing else to edit."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"did you mean 'x'?"`` for the nearest known name, or the list of what is known when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """The things that the modules of one package offer, each under a name.
+
+    Args:
+        kind: What is registered, for messages, such as ``"metric"``.
+        package: Dotted name of the package whose modules are looked through.
+        attribute: Name of the module attribute that holds the thing; modules without it are passed over. The
+            thing is known by its module's name with ``_`` as ``-``.
+    """
+
+    def __init__(self, kind: str, package: str, attribute: str) -> None:
+        self.kind, self._package, self._attribute = kind, package, attribute
+
+    @cached_property
+    def _things(self) -> dict[str, T]:
+        package = importlib.import_module(self._package)
+        things: dict[str, T] = {}
+        for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
+            thing = getattr(importlib.import_module(f"{self._package}.{info.name}"), self._attribute, None)
+            if thing is not None:
+                things[info.name.replace("_", "-")] = thing
+        return things
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._things[name]
+        except KeyError:
+            raise KeyError(f"unknown {self.kind} '{name}'; {did_you_mean(name, self._things)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._things)
+
+    def __len__(self) -> int:
+        return len(self._things)

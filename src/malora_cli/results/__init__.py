@@ -1,0 +1,27 @@
+"""What a run leaves on disk: the run folder, its metrics and its evaluations. No torch, no recipe schema."""
+
+from malora_cli.results.evaluation import EvalResult, Scores, TaskEval
+from malora_cli.results.files import file_sha256, read_json, write_json, write_text
+from malora_cli.results.metrics import EvalEvent, MetricsLog, TaskLoss, TrainEvent
+from malora_cli.results.run import Manifest, RunRecord, RunStatus, TaskData, find_run, runs_under, utc_now
+
+__all__ = [
+    "EvalEvent",
+    "EvalResult",
+    "Manifest",
+    "MetricsLog",
+    "RunRecord",
+    "RunStatus",
+    "Scores",
+    "TaskData",
+    "TaskEval",
+    "TaskLoss",
+    "TrainEvent",
+    "file_sha256",
+    "find_run",
+    "read_json",
+    "runs_under",
+    "utc_now",
+    "write_json",
+    "write_text",
+]

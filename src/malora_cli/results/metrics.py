@@ -1,0 +1,120 @@
+"""``metrics.jsonl``: one line for every log step and every evaluation of a run, in order of time.
+
+Losses are in nats. A task's ``nats`` is a sum over its supervised tokens, so that sums of tasks and of log steps
+stay exact; divide by ``tokens`` for the loss a token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from malora_cli.results.files import write_text
+
+#: Share of the (token, slot) assignments that each expert gets, per layer group; dimensionless, each list sums to 1.
+ExpertShare = dict[str, list[float]]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskLoss(_Row):
+    """What one task contributed: summed loss, supervised tokens and examples.
+
+    ``stderr_nats`` is the standard error of the loss a token over examples, where it was measured (evaluations).
+    """
+
+    nats: float
+    tokens: int
+    examples: int
+    stderr_nats: float | None = None
+
+    @classmethod
+    def of_examples(cls, examples: Sequence[tuple[float, int]]) -> TaskLoss:
+        """Sum up examples, each given as (nats, tokens).
+
+        The loss a token is a ratio of two sums over examples; its standard error is that of a ratio estimator.
+        """
+        nats, tokens = sum(n for n, _ in examples), sum(t for _, t in examples)
+        loss, count = nats / tokens, len(examples)
+        spread = sum((n - loss * t) ** 2 for n, t in examples)
+        stderr = sqrt(spread * count / (count - 1)) / tokens if count > 1 else None
+        return cls(nats=nats, tokens=tokens, examples=count, stderr_nats=stderr)
+
+    @property
+    def loss(self) -> float | None:
+        """Nats per supervised token; None where no token was seen."""
+        return self.nats / self.tokens if self.tokens else None
+
+
+class TrainEvent(_Row):
+    """One log step: everything trained on since the one before it."""
+
+    kind: Literal["train"] = "train"
+    step: int
+    seconds: float = Field(description="since training began, pauses between resumed sessions left out")
+    tasks: dict[str, TaskLoss]
+    learning_rate: float
+    grad_norm: float | None = None
+    tokens_per_second: float = Field(description="all tokens fed to the model, prompts included")
+    balance_loss: float | None = Field(default=None, description="mean over routers, 1.0 when uniform")
+    expert_share: ExpertShare | None = None
+
+
+class EvalEvent(_Row):
+    """One pass over the held-out rows of every task, during training. Step 0 is the base model."""
+
+    kind: Literal["eval"] = "eval"
+    step: int
+    seconds: float
+    tasks: dict[str, TaskLoss]
+    expert_load: dict[str, ExpertShare] | None = Field(default=None, description="by task, then layer group")
+
+
+Event = TrainEvent | EvalEvent
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+class MetricsLog:
+    """The append-only log of one run.
+
+    Args:
+        path: The file, usually ``RUN/metrics.jsonl``; it is made with the first event.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, event: Event) -> None:
+        """Add one event as one line, on disk when this returns to the caller's file system."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(event.model_dump_json(exclude_none=True) + "\n")
+
+    def __iter__(self) -> Iterator[Event]:
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                # A killed run may leave the start of a line; everything before it stands.
+                if line.endswith("\n"):
+                    yield _EVENT.validate_python(json.loads(line))
+
+    def train(self) -> list[TrainEvent]:
+        """All log steps, oldest first."""
+        return [event for event in self if isinstance(event, TrainEvent)]
+
+    def evals(self) -> list[EvalEvent]:
+        """All evaluations, oldest first."""
+        return [event for event in self if isinstance(event, EvalEvent)]
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after ``step``: a run resumed there logs it again."""
+        kept = [event for event in self if event.step <= step]
+        write_text(self.path, "".join(event.model_dump_json(exclude_none=True) + "\n" for event in kept))

@@ -1,0 +1,195 @@
+"""The run folder: where everything of one run lies, and what it says about itself.
+
+RUN/recipe.yaml      the recipe with every value resolved
+RUN/manifest.json    versions, seeds, hashes of data and base model, status
+RUN/metrics.jsonl    every log step and evaluation (see metrics.py)
+RUN/checkpoints/     step-000100/ ...: what a killed run resumes from
+RUN/adapter/         the trained adapter in PEFT's format
+RUN/eval/            one JSON an evaluation, and the predictions behind it
+RUN/report/          index.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from malora_cli.errors import RunError
+from malora_cli.results.evaluation import EvalResult
+from malora_cli.results.files import read_json, write_json, write_text
+from malora_cli.results.metrics import MetricsLog
+
+
+class RunStatus(StrEnum):
+    """How far a run came."""
+
+    RUNNING = "running"  # also a run that was killed: nobody was left to write otherwise
+    FINISHED = "finished"
+
+
+class TaskData(BaseModel):
+    """Where the rows of one split came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    rows: int
+    sha256: str = Field(description="of the encoded rows, in order")
+
+
+class Manifest(BaseModel):
+    """What a run says about itself. ``seeds`` and hashes are what is needed to repeat it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    status: RunStatus
+    created: str = Field(description="UTC, ISO 8601")
+    steps: int = Field(description="optimiser steps done")
+    method: str
+    base_model: str
+    base_model_sha256: str | None
+    trainable_parameters: int
+    base_parameters: int
+    seeds: dict[str, int]
+    versions: dict[str, str]
+    train_data: dict[str, TaskData]
+    test_data: dict[str, TaskData]
+    domains: dict[str, str] = Field(description="domain of every task")
+    task_share: dict[str, float] = Field(description="each task's share of the training examples, sums to 1")
+    train_seconds: float = Field(default=0.0, description="spent training, evaluations during it included")
+
+
+def utc_now() -> str:
+    """The time now, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunRecord:
+    """One run folder, read lazily.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.metrics = MetricsLog(path / "metrics.jsonl")
+
+    @property
+    def recipe_path(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter_dir(self) -> Path:
+        """The trained adapter in PEFT's format."""
+        return self.path / "adapter"
+
+    @property
+    def eval_dir(self) -> Path:
+        """Where evaluations lie."""
+        return self.path / "eval"
+
+    @property
+    def report_path(self) -> Path:
+        """The report page."""
+        return self.path / "report" / "index.html"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run that got as far as its manifest."""
+        return (self.path / "manifest.json").is_file()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the run says about itself.
+
+        Raises:
+            RunError: There is no manifest, or it cannot be read.
+        """
+        path = self.path / "manifest.json"
+        if not path.is_file():
+            raise RunError(
+                "is no run folder (it has no manifest.json)",
+                where=str(self.path),
+                fix="Name a folder that `malora train` made.",
+            )
+        try:
+            return Manifest.model_validate(read_json(path))
+        except (ValueError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"the manifest cannot be read ({reason})", where=str(path)) from error
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest atomically."""
+        write_json(self.path / "manifest.json", manifest.model_dump(mode="json"))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe as plain data."""
+        return dict(yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")))
+
+    def write_recipe(self, text: str) -> None:
+        """Write the resolved recipe, as YAML."""
+        write_text(self.recipe_path, text)
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end and the adapter was saved."""
+        return self.exists and self.manifest.status is RunStatus.FINISHED
+
+    def require_finished(self) -> None:
+        """Make sure that there is an adapter.
+
+        Raises:
+            RunError: There is none yet.
+        """
+        if not self.finished:
+            raise RunError(
+                "this run is not finished, so it has no adapter yet",
+                where=str(self.path),
+                fix=f"Go on with it: malora train {self.recipe_path} --resume",
+            )
+
+    def evaluations(self) -> list[EvalResult]:
+        """Every evaluation of this run, oldest first."""
+        found = [EvalResult.load(path) for path in sorted(self.eval_dir.glob("*.json"))]
+        return sorted(found, key=lambda result: result.created)
+
+
+def runs_under(folder: Path) -> Iterator[RunRecord]:
+    """Every run folder directly under ``folder``, newest first."""
+    if not folder.is_dir():
+        return
+    records = [record for record in map(RunRecord, folder.iterdir()) if record.exists]
+    yield from sorted(records, key=lambda record: record.path.stat().st_mtime, reverse=True)
+
+
+def find_run(run: Path | None, folder: Path) -> RunRecord:
+    """The run a user means: the folder named, or its name under ``folder``, or the newest when none is named.
+
+    Raises:
+        RunError: There is no such run.
+    """
+    if run is not None:
+        for path in (run, folder / run):
+            record = RunRecord(path)
+            if record.exists:
+                return record
+        raise RunError("there is no run here", where=str(run), fix=f"See `ls {folder}` for those there are.")
+    newest = next(runs_under(folder), None)
+    if newest is None:
+        raise RunError("there is no run yet", where=str(folder), fix="Train one: `malora train RECIPE`.")
+    return newest
