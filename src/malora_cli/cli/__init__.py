@@ -1,0 +1,87 @@
+"""The ``malora`` command: one module a command, found by discovery, and the one place that catches errors.
+
+Every module here whose name does not start with ``_`` offers ``register(app)``, which adds its command. Heavy rooms
+are imported inside the commands, so that ``malora --help`` loads neither torch nor transformers nor datasets.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from malora_cli.errors import MaloraError
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 2 something the user can mend, 1 a bug, 130 interrupted.
+
+    Args:
+        arguments: The arguments; those of the process by default.
+    """
+    options: dict[str, bool] = {}
+    try:
+        typer.main.get_command(_application())(arguments, prog_name="malora", obj=options)
+        code = 0
+    except MaloraError as error:
+        code = _report("error", str(error), error.exit_code, options)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    except Exception as error:
+        hint = "" if options.get("debug") else " (run `malora --debug ...` for the traceback)"
+        code = _report("internal error", f"{type(error).__name__}: {error}{hint}", 1, options)
+    raise SystemExit(code)
+
+
+def _application() -> typer.Typer:
+    app = typer.Typer(
+        help="Fine-tune a causal language model on many tasks at once, and see what each of them gains or loses.",
+        epilog="Start with: malora recipes ls",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_global_options)
+    for module in sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")):
+        importlib.import_module(f"{__name__}.{module}").register(app)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"malora {version('malora')}")
+        raise typer.Exit
+
+
+def _global_options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    context.obj["debug"] = debug
+
+
+def _report(kind: str, message: str, code: int, options: dict[str, bool]) -> int:
+    """Print an error on the standard error stream, a line for each of its lines, and give back the exit code."""
+    from rich.console import Console
+    from rich.text import Text
+
+    if options.get("debug"):
+        traceback.print_exc()
+    # Soft wrap leaves long lines whole, and Text is never read as markup: paths stay as they are.
+    console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+    for line in message.splitlines() or [""]:
+        console.print(Text.assemble((f"{kind}:", "bold red"), " ", line))
+    return code

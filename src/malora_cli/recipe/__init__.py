@@ -1,0 +1,41 @@
+"""The recipe of a run: its schema, and how a YAML file and overrides become one. No torch in here."""
+
+from malora_cli.recipe.loading import COMMAND_LINE, DEFAULT, LoadedRecipe, load_recipe
+from malora_cli.recipe.packaged import description_of, shipped, shipped_files
+from malora_cli.recipe.problems import InvalidRecipeError
+from malora_cli.recipe.schema import (
+    EvalSettings,
+    MixSettings,
+    ModelSettings,
+    OutputSettings,
+    Recipe,
+    SourceSettings,
+    TaskSettings,
+    TrainSettings,
+)
+from malora_cli.recipe.settings import MethodSettings, Settings
+from malora_cli.recipe.vocabulary import Vocabulary, recipe_schema, recipe_type
+
+__all__ = [
+    "COMMAND_LINE",
+    "DEFAULT",
+    "EvalSettings",
+    "InvalidRecipeError",
+    "LoadedRecipe",
+    "MethodSettings",
+    "MixSettings",
+    "ModelSettings",
+    "OutputSettings",
+    "Recipe",
+    "Settings",
+    "SourceSettings",
+    "TaskSettings",
+    "TrainSettings",
+    "Vocabulary",
+    "description_of",
+    "load_recipe",
+    "recipe_schema",
+    "recipe_type",
+    "shipped",
+    "shipped_files",
+]

@@ -1,0 +1,76 @@
+"""A recipe or mix file as a document, or the one line that says why it is none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from malora_cli.errors import RecipeError
+from malora_cli.recipe.problems import show
+from malora_cli.recipe.yaml_lines import Document, Origin, read_yaml
+
+_FIX = {
+    "recipe": "Start from one that works: `malora recipes cp quickstart`.",
+    "mix": "Give it at least `tasks:` with one task.",
+}
+
+
+def shown_path(path: Path) -> str:
+    """A path as messages show it: from the current folder where it lies below, else whole."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 (links stay as the user knows them, '..' goes)
+    here = Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+
+
+def read_document(path: Path, what: Literal["recipe", "mix"]) -> Document:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: The file.
+        what: What it should hold, for messages.
+
+    Raises:
+        RecipeError: There is no such file, or it is no text, no YAML, empty or no mapping.
+    """
+    shown = shown_path(path)
+    folder = path.resolve().parent
+    try:
+        document = read_yaml(_text(path, shown), lambda line: Origin(f"{shown}:{line}", folder))
+    except yaml.MarkedYAMLError as error:
+        raise _not_yaml(error, shown) from error
+    except yaml.YAMLError as error:  # a character that YAML forbids; it knows no line
+        reason = getattr(error, "reason", "it cannot be read")
+        raise RecipeError(f"no YAML: {reason}", where=shown, fix="Save it as plain text.") from error
+    if document.data is None:
+        raise RecipeError(f"the file is empty, so it is no {what}", where=shown, fix=_FIX[what])
+    if not isinstance(document.data, dict):
+        where = document.origins[()].where
+        raise RecipeError(f"got {show(document.data)}; a {what} is a mapping", where=where, fix=_FIX[what])
+    return document
+
+
+def _text(path: Path, shown: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError(
+            "there is no such file", where=shown, fix="`malora recipes ls` lists what is shipped."
+        ) from None
+    except IsADirectoryError:
+        raise RecipeError("this is a folder", where=shown, fix="Name a .yaml file in it.") from None
+    except UnicodeDecodeError as error:
+        what = f"not UTF-8 text (byte {error.object[error.start]:#04x} at position {error.start})"
+        raise RecipeError(what, where=shown, fix="Save it as UTF-8.") from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read ({error.strerror})", where=shown) from error
+
+
+def _not_yaml(error: yaml.MarkedYAMLError, shown: str) -> RecipeError:
+    mark = error.problem_mark or error.context_mark
+    where = f"{shown}:{mark.line + 1}:{mark.column + 1}" if mark else shown
+    problem = error.problem or error.context or "it cannot be read"
+    fix = "Indent with spaces, not tabs." if "\\t" in problem else None
+    return RecipeError(f"no YAML: {problem}", where=where, fix=fix)

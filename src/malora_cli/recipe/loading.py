@@ -1,0 +1,142 @@
+"""From a YAML file and overrides to a checked recipe that knows where each value came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from malora_cli.recipe.files import read_document
+from malora_cli.recipe.mix import existing, inline_mix, resolve_sources, spell_out_sources
+from malora_cli.recipe.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
+from malora_cli.recipe.problems import InvalidRecipeError, describe_errors
+from malora_cli.recipe.schema import Recipe
+from malora_cli.recipe.settings import file_name_from
+from malora_cli.recipe.vocabulary import Vocabulary, recipe_type
+from malora_cli.recipe.yaml_lines import DataPath, Document, write_yaml
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe and its history.
+
+    Args:
+        recipe: The recipe, with the mix inside and the run's name filled in.
+        path: The file it was read from.
+        provenance: Where each value was given, by its dotted path: ``"recipes/quickstart.yaml:12"``,
+            ``"command line"`` or ``"default"``.
+    """
+
+    recipe: Recipe
+    path: Path
+    provenance: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return self.recipe.output.name or file_name_from(self.path.stem)
+
+    def to_yaml(self) -> str:
+        """The recipe with everything spelled out; ``load_recipe`` reads it back to an equal one."""
+        return write_yaml(self.recipe.model_dump(mode="json"))
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, vocabulary: Vocabulary) -> LoadedRecipe:
+    """Read a recipe, put its mix inside, apply overrides and check everything.
+
+    A run's own ``recipe.yaml`` is read the same way.
+
+    Args:
+        path: The YAML file.
+        overrides: ``section.setting=value`` texts, later ones over earlier ones. Paths in them are relative to the
+            current folder, paths in a file to the folder of that file.
+        vocabulary: The names a recipe may use.
+
+    Raises:
+        InvalidRecipeError: Something is wrong in it; every problem has its line.
+        RecipeError: The file is no recipe at all.
+    """
+    document = read_document(path, "recipe")
+    parsed, problems = parse_overrides(overrides)
+    document.problems += problems
+    has_mix = _assemble(document, parsed)
+    _fill_name(document, path)
+    kind = recipe_type(vocabulary)
+    try:
+        recipe = _validate(kind, document.data, vocabulary)
+    except ValidationError as error:
+        # Without its file nothing can be said about the mix, and what YAML already refused is told once.
+        wrong = describe_errors(error, document, kind, vocabulary, skip=() if has_mix else ("mix",))
+        told = {problem.path for problem in document.problems}
+        raise InvalidRecipeError([*document.problems, *(p for p in wrong if p.path not in told)]) from None
+    if document.problems:
+        raise InvalidRecipeError(document.problems)
+    return LoadedRecipe(recipe, path, _provenance(recipe, document))
+
+
+def _assemble(document: Document, overrides: Sequence[Override]) -> bool:
+    """Put the mix and the overrides into the document; says whether there is a mix to check."""
+    for override in overrides:
+        if override.path == ("mix",):  # before the others, which may go into it
+            apply_override(document, override)
+    has_mix = inline_mix(document)
+    spell_out_sources(document)
+    for override in overrides:
+        if override.path != ("mix",) and (has_mix or override.path[0] != "mix"):
+            apply_override(document, override)
+    spell_out_sources(document)
+    resolve_sources(document)
+    _resolve_base(document)
+    # A section whose lines are all commented out is null; it says no more than one that is left out.
+    for section in [name for name, value in document.data.items() if value is None and name in Recipe.model_fields]:
+        del document.data[section]
+        document.prune((section,))
+    return has_mix
+
+
+def _resolve_base(document: Document) -> None:
+    model = document.data.get("model")
+    if isinstance(model, dict) and isinstance(model.get("base"), str):
+        model["base"] = existing(model["base"], document.origin(("model", "base")).folder)
+
+
+def _fill_name(document: Document, path: Path) -> None:
+    """Name the run after the recipe's file, so that the resolved recipe keeps the name in its own, other file."""
+    output = document.data.setdefault("output", {})
+    if isinstance(output, dict) and output.get("name") is None:
+        output["name"] = file_name_from(path.stem)
+        document.prune(("output", "name"))
+
+
+def _validate(kind: type[Recipe], data: dict[str, Any], vocabulary: Vocabulary) -> Recipe:
+    # Strict, so that `steps: true` is no number; as JSON, because strict Python input would refuse lists for tuples.
+    return kind.model_validate_json(json.dumps(data), strict=True, context={"vocabulary": vocabulary})
+
+
+def _provenance(recipe: Recipe, document: Document) -> dict[str, str]:
+    return {".".join(path): _where(document, path) for path in _leaves(recipe, ())}
+
+
+def _where(document: Document, path: DataPath) -> str:
+    return document.origins[path].where if path in document.origins else DEFAULT
+
+
+def _leaves(value: Any, path: DataPath) -> Iterator[DataPath]:
+    """Paths of all values that are no section; an empty mapping is a value."""
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _leaves(getattr(value, name), (*path, name))
+    elif isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, (*path, name))
+    else:
+        yield path
+
+
+__all__ = ["COMMAND_LINE", "DEFAULT", "LoadedRecipe", "load_recipe"]

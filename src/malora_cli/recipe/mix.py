@@ -1,0 +1,96 @@
+"""The mix of a recipe: found by name or path, put inside the recipe, its data paths made absolute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from malora_cli.errors import RecipeError
+from malora_cli.recipe.files import read_document
+from malora_cli.recipe.packaged import shipped_files
+from malora_cli.recipe.problems import show
+from malora_cli.recipe.yaml_lines import DataPath, Document, Origin, Problem
+from malora_cli.registry import did_you_mean
+
+_SUFFIXES = (".yaml", ".yml")
+_SOURCES = ("train", "test")
+
+
+def inline_mix(document: Document) -> bool:
+    """Replace the mix's name or path by what its file holds.
+
+    Returns:
+        Whether the recipe now holds a mix that can be checked; if not, the document's problems say why.
+    """
+    given = document.data.get("mix")
+    if not isinstance(given, str):
+        return True
+    origin = document.origin(("mix",))
+    file = _mix_file(given, origin)
+    if isinstance(file, Path):
+        try:
+            document.graft(("mix",), read_document(file, "mix"))
+        except RecipeError as error:
+            # It names its own file, and no place in the recipe.
+            document.problems.append(Problem(Origin(str(error), origin.folder), (), ""))
+        else:
+            return True
+    else:
+        document.problems.append(Problem(origin, ("mix",), f"got {show(given)}; {file}"))
+    return False
+
+
+def _mix_file(given: str, origin: Origin) -> Path | str:
+    """The file of a mix, or what is wrong with its name."""
+    if given.endswith(_SUFFIXES):
+        path = origin.folder / os.path.expanduser(given)  # noqa: PTH111 (pathlib's raises for an unknown user)
+        return path if path.exists() else f"there is no such file in {origin.folder}"
+    shipped = shipped_files("data_mixes")
+    nearest = did_you_mean(given, shipped)
+    return shipped.get(given, f"no such shipped mix, and a file's name ends in .yaml; {nearest}")
+
+
+def spell_out_sources(document: Document) -> None:
+    """Write ``train: rows.jsonl`` as ``train: {path: rows.jsonl}``, which is what it stands for."""
+    for path, task in _tasks(document):
+        for name in _SOURCES:
+            if isinstance(task.get(name), str):
+                source = (*path, name)
+                document.origins[(*source, "path")] = document.origin(source)
+                task[name] = {"path": task[name]}
+
+
+def resolve_sources(document: Document) -> None:
+    """Make data paths absolute that exist, each relative to the file (or command line) that gives it.
+
+    What does not exist there may be a hub id, so it stays; only the data room can tell.
+    """
+    for path, task in _tasks(document):
+        for name in _SOURCES:
+            source = task.get(name)
+            if isinstance(source, dict) and isinstance(source.get("path"), str):
+                folder = document.origin((*path, name, "path")).folder
+                source["path"] = existing(source["path"], folder)
+
+
+def existing(given: str, folder: Path) -> str:
+    """``given`` as an absolute path if it is one from ``folder``, else as it is.
+
+    ``~``, ``./`` and ``../`` begin paths and nothing else, so these become absolute whether they exist or not:
+    whoever misses the file then says where it looked.
+    """
+    certain = given.startswith(("~", "./", "../"))
+    try:
+        path = (folder / os.path.expanduser(given)).resolve()  # noqa: PTH111 (as above)
+        return str(path) if certain or (given and path.exists()) else given
+    except (OSError, ValueError):  # too long for a path, or with a character that paths cannot have
+        return given
+
+
+def _tasks(document: Document) -> Iterator[tuple[DataPath, dict[str, Any]]]:
+    mix = document.data.get("mix")
+    tasks = mix.get("tasks") if isinstance(mix, dict) else None
+    if isinstance(tasks, dict):
+        yield from ((("mix", "tasks", name), task) for name, task in tasks.items() if isinstance(task, dict))

@@ -1,0 +1,39 @@
+"""Recipes and mixes that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from malora_cli.errors import RecipeError
+
+Kind = Literal["recipes", "data_mixes"]
+
+
+def shipped(kind: Kind) -> Path:
+    """The folder of shipped recipes or mixes.
+
+    In an installed package it lies inside; in a source checkout at the top level, where people look for it.
+
+    Raises:
+        RecipeError: The installation lacks it.
+    """
+    package = Path(__file__).resolve().parents[1]
+    places = (package / "_shipped" / kind, package.parents[1] / kind)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise RecipeError("this installation has lost its files", where=str(places[0]), fix="Install the package again.")
+
+
+def shipped_files(kind: Kind) -> dict[str, Path]:
+    """The shipped recipes or mixes by name, which is the file's without its suffix."""
+    return {path.stem: path for path in sorted(shipped(kind).glob("*.yaml"))}
+
+
+def description_of(path: Path) -> str:
+    """What a recipe says about itself: the comment on its first line; empty if there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    # A line that names the schema is for the editor, not for people.
+    first = next((line for line in lines if not line.startswith("# yaml-language-server:")), "")
+    return first.lstrip("#").strip() if first.startswith("#") else ""

@@ -1,0 +1,64 @@
+"""What the settings of every section have in common: the base classes and the rules for names."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_LONGEST_NAME = 64
+
+
+class Settings(BaseModel):
+    """One section of a recipe: no unknown keys, never changed once read, numbers are finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class MethodSettings(Settings):
+    """What every adapter method is asked; each method adds its own fields.
+
+    A method's settings narrow ``name`` to ``Literal["its-name"]``, by which the section is told apart. Rules that
+    span fields belong in a ``model_validator(mode="after")`` that raises ``ValueError``: the message is shown
+    behind the line of the section.
+    """
+
+    name: str = Field(description="Adapter method")
+    target_modules: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Names of the linear modules to adapt, as they end in the model, such as q_proj; null is the "
+        "method's own choice",
+    )
+
+
+def _safe_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name) or len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f"names become file names and parts of dotted paths: at most {_LONGEST_NAME} letters, digits, - and _"
+        )
+    return name
+
+
+def _safe_file_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ValueError(
+            "a run's name becomes a folder: letters, digits, '.', '-' and '_', not starting with '.' or '-'"
+        )
+    return name
+
+
+def file_name_from(text: str) -> str:
+    """The nearest thing to ``text`` that is safe as a run's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "run"
+
+
+#: A name that is safe as a file name and has no dot, so that it can stand in a dotted path.
+Name = Annotated[str, AfterValidator(_safe_name)]
+#: A name that is safe as a folder's name.
+FileName = Annotated[str, AfterValidator(_safe_file_name)]
+#: Text that says something.
+Text = Annotated[str, Field(min_length=1)]
+#: A whole number from 1.
+Count = Annotated[int, Field(gt=0)]
