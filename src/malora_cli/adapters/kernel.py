@@ -1,0 +1,108 @@
+"""The one kernel of the family: ``dy = s * sum_t g_t(x) U_t C_t D_t x`` as dense products, without a loop over experts.
+
+Shape suffixes in this room:
+
+    T  tokens (any leading dimensions, flattened or not)     I  in_features      O  out_features
+    E  experts      R  expert rank      S  rank of the down-projection: d where it is shared, E*R where it is not
+
+Source: MALoRA (arXiv 2410.22782), Eq. 4-7; Switch Transformers (arXiv 2101.03961), Eq. 4-6 for the balance loss.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Gates(NamedTuple):
+    """What a router says of each token; both float32, shape ``(..., E)``."""
+
+    gate_TE: Tensor  # the kept gates, 0 for experts outside the top k
+    probability_TE: Tensor  # the full softmax
+
+
+def route(x_TI: Tensor, router_EI: Tensor, *, top_k: int, renormalize: bool) -> Gates:
+    """Softmax over all experts, then the top k of each token (Eq. 4), in float32 whatever the autocast dtype.
+
+    A router in bfloat16 picks other experts than the one that is trained: its logits differ in the third digit.
+
+    Args:
+        x_TI: Input of the adapted linear, before any dropout.
+        router_EI: Router weight W_g.
+        top_k: Experts kept for a token.
+        renormalize: Divide the kept gates by their sum.
+    """
+    with torch.autocast(device_type=x_TI.device.type, enabled=False):
+        probability_TE = F.linear(x_TI.float(), router_EI.float()).softmax(dim=-1)
+    kept_TK, expert_TK = probability_TE.topk(top_k, dim=-1)
+    if renormalize:
+        kept_TK = kept_TK / kept_TK.sum(dim=-1, keepdim=True)
+    return Gates(torch.zeros_like(probability_TE).scatter(-1, expert_TK, kept_TK), probability_TE)
+
+
+def mixture_delta(
+    x_TI: Tensor, gate_TE: Tensor, down_SI: Tensor, coefficient_QS: Tensor | None, up_OQ: Tensor, *, scaling: float
+) -> Tensor:
+    """The gated low-rank update of every token.
+
+    Args:
+        x_TI: Input, after dropout.
+        gate_TE: Gates.
+        down_SI: D: the shared S_A, or the experts' A_t stacked.
+        coefficient_QS: C: the experts' P_t stacked, ``Q = E*R`` rows; None where C is the identity (``S = Q``).
+        up_OQ: U: the experts' B_t side by side.
+        scaling: ``alpha / r``; it goes into the gates, the smallest tensor there is.
+
+    Returns:
+        Shape ``(..., O)``.
+    """
+    hidden = F.linear(x_TI, down_SI)
+    if coefficient_QS is not None:
+        hidden = F.linear(hidden, coefficient_QS)
+    gate_TE1 = (gate_TE * scaling).to(hidden.dtype).unsqueeze(-1)
+    gated = hidden.unflatten(-1, (gate_TE.shape[-1], -1)) * gate_TE1
+    return F.linear(gated.flatten(-2), up_OQ)
+
+
+class Load(NamedTuple):
+    """What the real tokens of one forward pass asked of one router's experts; float32."""
+
+    assigned_E: Tensor  # tokens that chose each expert
+    gate_E: Tensor  # sum of the kept gates
+    tokens: Tensor  # number of real tokens, a scalar
+
+
+def expert_load(gate_TE: Tensor, token_mask: Tensor | None) -> Load:
+    """Sum a router's choices over the real tokens.
+
+    Args:
+        gate_TE: Gates of all tokens.
+        token_mask: 1 for real tokens, 0 for padding, any shape that flattens to T; None when all are real.
+    """
+    flat_TE = gate_TE.detach().flatten(0, -2)
+    chosen_TE = (flat_TE > 0).float()
+    if token_mask is None:
+        return Load(chosen_TE.sum(0), flat_TE.sum(0), torch.tensor(float(len(flat_TE)), device=flat_TE.device))
+    weight_T = token_mask.reshape(-1).to(flat_TE)
+    return Load(weight_T @ chosen_TE, weight_T @ flat_TE, weight_T.sum())
+
+
+def balance_loss(probability_TE: Tensor, load: Load, token_mask: Tensor | None) -> Tensor:
+    """Switch-style load-balancing loss of one router: ``N * sum_t f_t p_t``, 1.0 when uniform.
+
+    ``f_t`` is expert t's share of the (token, slot) assignments, without a gradient; ``p_t`` is its mean probability.
+
+    Args:
+        probability_TE: Full softmax of the router.
+        load: Its load over the same tokens.
+        token_mask: As in `expert_load`; padding counts in neither share.
+    """
+    flat_TE = probability_TE.flatten(0, -2)
+    if token_mask is not None:
+        flat_TE = flat_TE * token_mask.reshape(-1, 1).to(flat_TE)
+    mean_E = flat_TE.sum(0) / load.tokens.clamp(min=1)
+    share_E = load.assigned_E / load.assigned_E.sum().clamp(min=1)
+    return share_E.numel() * (share_E * mean_E).sum()

@@ -1,0 +1,162 @@
+"""One adapted linear: the frozen base layer plus a mixture of low-rank experts with its router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
+from torch import Tensor, nn
+
+from malora_cli.adapters.config import MaloraConfig, MixtureConfig
+from malora_cli.adapters.initialisation import init_molora, kaiming_uniform, shared_subspace
+from malora_cli.adapters.kernel import balance_loss, expert_load, mixture_delta, route
+from malora_cli.adapters.routing import Routing, attach_balance
+
+NO_MERGE = (
+    "a routed mixture has no single merged weight: every token takes its own experts. "
+    "`malora merge-export RUN --to lora --gates task:NAME` writes the exact LoRA for fixed gates."
+)
+
+
+class MixtureLinear(nn.Module, BaseTunerLayer):
+    """A linear layer with routed low-rank experts, one set for every adapter.
+
+    Experts lie side by side in one matrix each, so that the kernel needs no copy: ``malora_down`` (S, I),
+    ``malora_coefficient`` (E*R, S, absent where it is the identity), ``malora_up`` (O, E*R), ``malora_router`` (E, I).
+
+    Args:
+        base_layer: The frozen linear: ``nn.Linear``, transformers' ``Conv1D`` or a quantised one.
+        adapter_name: Name of the first adapter.
+        config: Its configuration.
+        routing: Shared by all routed layers of the model.
+        name: The layer's name in the model, for the tally.
+    """
+
+    # Of BaseTunerLayer, which is not typed.
+    active_adapters: list[str]
+    disable_adapters: bool
+    get_base_layer: Callable[[], nn.Module]
+    set_adapter: Callable[..., None]
+    weight: Tensor
+
+    adapter_layer_names = ("malora_down", "malora_coefficient", "malora_up", "malora_router")
+    other_param_names = ("malora_dropout", "malora_config")
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, *, config: MixtureConfig, routing: Routing, name: str
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        in_features, out_features = _get_in_out_features(self.get_base_layer())
+        if in_features is None or out_features is None:
+            raise TypeError(f"{name}: {type(base_layer).__name__} is no linear layer; leave it out of target_modules")
+        self.in_features, self.out_features = in_features, out_features
+        self.malora_down = nn.ParameterDict()
+        self.malora_coefficient = nn.ParameterDict()
+        self.malora_up = nn.ParameterDict()
+        self.malora_router = nn.ParameterDict()
+        self.malora_dropout = nn.ModuleDict()
+        self.malora_config: dict[str, MixtureConfig] = {}
+        self.malora_routing = routing
+        self._router_index = len(routing.names)
+        routing.names.append(name)
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: MixtureConfig) -> None:
+        """Add one adapter's parameters, initialised so that the layer's output does not change.
+
+        Parameters are float32 on the base layer's device, as PEFT makes them of half-precision bases.
+        """
+        experts_rank = config.num_experts * config.r
+        down_rank = config.shared_rank or experts_rank
+        self.malora_config[adapter_name] = config
+        self.malora_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        self.malora_down[adapter_name] = self._empty(down_rank, self.in_features)
+        if config.shared_rank is not None:
+            self.malora_coefficient[adapter_name] = self._empty(experts_rank, down_rank)
+        self.malora_up[adapter_name] = self._empty(self.out_features, experts_rank)
+        self.malora_router[adapter_name] = self._empty(config.num_experts, self.in_features)
+        self.reset_parameters(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _empty(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.empty(*shape, device=self.weight.device, dtype=torch.float32))
+
+    @torch.no_grad()
+    def reset_parameters(self, adapter_name: str) -> None:
+        """Draw one adapter's initial values from the global generator (Eq. 8-10); nothing to do on the meta device."""
+        down, config = self.malora_down[adapter_name], self.malora_config[adapter_name]
+        if down.is_meta:
+            return
+        if isinstance(config, MaloraConfig):
+            start = shared_subspace(
+                self.in_features,
+                num_experts=config.num_experts,
+                r=config.r,
+                subspace_rank=config.subspace_rank,
+                beta=config.beta,
+            )
+            down.copy_(start.down_SI)
+            self.malora_coefficient[adapter_name].copy_(start.coefficient_ERS.flatten(0, 1))
+        else:
+            down.copy_(init_molora(self.in_features, num_experts=config.num_experts, r=config.r))
+        self.malora_up[adapter_name].zero_()
+        self.malora_router[adapter_name].copy_(kaiming_uniform(config.num_experts, self.in_features))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus the gated update of every active adapter, in the base output's dtype."""
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return y
+        for name in self.active_adapters:
+            if name in self.malora_up:
+                y = self._add_mixture(x, y, name)
+        return y
+
+    def _add_mixture(self, x: Tensor, y: Tensor, name: str) -> Tensor:
+        config, routing = self.malora_config[name], self.malora_routing
+        gates = route(x, self.malora_router[name], top_k=config.top_k, renormalize=config.renormalize)
+        coefficient = self.malora_coefficient.get(name)
+        delta = mixture_delta(
+            self.malora_dropout[name](x.to(self.malora_up[name].dtype)),
+            gates.gate_TE,
+            self.malora_down[name],
+            coefficient,
+            self.malora_up[name],
+            scaling=config.scaling,
+        )
+        y = y + delta.to(y.dtype)
+        balanced = self.training and config.balance_factor > 0 and torch.is_grad_enabled()
+        if not balanced and routing.tally is None:
+            return y
+        mask = routing.token_mask
+        if mask is not None and mask.numel() != gates.gate_TE[..., 0].numel():
+            mask = None  # a mask over the cache as well, as in generation: it does not describe these tokens
+        load = expert_load(gates.gate_TE, mask)
+        balance = balance_loss(gates.probability_TE, load, mask) if balanced else None
+        if routing.tally is not None:
+            routing.tally.add(self._router_index, load, balance)
+        if balance is None:
+            return y
+        # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
+        return attach_balance(y, balance, config.balance_factor / len(routing.names), routing)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refused: see `NO_MERGE`."""
+        raise ValueError(NO_MERGE)
+
+    def unmerge(self) -> None:
+        """Refused: nothing was ever merged."""
+        raise ValueError(NO_MERGE)
+
+    def extra_repr(self) -> str:
+        """The numbers of each adapter, for ``print(model)``."""
+        return ", ".join(
+            f"{name}: experts={c.num_experts}, top_k={c.top_k}, r={c.r}, shared_rank={c.shared_rank}"
+            for name, c in self.malora_config.items()
+        )

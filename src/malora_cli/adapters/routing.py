@@ -1,0 +1,159 @@
+"""What the routers of one model share: the token mask, the weight of the balance loss, and a tally of their choices.
+
+The balance loss reaches the gradient through `attach_balance`, an identity on the layer's output: nothing is
+collected from modules afterwards, so it survives both kinds of gradient checkpointing, data-parallel wrappers and
+accumulation. Its weight is not known in the forward pass (a trainer divides, or scales for float16, later), so
+`scale_balance_with` records in the backward pass what the trainer did to the loss, which comes before any layer's turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from malora_cli.adapters.kernel import Load
+
+
+class RoutingTally:
+    """Sums over tokens of what every router chose, on the device, until it is read.
+
+    Args:
+        routers: Number of routers L.
+        experts: Experts a router N.
+    """
+
+    def __init__(self, routers: int, experts: int, device: torch.device) -> None:
+        self.assigned_LE = torch.zeros(routers, experts, device=device)
+        self.gate_LE = torch.zeros(routers, experts, device=device)
+        self.tokens_L = torch.zeros(routers, device=device)
+        self.balance_L = torch.zeros(routers, device=device)
+        self.calls_L = torch.zeros(routers, device=device)
+
+    @torch.no_grad()
+    def add(self, router: int, load: Load, balance: Tensor | None) -> None:
+        """Add one forward pass of one router."""
+        experts = load.assigned_E.numel()
+        self.assigned_LE[router, :experts] += load.assigned_E
+        self.gate_LE[router, :experts] += load.gate_E
+        self.tokens_L[router] += load.tokens
+        if balance is not None:
+            self.balance_L[router] += balance
+            self.calls_L[router] += 1
+
+    @property
+    def share_LE(self) -> Tensor:
+        """Share of the (token, slot) assignments each expert got; rows sum to 1."""
+        return self.assigned_LE / self.assigned_LE.sum(1, keepdim=True).clamp(min=1)
+
+    @property
+    def mean_gate_LE(self) -> Tensor:
+        """Mean gate of each expert over tokens."""
+        return self.gate_LE / self.tokens_L.clamp(min=1).unsqueeze(1)
+
+    @property
+    def balance(self) -> float:
+        """Balance loss, mean over forward passes and routers."""
+        return float((self.balance_L / self.calls_L.clamp(min=1)).mean())
+
+
+@dataclass
+class Routing:
+    """Shared by all routed layers of one model. Layers hold a reference; it is no module and has no parameters."""
+
+    names: list[str] = field(default_factory=list)  # of the adapted linears, in the order of the tally's rows
+    token_mask: Tensor | None = None  # of the newest forward pass; kept until the next for recomputation
+    balance_weight: Tensor | float = 1.0  # of the newest loss, see `scale_balance_with`
+    tally: RoutingTally | None = None  # None: nothing is recorded
+
+    def new_tally(self, model: nn.Module) -> RoutingTally:
+        """An empty tally, on the routers' device, with room for the largest number of experts of any adapter."""
+        routers = [p for name, p in model.named_parameters() if ".malora_router." in name]
+        return RoutingTally(len(self.names), max(len(p) for p in routers), routers[0].device)
+
+    def layer_groups(self, groups: int = 3) -> dict[str, list[int]]:
+        """Rows of the tally by group of consecutive layers, as ``{"layers 0-9": [0, 1, ...], ...}``."""
+        number = [int(match[1]) if (match := re.search(r"\.(\d+)\.", name)) else 0 for name in self.names]
+        layers = sorted(set(number))
+        size = -(-len(layers) // groups)
+        chunks = [layers[start : start + size] for start in range(0, len(layers), size)]
+        return {
+            f"layers {chunk[0]}-{chunk[-1]}" if len(chunk) > 1 else f"layer {chunk[0]}": [
+                row for row, layer in enumerate(number) if layer in chunk
+            ]
+            for chunk in chunks
+        }
+
+    def share_by_group(self, tally: RoutingTally) -> dict[str, list[float]]:
+        """Each expert's share of the assignments, mean over the routers of each layer group."""
+        share_LE = tally.share_LE.cpu()
+        return {name: share_LE[rows].mean(0).tolist() for name, rows in self.layer_groups().items()}
+
+
+def routing_of(model: nn.Module) -> Routing | None:
+    """The routing of a model that carries a mixture; None for any other model."""
+    found = (module.__dict__.get("malora_routing") for module in model.modules())
+    return next((routing for routing in found if isinstance(routing, Routing)), None)
+
+
+@contextmanager
+def tallying(model: nn.Module) -> Iterator[RoutingTally]:
+    """Record what the routers of a model choose within the block, in place of any tally that is running."""
+    routing = routing_of(model)
+    if routing is None:
+        raise ValueError("the model has no router to tally")
+    outer, routing.tally = routing.tally, routing.new_tally(model)
+    try:
+        yield routing.tally
+    finally:
+        routing.tally = outer
+
+
+class _AttachBalance(torch.autograd.Function):
+    """Identity on ``y`` that sends ``factor * weight`` back into the balance loss."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, balance: Tensor, factor: float, routing: Routing) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.factor, ctx.routing = factor, routing
+        ctx.like = balance.detach()
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor):  # type: ignore[no-untyped-def]
+        return grad_y, torch.ones_like(ctx.like) * ctx.factor * ctx.routing.balance_weight, None, None
+
+
+def attach_balance(y: Tensor, balance: Tensor, factor: float, routing: Routing) -> Tensor:
+    """``y`` itself; its backward pass adds ``factor * routing.balance_weight`` times the gradient of ``balance``."""
+    attached: Tensor = _AttachBalance.apply(y, balance, factor, routing)
+    return attached
+
+
+class _ScaleBalance(torch.autograd.Function):
+    """Identity on the loss that records the gradient it is met with."""
+
+    @staticmethod
+    def forward(ctx, loss: Tensor, share: Tensor | float, routing: Routing) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.share, ctx.routing = share, routing
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor):  # type: ignore[no-untyped-def]
+        ctx.routing.balance_weight = grad_loss.detach() * ctx.share
+        return grad_loss, None, None
+
+
+def scale_balance_with(loss: Tensor, share: Tensor | float, routing: Routing) -> Tensor:
+    """``loss`` itself; the balance loss of this forward pass then weighs ``share * dTotal/dloss``.
+
+    Args:
+        loss: The scalar that the trainer is about to scale and differentiate.
+        share: This micro-batch's share of the supervised tokens of the optimiser's batch; 1 without accumulation.
+        routing: The model's routing.
+    """
+    scaled: Tensor = _ScaleBalance.apply(loss, share, routing)
+    return scaled

@@ -1,0 +1,80 @@
+"""The mixture methods as PEFT tuners, and the one place that tells PEFT about them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MixtureType, MoloraConfig
+from malora_cli.adapters.layer import NO_MERGE, MixtureLinear
+from malora_cli.adapters.routing import Routing, routing_of, scale_balance_with
+from malora_cli.adapters.targets import PAPER_TARGETS
+
+IGNORED_LABEL = -100
+
+
+class MixtureModel(BaseTuner):
+    """Replaces the target linears of a model by `MixtureLinear` and hands each forward pass its token mask."""
+
+    prefix = "malora_"
+    tuner_layer_cls = MixtureLinear
+    target_module_mapping = PAPER_TARGETS
+
+    def _pre_injection_hook(self, model: nn.Module, config: MixtureConfig, adapter_name: str) -> None:
+        # A second adapter on the same model joins the routing that is there.
+        self._routing = routing_of(model) or Routing()
+
+    def _create_and_replace(
+        self,
+        peft_config: MixtureConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, MixtureLinear):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = MixtureLinear(target, adapter_name, config=peft_config, routing=self._routing, name=current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(NO_MERGE)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The wrapped model's forward; a loss it returns also sets the weight of the balance loss."""
+        mask = kwargs.get("attention_mask")
+        self._routing.token_mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self._routing.balance_weight = 1.0
+        output = super().forward(*args, **kwargs)
+        loss = getattr(output, "loss", None)
+        if self.training and isinstance(loss, Tensor) and loss.requires_grad:
+            output.loss = scale_balance_with(loss, _share_of_batch(kwargs), self._routing)
+        return output
+
+
+def _share_of_batch(kwargs: dict[str, Any]) -> Tensor | float:
+    """This micro-batch's share of the supervised tokens of the whole batch, where the trainer says their number."""
+    labels, total = kwargs.get("labels"), kwargs.get("num_items_in_batch")
+    if labels is None or total is None:
+        return 1.0
+    share: Tensor = (labels[..., 1:] != IGNORED_LABEL).sum() / total
+    return share
+
+
+def register() -> None:
+    """Make PEFT know our methods. Its own ``register_peft_method`` refuses names outside its enum."""
+    for kind, config in {MixtureType.MALORA: MaloraConfig, MixtureType.MOLORA: MoloraConfig}.items():
+        PEFT_TYPE_TO_CONFIG_MAPPING[kind] = config
+        PEFT_TYPE_TO_TUNER_MAPPING[kind] = MixtureModel
+        PEFT_TYPE_TO_PREFIX_MAPPING[kind] = MixtureModel.prefix
+
+
+register()

@@ -1,0 +1,23 @@
+"""Base models: where they come from, how they are loaded, wrapped by a method and counted."""
+
+from malora_cli.modeling.adapter import (
+    ParameterCount,
+    count_parameters,
+    load_adapter,
+    parameter_table,
+    wrap,
+)
+from malora_cli.modeling.base import BaseModel, empty_base, load_base, load_tokenizer, resolve_base
+
+__all__ = [
+    "BaseModel",
+    "ParameterCount",
+    "count_parameters",
+    "empty_base",
+    "load_adapter",
+    "load_base",
+    "load_tokenizer",
+    "parameter_table",
+    "resolve_base",
+    "wrap",
+]

