@@ -1,0 +1,126 @@
+"""Checkpoints: what a killed run goes on from. Safetensors and JSON only; each appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from malora_cli.results import read_json, write_json
+
+_NAME = re.compile(r"step-(\d+)")
+_TENSORS = "training_state.safetensors"
+_VALUES = "training_state.json"
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:07d}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step a checkpoint was written after."""
+    match = _NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"{checkpoint} is no checkpoint")
+    return int(match[1])
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints, and what interrupted writes left behind."""
+    for path in [*checkpoints(folder)[:-keep], *folder.glob(".writing-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def begin(folder: Path, step: int) -> Path:
+    """A scratch folder for the checkpoint of a step; `commit` makes it one."""
+    scratch = folder / f".writing-{checkpoint_path(folder, step).name}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    return scratch
+
+
+def commit(scratch: Path) -> Path:
+    """Flush a scratch folder to disk and give it its name, in one rename."""
+    for path in scratch.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    final = scratch.with_name(scratch.name.removeprefix(".writing-"))
+    if final.exists():  # the same step, written again by a resumed run
+        shutil.rmtree(final)
+    return scratch.rename(final)
+
+
+def save_training_state(folder: Path, optimizer: Optimizer, scheduler: LRScheduler, extra: dict[str, Any]) -> None:
+    """Write what the optimiser, the scheduler and the random generators know.
+
+    Args:
+        folder: The checkpoint being written.
+        optimizer: Its state tensors go to safetensors by parameter number.
+        scheduler: Its numbers go to JSON.
+        extra: Further JSON values.
+    """
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    for index, slots in state["state"].items():
+        tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value).contiguous() for slot, value in slots.items()}
+    tensors["rng.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    save_file(tensors, folder / _TENSORS)
+    kind, keys, *rest = np.random.get_state()
+    scheduled = {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
+    values = {
+        "param_groups": state["param_groups"],
+        "scheduler": scheduled,
+        "rng_python": random.getstate(),
+        "rng_numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "extra": extra,
+    }
+    write_json(folder / _VALUES, values)
+
+
+def load_optimizer_and_scheduler(folder: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """Bring optimiser and scheduler to where the checkpoint was written."""
+    values, tensors = read_json(folder / _VALUES), load_file(folder / _TENSORS)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, _, slot = rest.partition(".")
+            state.setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+    scheduler.load_state_dict({**scheduler.state_dict(), **values["scheduler"]})
+
+
+def load_random_state(folder: Path) -> None:
+    """Bring the random generators to where the checkpoint was written."""
+    values, tensors = read_json(folder / _VALUES), load_file(folder / _TENSORS)
+    version, keys, gauss = values["rng_python"]
+    random.setstate((version, tuple(keys), gauss))
+    kind, numbers, *rest = values["rng_numpy"]
+    np.random.set_state((kind, np.asarray(numbers, dtype=np.uint32), *rest))
+    torch.set_rng_state(tensors["rng.torch"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+
+def load_extra(folder: Path) -> dict[str, Any]:
+    """The further values that were saved with a checkpoint."""
+    return dict(read_json(folder / _VALUES)["extra"])

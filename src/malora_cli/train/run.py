@@ -1,0 +1,211 @@
+"""One training run, from a checked recipe to a finished run folder."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from malora_cli.data.encoding import Encoder
+from malora_cli.data.tasks import Mixture, Split, Task, load_tasks
+from malora_cli.errors import RunError
+from malora_cli.modeling import BaseModel, count_parameters, load_base, load_tokenizer, resolve_base, wrap
+from malora_cli.recipe import LoadedRecipe, Recipe
+from malora_cli.results import EvalEvent, Manifest, RunRecord, RunStatus, TaskData, TrainEvent, utc_now
+from malora_cli.train import checkpoints
+from malora_cli.train.trainer import MaloraTrainer, Pace
+from malora_cli.train.view import View
+
+#: What a resumed run may change: how it is watched, not what is learned.
+_MAY_CHANGE = {"log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_checkpoints", "report_to"}
+_PACKAGES = ("malora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a run needs besides the model's weights."""
+
+    base: BaseModel
+    tokenizer: PreTrainedTokenizerBase
+    tasks: list[Task]
+    mixture: Mixture
+    steps: int
+
+
+def gather(recipe: Recipe) -> Materials:
+    """Find the base model, read the data and lay out the order of the rows.
+
+    Raises:
+        MaloraError: Something is not there or is wrong; nothing has been written then.
+    """
+    base = resolve_base(recipe.model)
+    tokenizer = load_tokenizer(base, recipe.model)
+    tasks = load_tasks(recipe.mix, Encoder(tokenizer), max_length=recipe.train.max_length)
+    train = recipe.train
+    rows = sum(len(task.train) for task in tasks)
+    steps = train.steps or math.ceil((train.epochs or 0) * rows / train.batch_size)
+    mixture = Mixture(tasks, recipe.mix, length=steps * train.batch_size, seed=train.seed)
+    return Materials(base, tokenizer, tasks, mixture, steps)
+
+
+def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecord:
+    """Train what a recipe asks for.
+
+    Args:
+        loaded: The recipe.
+        view: Where progress is shown.
+        resume: Go on with the run of this name from its newest checkpoint.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        MaloraError: Something is missing, wrong or in the way.
+    """
+    recipe = loaded.recipe
+    record = RunRecord(recipe.output.folder / loaded.name)
+    if not resume:
+        _check_free(record)
+    checkpoint = _resume_point(record, loaded) if resume else None
+    materials = gather(recipe)
+    set_seed(recipe.train.seed)
+    model = wrap(load_base(materials.base, recipe.model), recipe.method)  # type: ignore[arg-type]
+    manifest = _manifest(recipe, materials, model)
+    try:
+        record.write_recipe(loaded.to_yaml())
+        record.write_manifest(manifest)
+    except OSError as error:
+        raise _unwritable(record.path, error) from error
+    record.metrics.rewind(checkpoints.step_of(checkpoint) if checkpoint else -1)
+
+    def report(event: TrainEvent | EvalEvent) -> None:
+        record.metrics.append(event)
+        view.show(event)
+
+    pace = Pace(recipe.train.eval_rows, recipe.train.keep_checkpoints, report, view.tick)
+    trainer = MaloraTrainer(
+        model,
+        _arguments(recipe, record, materials.steps, resumed=checkpoint is not None),
+        mixture=materials.mixture,
+        tasks=materials.tasks,
+        pace=pace,
+        checkpoint=checkpoint,
+    )
+    with view.running(materials.steps, [task.name for task in materials.tasks]):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    model.save_pretrained(record.adapter_dir)
+    done = {"status": RunStatus.FINISHED, "steps": trainer.state.global_step, "train_seconds": trainer.seconds}
+    record.write_manifest(manifest.model_copy(update=done))
+    return record
+
+
+def _check_free(record: RunRecord) -> None:
+    """Make sure that the run's folder is free and can be made, before anything slow happens."""
+    if record.path.exists():
+        other = next(
+            f"{record.name}-{i}" for i in range(2, 10_000) if not (record.path.parent / f"{record.name}-{i}").exists()
+        )
+        raise RunError(
+            "this run folder exists already, and runs are never overwritten",
+            where=str(record.path),
+            fix=f"Go on with it by --resume, or take another name: output.name={other}",
+        )
+    parent = next(path for path in [record.path.parent, *record.path.parent.absolute().parents] if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise _unwritable(record.path, PermissionError(f"{parent} is not writable"))
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(f"the run folder cannot be written ({error})", where=str(path), fix="Set output.folder to another.")
+
+
+def _resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
+    """The newest checkpoint of the run that a recipe goes on with; None to begin anew when there is none yet."""
+    if not record.exists:
+        raise RunError("there is no run to resume", where=str(record.path), fix="Leave --resume out to start it.")
+    if record.finished:
+        raise RunError(
+            "this run is finished", where=str(record.path), fix="Evaluate it: malora eval " + str(record.path)
+        )
+    changed = _differences(record.recipe, loaded.recipe.model_dump(mode="json"))
+    if changed:
+        raise RunError(
+            f"the recipe differs from the run's own in {', '.join(changed)}",
+            where=str(record.recipe_path),
+            fix="Undo that, or start another run: output.name=NAME.",
+        )
+    return next(reversed(checkpoints.checkpoints(record.checkpoints_dir)), None)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        skipped = _MAY_CHANGE if path == "train" else {"eval", "output"} if not path else set()
+        found = [_differences(old.get(k), new.get(k), f"{path}.{k}".lstrip(".")) for k in keys if k not in skipped]
+        return [name for names in found for name in names]
+    return [] if old == new else [path]
+
+
+def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) -> TrainingArguments:
+    train = recipe.train
+    cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(record.checkpoints_dir),
+        run_name=record.name,
+        max_steps=steps,
+        per_device_train_batch_size=train.micro_batch_size,
+        per_device_eval_batch_size=train.micro_batch_size,
+        gradient_accumulation_steps=train.batch_size // train.micro_batch_size,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(train.schedule, train.schedule),
+        warmup_steps=math.ceil(train.warmup_ratio * steps),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        bf16=recipe.model.dtype == "bfloat16",
+        fp16=recipe.model.dtype == "float16" and cuda,
+        gradient_checkpointing=train.gradient_checkpointing,
+        logging_steps=train.log_every,
+        eval_strategy="steps",
+        eval_steps=train.eval_every,
+        eval_on_start=not resumed,
+        save_strategy="steps",
+        save_steps=train.checkpoint_every,
+        report_to=list(train.report_to),
+        ignore_data_skip=True,  # the sampler starts where the run stands
+        remove_unused_columns=False,
+        dataloader_pin_memory=cuda,
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+    )
+
+
+def _manifest(recipe: Recipe, materials: Materials, model: PeftModel) -> Manifest:
+    def data(split: Split) -> TaskData:
+        return TaskData(source=split.source, rows=len(split), sha256=split.sha256)
+
+    count = count_parameters(model)
+    return Manifest(
+        status=RunStatus.RUNNING,
+        created=utc_now(),
+        steps=0,
+        method=recipe.method.name,
+        base_model=recipe.model.base,
+        base_model_sha256=materials.base.sha256(),
+        trainable_parameters=count.trainable,
+        base_parameters=count.base,
+        seeds={"train": recipe.train.seed},
+        versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        train_data={task.name: data(task.train) for task in materials.tasks},
+        test_data={task.name: data(task.test) for task in materials.tasks},
+        domains={task.name: task.settings.domain for task in materials.tasks},
+        task_share=materials.mixture.share,
+    )

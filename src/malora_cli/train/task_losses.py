@@ -1,0 +1,48 @@
+"""The loss of every task between two log steps, summed on the device and read back once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from malora_cli.results import TaskLoss
+
+
+class TaskLosses:
+    """Sums of nats, tokens and examples by task.
+
+    Sums are float64, so that the tasks add up to the total whatever the order of the additions.
+
+    Args:
+        names: Names of the tasks.
+        device: Where the losses are.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = list(names)
+        self.sums_3N = torch.zeros(3, len(self.names), dtype=torch.float64, device=device)
+
+    def add(self, nats_K: Tensor, task_K: Tensor, example_K: Tensor) -> None:
+        """Add one micro-batch without waiting for the device.
+
+        Args:
+            nats_K: Nats of each supervised token.
+            task_K: Task of each.
+            example_K: Example of each within the micro-batch, ascending.
+        """
+        first_K = torch.ones_like(example_K)
+        first_K[1:] = example_K[1:] != example_K[:-1]
+        values_3K = torch.stack([nats_K.detach().double(), torch.ones_like(nats_K).double(), first_K.double()])
+        self.sums_3N.index_add_(1, task_K, values_3K)
+
+    def drain(self) -> dict[str, TaskLoss]:
+        """What came together since the last time, tasks without a token left out."""
+        nats, tokens, examples = self.sums_3N.tolist()
+        self.sums_3N.zero_()
+        return {
+            name: TaskLoss(nats=nats[i], tokens=int(tokens[i]), examples=int(examples[i]))
+            for i, name in enumerate(self.names)
+            if tokens[i]
+        }

@@ -1,0 +1,217 @@
+"""A thin `Trainer`: it knows which task a token belongs to, and writes checkpoints that hold no pickle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from malora_cli.adapters.routing import routing_of, scale_balance_with
+from malora_cli.data.batch import Batch, collate
+from malora_cli.data.tasks import Mixture, Task, in_lots
+from malora_cli.modeling.heldout import held_out
+from malora_cli.modeling.loss import token_nats
+from malora_cli.results import EvalEvent, TrainEvent
+from malora_cli.train import checkpoints
+from malora_cli.train.task_losses import TaskLosses
+
+
+class FromPosition(Sampler[int]):
+    """Positions of the mixture in order, from where the run stands. Its length is that of the whole run."""
+
+    def __init__(self, length: int, start: int = 0) -> None:
+        self.length, self.start = length, start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.length))
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class EachStep(TrainerCallback):
+    """Tells of every step; the last one is evaluated and saved even where it is no multiple of the intervals.
+
+    Args:
+        tick: Called with the number of each step that is done.
+    """
+
+    def __init__(self, tick: Callable[[int], None]) -> None:
+        self.tick = tick
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Tell of the step, and ask for everything after the last one."""
+        self.tick(state.global_step)
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = True
+        return control
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the trainer does how often, beside the arguments of transformers.
+
+    Args:
+        eval_rows: Held-out rows a task at an evaluation.
+        keep_checkpoints: Newest checkpoints to keep.
+        report: Receives every log step and evaluation.
+        tick: Receives the number of every step that is done.
+    """
+
+    eval_rows: int
+    keep_checkpoints: int
+    report: Callable[[TrainEvent | EvalEvent], None]
+    tick: Callable[[int], None]
+
+
+class MaloraTrainer(Trainer):
+    """Trains on a mixture and reports the loss of every task.
+
+    Args:
+        model: The wrapped model.
+        args: transformers' arguments.
+        mixture: The training rows in their order.
+        tasks: The tasks, in the order of the batches' task numbers.
+        pace: What happens how often.
+        checkpoint: Checkpoint that this run goes on from.
+    """
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        mixture: Mixture,
+        tasks: list[Task],
+        pace: Pace,
+        checkpoint: Path | None = None,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=mixture,
+            eval_dataset=tasks,
+            callbacks=[EachStep(pace.tick)],
+        )
+        self.remove_callback(PrinterCallback)
+        # The loss is divided by the supervised tokens of the whole batch, so that accumulation changes nothing.
+        self.loss_is_scaled_for_ga = True
+        self.tasks, self.pace = tasks, pace
+        self.batch_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self.start_step = checkpoints.step_of(checkpoint) if checkpoint else 0
+        self.seconds_before = checkpoints.load_extra(checkpoint)["seconds"] if checkpoint else 0.0
+        self.task_losses = TaskLosses([task.name for task in tasks], args.device)
+        self.routing = routing_of(model)
+        if self.routing is not None:
+            self.routing.tally = self.routing.new_tally(model)
+        self._tokens = 0
+        self._started = self._logged = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, earlier sessions of a resumed run included."""
+        return self.seconds_before + time.perf_counter() - self._started
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> FromPosition:
+        return FromPosition(len(self.train_dataset), self.start_step * self.batch_rows)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
+        return torch.tensor(sum(len(batch["targets"]) for batch in batch_samples), device=device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor:
+        """Nats of this micro-batch over the supervised tokens of the whole batch."""
+        nats_K = token_nats(model, inputs)
+        self.task_losses.add(nats_K, inputs["tasks"], inputs["examples"])
+        self._tokens += inputs["input_ids"].numel()
+        total = nats_K.numel() if num_items_in_batch is None else num_items_in_batch
+        loss = nats_K.sum() / total
+        return loss if self.routing is None else scale_balance_with(loss, nats_K.numel() / total, self.routing)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the estimate of transformers is for full fine-tuning."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Turn the log step of transformers into one of ours, and hand it on to the trackers."""
+        if "learning_rate" not in logs:  # the summary after training
+            return
+        now = time.perf_counter()
+        event = TrainEvent(
+            step=self.state.global_step,
+            seconds=self.seconds,
+            tasks=self.task_losses.drain(),
+            learning_rate=logs["learning_rate"],
+            grad_norm=logs.get("grad_norm"),
+            tokens_per_second=self._tokens / (now - self._logged),
+            **self._drain_routing(),
+        )
+        self._tokens, self._logged = 0, now
+        self.pace.report(event)
+        tracked = {f"loss/{name}": task.loss for name, task in event.tasks.items() if task.loss is not None}
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, {**logs, **tracked})
+
+    def _drain_routing(self) -> dict[str, Any]:
+        if self.routing is None or self.routing.tally is None:
+            return {}
+        tally, self.routing.tally = self.routing.tally, self.routing.new_tally(self.model)
+        balanced = bool(tally.calls_L.any())
+        return {
+            "expert_share": self.routing.share_by_group(tally),
+            "balance_loss": tally.balance if balanced else None,
+        }
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Held-out loss of every task, and what its tokens asked of the experts."""
+        started = time.perf_counter()
+        losses, load = {}, {}
+        size = self.args.per_device_eval_batch_size
+        for index, task in enumerate(self.tasks):
+            batches = map(collate, in_lots(task.test, index, limit=self.pace.eval_rows, size=size))
+            result = held_out(self.model, batches)
+            losses[task.name] = result.loss
+            if self.routing is not None and result.tally is not None:
+                load[task.name] = self.routing.share_by_group(result.tally)
+        event = EvalEvent(
+            step=self.state.global_step, seconds=self.seconds, tasks=losses, expert_load=load if load else None
+        )
+        self.pace.report(event)
+        metrics = {f"eval_loss/{name}": task.loss for name, task in losses.items() if task.loss is not None}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._logged += time.perf_counter() - started  # the pace of training is that of training
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        scratch = checkpoints.begin(folder, self.state.global_step)
+        self.model.save_pretrained(scratch)
+        checkpoints.save_training_state(scratch, self.optimizer, self.lr_scheduler, {"seconds": self.seconds})
+        self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
+        checkpoints.commit(scratch)
+        checkpoints.prune(folder, self.pace.keep_checkpoints)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_optimizer_and_scheduler(Path(checkpoint), self.optimizer, self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_random_state(Path(checkpoint))

@@ -1,0 +1,155 @@
+"""What is shown during training: a live table on a terminal, one plain line a log step elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from malora_cli.results import EvalEvent, TaskLoss, TrainEvent
+
+_BARS = "▁▂▃▄▅▆▇█"
+_SPARK_WIDTH = 24
+
+
+class View(Protocol):
+    """Where the progress of a run goes."""
+
+    def running(self, steps: int, tasks: Sequence[str]) -> AbstractContextManager[None]:
+        """Shown for as long as the block runs."""
+
+    def tick(self, step: int) -> None:
+        """A step is done."""
+
+    def show(self, event: TrainEvent | EvalEvent) -> None:
+        """Something was measured."""
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The newest values as a row of bars between their lowest and highest."""
+    recent = values[-_SPARK_WIDTH:]
+    low, high = min(recent), max(recent)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((value - low) * scale)] for value in recent)
+
+
+def _mean_loss(tasks: dict[str, TaskLoss]) -> float:
+    return sum(task.nats for task in tasks.values()) / max(1, sum(task.tokens for task in tasks.values()))
+
+
+class PlainView:
+    """One line for every log step and evaluation.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.first_step: int | None = None
+
+    @contextmanager
+    def running(self, steps: int, tasks: Sequence[str]) -> Iterator[None]:
+        """Remember the length of the run, for the time that is left."""
+        self.steps, self.started = steps, time.perf_counter()
+        yield
+
+    def tick(self, step: int) -> None:
+        """Steps themselves are not shown; the first one says where a resumed run began."""
+        if self.first_step is None:
+            self.first_step = step - 1
+
+    def show(self, event: TrainEvent | EvalEvent) -> None:
+        """Print one line."""
+        losses = "  ".join(f"{name} {task.loss:.3f}" for name, task in event.tasks.items() if task.loss is not None)
+        if isinstance(event, EvalEvent):
+            line = f"step {event.step}/{self.steps}  held-out  {losses}"
+        else:
+            line = (
+                f"step {event.step}/{self.steps}  loss {_mean_loss(event.tasks):.3f}  {losses}  "
+                f"{event.tokens_per_second:.0f} tokens/s  eta {self._eta(event.step)}"
+            )
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def _eta(self, step: int) -> str:
+        done = step - (self.first_step or 0)
+        left = (time.perf_counter() - self.started) / done * (self.steps - step)
+        return f"{int(left) // 60}:{int(left) % 60:02d}"
+
+
+class LiveView:
+    """A progress bar over a table with a row for every task, redrawn in place.
+
+    Args:
+        console: A terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.losses: dict[str, list[float]] = {}
+        self.held_out: dict[str, list[float]] = {}
+        self.status = "measuring the base model"
+
+    @contextmanager
+    def running(self, steps: int, tasks: Sequence[str]) -> Iterator[None]:
+        """Draw for as long as the block runs; the last picture stays."""
+        self.losses, self.held_out = {name: [] for name in tasks}, {name: [] for name in tasks}
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bar = self.progress.add_task("training", total=steps, note=self.status)
+        with Live(get_renderable=self._picture, console=self.console, refresh_per_second=4):
+            yield
+
+    def tick(self, step: int) -> None:
+        """Move the bar."""
+        self.progress.update(self.bar, completed=step, note=self.status)
+
+    def show(self, event: TrainEvent | EvalEvent) -> None:
+        """Add to the rows of the tasks."""
+        history = self.held_out if isinstance(event, EvalEvent) else self.losses
+        for name, task in event.tasks.items():
+            if task.loss is not None:
+                history[name].append(task.loss)
+        if isinstance(event, TrainEvent):
+            self.status = f"loss {_mean_loss(event.tasks):.3f}  {event.tokens_per_second:.0f} tokens/s"
+            if event.balance_loss is not None:
+                self.status += f"  balance {event.balance_loss:.2f}"
+        elif event.step == 0:
+            self.status = "first steps"
+        self.progress.update(self.bar, note=self.status)
+
+    def _picture(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("task", "loss", "change", "held out", "change"):
+            table.add_column(heading, justify="left" if heading == "task" else "right")
+        table.add_column("loss over time")
+        for name, losses in self.losses.items():
+            held = self.held_out[name]
+            table.add_row(name, *_latest(losses), *_latest(held), sparkline(losses) if losses else "")
+        return Group(self.progress, table)
+
+
+def _latest(values: Sequence[float]) -> tuple[str, str]:
+    """The newest value, and how it changed since the one before it; a loss that rises is red."""
+    if not values:
+        return "-", "-"
+    if len(values) == 1:
+        return f"{values[-1]:.3f}", "-"
+    change = values[-1] - values[-2]
+    return f"{values[-1]:.3f}", f"[{'red' if change > 0 else 'green'}]{change:+.3f}[/]"
+
+
+def view_for(console: Console) -> View:
+    """The live view on a terminal, the plain one elsewhere."""
+    return LiveView(console) if console.is_terminal else PlainView(console)
