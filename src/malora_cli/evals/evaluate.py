@@ -1,0 +1,138 @@
+"""The evaluation of a run: every task under the base model and under the adapter, on the same rows."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from statistics import fmean
+
+from peft import PeftModel
+
+from malora_cli.adapters.routing import routing_of
+from malora_cli.data.batch import collate
+from malora_cli.data.encoding import Encoder
+from malora_cli.data.tasks import Task, in_lots, load_tasks
+from malora_cli.errors import RecipeError
+from malora_cli.evals.metrics import METRICS
+from malora_cli.evals.predict import predict
+from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base
+from malora_cli.modeling.heldout import HeldOut, held_out
+from malora_cli.recipe import MixSettings, Recipe
+from malora_cli.registry import did_you_mean
+from malora_cli.results import EvalResult, RunRecord, Scores, TaskEval, utc_now, write_text
+
+
+def choose_tasks(mix: MixSettings, names: Collection[str] | None) -> MixSettings:
+    """The mix with only the tasks named; all of them when none are.
+
+    Raises:
+        RecipeError: A name is not in the mix.
+    """
+    if names is None:
+        return mix
+    for name in names:
+        if name not in mix.tasks:
+            raise RecipeError(f"there is no task '{name}'; {did_you_mean(name, mix.tasks)}", where="--tasks")
+    return mix.model_copy(update={"tasks": {name: mix.tasks[name] for name in mix.tasks if name in names}})
+
+
+def evaluate_run(
+    record: RunRecord,
+    recipe: Recipe,
+    *,
+    tasks: Collection[str] | None = None,
+    limit: int | None = None,
+    on_task: Callable[[str, str], None] = lambda _model, _task: None,
+) -> EvalResult:
+    """Evaluate a finished run and write the result and its predictions into the run's ``eval/``.
+
+    Args:
+        record: The run.
+        recipe: The run's own.
+        tasks: Tasks to evaluate; None is all.
+        limit: Held-out rows a task at most, over the recipe's ``eval.rows``.
+        on_task: Told of each model (``"base"``, ``"adapter"``) and task before it is measured.
+
+    Raises:
+        MaloraError: The run is not finished, or the model, the data or a task is not there.
+    """
+    record.require_finished()
+    started = time.perf_counter()
+    rows = limit if limit is not None else recipe.eval.rows
+    base = resolve_base(recipe.model)
+    encoder = Encoder(load_tokenizer(base, recipe.model))
+    loaded = load_tasks(choose_tasks(recipe.mix, tasks), encoder, max_length=recipe.train.max_length)
+    model = load_adapter(load_base(base, recipe.model), record.adapter_dir)
+    evaluator = _Evaluator(model, encoder, rows, recipe.eval.batch_size)
+    measured: dict[str, dict[str, tuple[Scores, HeldOut]]] = {"base": {}, "adapter": {}}
+    for which in measured:
+        with model.disable_adapter() if which == "base" else nullcontext():
+            for task in loaded:
+                on_task(which, task.name)
+                measured[which][task.name] = evaluator.measure(which, task)
+    routing = routing_of(model)
+    load = {
+        name: routing.share_by_group(h.tally) for name, (_, h) in measured["adapter"].items() if routing and h.tally
+    }
+    result = EvalResult(
+        run=record.name,
+        created=utc_now(),
+        step=record.manifest.steps,
+        limit=rows,
+        seconds=time.perf_counter() - started,
+        tasks={
+            task.name: TaskEval(
+                domain=task.settings.domain,
+                metric=task.settings.metric,
+                rows=measured["base"][task.name][1].loss.examples,
+                base=measured["base"][task.name][0],
+                adapter=measured["adapter"][task.name][0],
+            )
+            for task in loaded
+        },
+        expert_load=load or None,
+    )
+    name = result.created.replace(":", "-").removesuffix("+00-00")
+    write_text(record.eval_dir / f"{name}.predictions.jsonl", "".join(evaluator.lines()))
+    result.save(record.eval_dir / f"{name}.json")
+    return result
+
+
+class _Evaluator:
+    """Measures one task at a time and keeps what was answered."""
+
+    def __init__(self, model: PeftModel, encoder: Encoder, limit: int | None, batch_size: int) -> None:
+        self.model, self.encoder, self.limit, self.batch_size = model, encoder, limit, batch_size
+        self.answers: dict[tuple[str, int], dict[str, object]] = {}
+
+    def measure(self, which: str, task: Task) -> tuple[Scores, HeldOut]:
+        """Score and loss of one task under the model as it stands."""
+        batches = list(in_lots(task.test, 0, limit=self.limit, size=self.batch_size))
+        examples = [example for batch in batches for example in batch]
+        loss = held_out(self.model, map(collate, batches))
+        predictions = predict(
+            self.model,
+            self.encoder.tokenizer,
+            [example.input_ids[: example.prompt_tokens] for example in examples],
+            stop_ids=self.encoder.stop_ids,
+            max_new_tokens=task.settings.max_new_tokens,
+            batch_size=self.batch_size,
+        )
+        rows = task.test.rows.select(range(len(examples)))
+        scores = METRICS[task.settings.metric].scores(predictions, rows["completion"])
+        for row, (prompt, reference, answer, score) in enumerate(
+            zip(rows["prompt"], rows["completion"], predictions, scores, strict=True)
+        ):
+            line = self.answers.setdefault(
+                (task.name, row), {"task": task.name, "row": row, "prompt": prompt, "reference": reference}
+            )
+            line |= {which: answer, f"{which}_score": score}
+        nats = loss.loss.loss
+        assert nats is not None  # every row has a supervised token
+        return Scores(score=fmean(scores), loss=nats), loss
+
+    def lines(self) -> list[str]:
+        """One JSON line a row: prompt, reference, and what each model answered."""
+        return [json.dumps(line, ensure_ascii=False) + "\n" for line in self.answers.values()]

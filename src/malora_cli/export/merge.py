@@ -1,0 +1,146 @@
+"""`malora merge-export`: write a run's adapter for use elsewhere, and measure what that costs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from malora_cli.adapters.routing import RoutingTally, routing_of
+from malora_cli.data.batch import collate
+from malora_cli.data.encoding import Encoder
+from malora_cli.data.tasks import Task, in_lots, load_tasks
+from malora_cli.errors import RecipeError, RunError
+from malora_cli.export.static import export_static_lora
+from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base
+from malora_cli.modeling.heldout import held_out
+from malora_cli.recipe import Recipe
+from malora_cli.registry import did_you_mean
+from malora_cli.results import RunRecord, read_json, write_json
+
+_MIX = "mix"
+_TASK = "task:"
+
+
+@dataclass(frozen=True)
+class MergeCost:
+    """Held-out loss of one task, nats a token, routed and with the gates held fixed."""
+
+    task: str
+    routed: float
+    merged: float
+
+
+def export_adapter(record: RunRecord, recipe: Recipe, folder: Path) -> None:
+    """Copy a run's adapter, with the base model named as others can find it.
+
+    Raises:
+        RunError: The run is not finished, or the folder is in the way.
+    """
+    _check(record, folder)
+    base = resolve_base(recipe.model)
+    with _appearing_whole(folder) as scratch:
+        shutil.copytree(record.adapter_dir, scratch)
+        config = read_json(scratch / "adapter_config.json")
+        write_json(scratch / "adapter_config.json", {**config, "base_model_name_or_path": base.location})
+
+
+def export_lora(
+    record: RunRecord, recipe: Recipe, folder: Path, *, gates: str, rows: int | None = None
+) -> list[MergeCost]:
+    """Write the LoRA that a run's mixture is for the mean gates of a task, or of the whole mix.
+
+    Args:
+        record: A finished run of a routed method.
+        recipe: The run's own.
+        folder: Where to; it must not exist.
+        gates: ``task:NAME`` or ``mix``. Mean gates are measured on training rows, so that held-out rows stay unseen.
+        rows: Rows a task to measure gates and losses on; None is the recipe's ``train.eval_rows`` and ``eval.rows``.
+
+    Returns:
+        What holding the gates fixed costs each task on its held-out rows.
+
+    Raises:
+        MaloraError: The run is not finished or not routed, the gates name no task, or the folder is in the way.
+    """
+    _check(record, folder)
+    names = _tasks_of(gates, recipe)
+    base = resolve_base(recipe.model)
+    tasks = load_tasks(recipe.mix, Encoder(load_tokenizer(base, recipe.model)), max_length=recipe.train.max_length)
+    model = load_adapter(load_base(base, recipe.model), record.adapter_dir)
+    if routing_of(model) is None:
+        raise RunError(
+            f"method '{recipe.method.name}' has no routed experts to merge",
+            where=str(record.path),
+            fix="Its adapter is a plain LoRA already: use --to adapter.",
+        )
+    size = recipe.eval.batch_size
+    limit = rows or recipe.eval.rows
+    routed = _losses(model, tasks, limit, size)
+    tallies = [_gates_on(model, task, rows or recipe.train.eval_rows, size) for task in tasks if task.name in names]
+    mean_LE = torch.stack([tally.mean_gate_LE for tally in tallies]).mean(0)
+    with _appearing_whole(folder) as scratch:
+        export_static_lora(model, mean_LE, scratch, base=base.location)
+        # Read back through plain PEFT, as others will.
+        merged = _losses(load_adapter(load_base(base, recipe.model), scratch), tasks, limit, size)
+        costs = [MergeCost(task.name, routed[task.name], merged[task.name]) for task in tasks]
+        write_json(
+            scratch / "merge.json",
+            {
+                "run": record.name,
+                "gates": gates,
+                "heldout_nats_per_token": {cost.task: {"routed": cost.routed, "merged": cost.merged} for cost in costs},
+            },
+        )
+    return costs
+
+
+def _tasks_of(gates: str, recipe: Recipe) -> list[str]:
+    if gates == _MIX:
+        return list(recipe.mix.tasks)
+    name = gates.removeprefix(_TASK)
+    if not gates.startswith(_TASK) or name not in recipe.mix.tasks:
+        near = did_you_mean(gates, [_MIX, *(f"{_TASK}{task}" for task in recipe.mix.tasks)])
+        raise RecipeError(f"'{gates}' names no gates; {near}", where="--gates")
+    return [name]
+
+
+def _losses(model: PeftModel, tasks: Iterable[Task], limit: int | None, size: int) -> dict[str, float]:
+    found = {}
+    for task in tasks:
+        loss = held_out(model, map(collate, in_lots(task.test, 0, limit=limit, size=size))).loss.loss
+        assert loss is not None
+        found[task.name] = loss
+    return found
+
+
+def _gates_on(model: PeftModel, task: Task, rows: int, size: int) -> RoutingTally:
+    tally = held_out(model, map(collate, in_lots(task.train, 0, limit=rows, size=size))).tally
+    assert tally is not None
+    return tally
+
+
+def _check(record: RunRecord, folder: Path) -> None:
+    record.require_finished()
+    if folder.exists():
+        raise RunError("this folder exists already", where=str(folder), fix="Name another by --out FOLDER.")
+
+
+@contextmanager
+def _appearing_whole(folder: Path) -> Iterator[Path]:
+    """A scratch path that takes the name of ``folder`` when the block ends well, and is removed when it does not."""
+    scratch = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        scratch.rename(folder)
+    except OSError as error:
+        raise RunError(f"the export cannot be written ({error})", where=str(folder)) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
