@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from malora_cli.recipe import LoadedRecipe, Vocabulary
+    from malora_cli.results import RunRecord
+
+RunArgument = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="Run folder, or its name under --runs; the newest when left out.")
+]
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders lie.")]
+
+
+def prepare_libraries() -> None:
+    """Make the libraries underneath speak only when the user can do something about it. Before they are imported."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Their warnings are for programmers; ours are one line each.
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning, module=r"malora_cli\..*")
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
+def find_and_tell(run: Path | None, folder: Path) -> RunRecord:
+    """The run a user means; says which it is when none was named.
+
+    Raises:
+        RunError: There is no such run.
+    """
+    from malora_cli.results import find_run
+
+    record = find_run(run, folder)
+    if run is None:
+        typer.echo(f"newest run: {record.path}")
+    return record
 
 
 def vocabulary() -> Vocabulary:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Sequence
 from statistics import fmean
 
 from peft import PeftModel
@@ -44,6 +43,7 @@ def evaluate_run(
     *,
     tasks: Collection[str] | None = None,
     limit: int | None = None,
+    base_from: EvalResult | None = None,
     on_task: Callable[[str, str], None] = lambda _model, _task: None,
 ) -> EvalResult:
     """Evaluate a finished run and write the result and its predictions into the run's ``eval/``.
@@ -53,6 +53,7 @@ def evaluate_run(
         recipe: The run's own.
         tasks: Tasks to evaluate; None is all.
         limit: Held-out rows a task at most, over the recipe's ``eval.rows``.
+        base_from: An evaluation on the same rows whose scores of the base model are taken instead of measured.
         on_task: Told of each model (``"base"``, ``"adapter"``) and task before it is measured.
 
     Raises:
@@ -65,17 +66,15 @@ def evaluate_run(
     encoder = Encoder(load_tokenizer(base, recipe.model))
     loaded = load_tasks(choose_tasks(recipe.mix, tasks), encoder, max_length=recipe.train.max_length)
     model = load_adapter(load_base(base, recipe.model), record.adapter_dir)
-    evaluator = _Evaluator(model, encoder, rows, recipe.eval.batch_size)
-    measured: dict[str, dict[str, tuple[Scores, HeldOut]]] = {"base": {}, "adapter": {}}
-    for which in measured:
-        with model.disable_adapter() if which == "base" else nullcontext():
-            for task in loaded:
-                on_task(which, task.name)
-                measured[which][task.name] = evaluator.measure(which, task)
+    evaluator = _Evaluator(model, encoder, rows, recipe.eval.batch_size, on_task)
+    if base_from is None:
+        with model.disable_adapter():
+            base_scores = {name: scores for name, (scores, _) in evaluator.measure_all("base", loaded).items()}
+    else:
+        base_scores = {task.name: base_from.tasks[task.name].base for task in loaded}
+    adapted = evaluator.measure_all("adapter", loaded)
     routing = routing_of(model)
-    load = {
-        name: routing.share_by_group(h.tally) for name, (_, h) in measured["adapter"].items() if routing and h.tally
-    }
+    load = {name: routing.share_by_group(held.tally) for name, (_, held) in adapted.items() if routing and held.tally}
     result = EvalResult(
         run=record.name,
         created=utc_now(),
@@ -86,9 +85,9 @@ def evaluate_run(
             task.name: TaskEval(
                 domain=task.settings.domain,
                 metric=task.settings.metric,
-                rows=measured["base"][task.name][1].loss.examples,
-                base=measured["base"][task.name][0],
-                adapter=measured["adapter"][task.name][0],
+                rows=adapted[task.name][1].loss.examples,
+                base=base_scores[task.name],
+                adapter=adapted[task.name][0],
             )
             for task in loaded
         },
@@ -103,9 +102,24 @@ def evaluate_run(
 class _Evaluator:
     """Measures one task at a time and keeps what was answered."""
 
-    def __init__(self, model: PeftModel, encoder: Encoder, limit: int | None, batch_size: int) -> None:
-        self.model, self.encoder, self.limit, self.batch_size = model, encoder, limit, batch_size
+    def __init__(
+        self,
+        model: PeftModel,
+        encoder: Encoder,
+        limit: int | None,
+        batch_size: int,
+        on_task: Callable[[str, str], None],
+    ) -> None:
+        self.model, self.encoder, self.limit, self.batch_size, self.on_task = model, encoder, limit, batch_size, on_task
         self.answers: dict[tuple[str, int], dict[str, object]] = {}
+
+    def measure_all(self, which: str, tasks: Sequence[Task]) -> dict[str, tuple[Scores, HeldOut]]:
+        """Scores and losses of all tasks under the model as it stands."""
+        found = {}
+        for task in tasks:
+            self.on_task(which, task.name)
+            found[task.name] = self.measure(which, task)
+        return found
 
     def measure(self, which: str, task: Task) -> tuple[Scores, HeldOut]:
         """Score and loss of one task under the model as it stands."""

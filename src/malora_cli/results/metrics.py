@@ -63,6 +63,7 @@ class TrainEvent(_Row):
     learning_rate: float
     grad_norm: float | None = None
     tokens_per_second: float = Field(description="all tokens fed to the model, prompts included")
+    seconds_per_step: float | None = Field(default=None, description="evaluations and checkpoints left out")
     balance_loss: float | None = Field(default=None, description="mean over routers, 1.0 when uniform")
     expert_share: ExpertShare | None = None
 

@@ -135,6 +135,16 @@ def _resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
         raise RunError(
             "this run is finished", where=str(record.path), fix="Evaluate it: malora eval " + str(record.path)
         )
+    check_same_recipe(record, loaded)
+    return next(reversed(checkpoints.checkpoints(record.checkpoints_dir)), None)
+
+
+def check_same_recipe(record: RunRecord, loaded: LoadedRecipe) -> None:
+    """Make sure that a run is what a recipe asks for, as far as what is learned goes.
+
+    Raises:
+        RunError: It differs; the settings are named.
+    """
     changed = _differences(record.recipe, loaded.recipe.model_dump(mode="json"))
     if changed:
         raise RunError(
@@ -142,7 +152,6 @@ def _resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
             where=str(record.recipe_path),
             fix="Undo that, or start another run: output.name=NAME.",
         )
-    return next(reversed(checkpoints.checkpoints(record.checkpoints_dir)), None)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -157,7 +166,7 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) -> TrainingArguments:
     train = recipe.train
     cuda = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(record.checkpoints_dir),
         run_name=record.name,
         max_steps=steps,
@@ -186,6 +195,9 @@ def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) 
         disable_tqdm=True,
         logging_nan_inf_filter=False,
     )
+    # One process takes one device: DataParallel would cut the single row of a batch apart.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _manifest(recipe: Recipe, materials: Materials, model: PeftModel) -> Manifest:

@@ -117,7 +117,7 @@ class MaloraTrainer(Trainer):
         self.routing = routing_of(model)
         if self.routing is not None:
             self.routing.tally = self.routing.new_tally(model)
-        self._tokens = 0
+        self._tokens, self._logged_step = 0, self.start_step
         self._started = self._logged = time.perf_counter()
 
     @property
@@ -154,17 +154,18 @@ class MaloraTrainer(Trainer):
         """Turn the log step of transformers into one of ours, and hand it on to the trackers."""
         if "learning_rate" not in logs:  # the summary after training
             return
-        now = time.perf_counter()
+        elapsed = time.perf_counter() - self._logged
         event = TrainEvent(
             step=self.state.global_step,
             seconds=self.seconds,
             tasks=self.task_losses.drain(),
             learning_rate=logs["learning_rate"],
             grad_norm=logs.get("grad_norm"),
-            tokens_per_second=self._tokens / (now - self._logged),
+            tokens_per_second=self._tokens / elapsed,
+            seconds_per_step=elapsed / (self.state.global_step - self._logged_step),
             **self._drain_routing(),
         )
-        self._tokens, self._logged = 0, now
+        self._tokens, self._logged, self._logged_step = 0, self._logged + elapsed, self.state.global_step
         self.pace.report(event)
         tracked = {f"loss/{name}": task.loss for name, task in event.tasks.items() if task.loss is not None}
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, {**logs, **tracked})
@@ -196,10 +197,15 @@ class MaloraTrainer(Trainer):
         self.pace.report(event)
         metrics = {f"eval_loss/{name}": task.loss for name, task in losses.items() if task.loss is not None}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._logged += time.perf_counter() - started  # the pace of training is that of training
+        self._pause_since(started)
         return metrics
 
+    def _pause_since(self, started: float) -> None:
+        """Leave what has passed since ``started`` out of the pace of training."""
+        self._logged += time.perf_counter() - started
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        started = time.perf_counter()
         folder = Path(self.args.output_dir)
         scratch = checkpoints.begin(folder, self.state.global_step)
         self.model.save_pretrained(scratch)
@@ -207,6 +213,7 @@ class MaloraTrainer(Trainer):
         self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
         checkpoints.commit(scratch)
         checkpoints.prune(folder, self.pace.keep_checkpoints)
+        self._pause_since(started)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -1,0 +1,62 @@
+"""What ``malora train --dry-run`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from malora_cli.modeling import count_parameters, empty_base, parameter_table, wrap
+from malora_cli.recipe import LoadedRecipe
+from malora_cli.train.run import gather
+
+
+def print_plan(loaded: LoadedRecipe, console: Console) -> None:
+    """Print the resolved recipe with where each value came from, the parameter table and the mixture.
+
+    Raises:
+        MaloraError: What training would stop at.
+    """
+    recipe, materials = loaded.recipe, gather(loaded.recipe)
+    model = wrap(empty_base(materials.base, recipe.model), recipe.method)  # type: ignore[arg-type]
+    values = Table("setting", "value", "from", title="Recipe", title_justify="left", box=None)
+    for path, value in _leaves(recipe.model_dump(mode="json")):
+        values.add_row(path, Text(str(value)), Text(loaded.provenance.get(path, ""), style="dim"))
+    console.print(values)
+
+    parameters = Table("target", "modules", "trainable", title="\nTrainable parameters", title_justify="left", box=None)
+    for target, (modules, count) in parameter_table(model).items():
+        parameters.add_row(target, str(modules), f"{count:,}")
+    total = count_parameters(model)
+    parameters.add_row("all", "", f"{total.trainable:,} ({total.percent:.2f}% of {total.base + total.trainable:,})")
+    console.print(parameters)
+
+    mixture = Table(
+        "task", "domain", "share", "train rows", "label tokens", "tokens", "passes", "test rows",
+        title=f"\nMixture, {materials.steps} steps of {recipe.train.batch_size} rows", title_justify="left", box=None,
+    )  # fmt: skip
+    for task in materials.tasks:
+        share = materials.mixture.share[task.name]
+        passes = share * len(materials.mixture) / len(task.train)
+        mixture.add_row(
+            Text(task.name),
+            Text(task.settings.domain),
+            f"{share:.1%}",
+            f"{len(task.train):,}",
+            f"{task.train.label_tokens:,}",
+            f"{task.train.tokens:,}",
+            f"{passes:.2f}",
+            f"{len(task.test):,}",
+        )
+    console.print(mixture)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+    else:
+        yield path, value

@@ -1,0 +1,62 @@
+"""Tables of results for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from malora_cli.compare.table import Comparison
+from malora_cli.export.merge import MergeCost
+from malora_cli.results import EvalResult, Scores
+
+
+def evaluation_table(result: EvalResult) -> Table:
+    """Scores and losses of every task and domain, base model beside adapter."""
+    table = Table("task", "domain", "rows", "score", "base", "gain", "loss", "base loss", box=None, pad_edge=False)
+    for name, task in result.tasks.items():
+        table.add_row(Text(name), Text(task.domain), str(task.rows), *_pair(task.base, task.adapter))
+    table.add_section()
+    averages = [*result.domains().items(), ("all domains", result.overall())]
+    for name, (base, adapter) in averages:
+        table.add_row("average", Text(name), "", *_pair(base, adapter), style="bold")
+    return table
+
+
+def _pair(base: Scores, adapter: Scores) -> tuple[str, ...]:
+    gain = adapter.score - base.score
+    colour = "green" if gain > 0 else "red" if gain < 0 else "dim"
+    return (
+        f"{adapter.score:.3f}",
+        f"{base.score:.3f}",
+        f"[{colour}]{gain:+.3f}[/]",
+        f"{adapter.loss:.3f}",
+        f"{base.loss:.3f}",
+    )
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """One column a run; the best of a row is marked with *."""
+    table = Table("", *map(escape, comparison.runs), box=None, pad_edge=False)
+    section = None
+    for row in comparison.rows:
+        if row.section != section:
+            section = row.section
+            table.add_row(Text(section, style="bold"))
+        best = row.best()
+        cells = [
+            Text("-" if value is None else f"{value:{row.form}}{'*' if index in best else ' '}")
+            for index, value in enumerate(row.values)
+        ]
+        table.add_row(Text(f"  {row.name}"), *cells)
+    return table
+
+
+def merge_table(costs: Iterable[MergeCost]) -> Table:
+    """Held-out loss of every task, routed and merged."""
+    table = Table("task", "routed", "merged", "difference", box=None, pad_edge=False)
+    for cost in costs:
+        table.add_row(Text(cost.task), f"{cost.routed:.4f}", f"{cost.merged:.4f}", f"{cost.merged - cost.routed:+.4f}")
+    return table

@@ -1,0 +1,89 @@
+"""``malora compare``: methods, or runs that exist, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from malora_cli.cli._common import RunsOption
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from malora_cli.results import RunRecord
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``malora compare`` and its commands."""
+    compare = typer.Typer(no_args_is_help=True, help="Compare methods at equal budget, or runs that exist.")
+    compare.command("baselines")(baselines)
+    compare.command("runs")(runs_that_exist)
+    app.add_typer(compare, name="compare")
+
+
+def baselines(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a shipped one.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's, for every run.")
+    ] = None,
+    methods: Annotated[str, typer.Option(metavar="A,B", help="Methods to compare.")] = "lora,molora,malora",
+    seeds: Annotated[str, typer.Option(metavar="N,N", help="Seeds; each method is trained once with each.")] = "0",
+    for_method: Annotated[
+        list[str] | None,
+        typer.Option("--for", metavar="METHOD:KEY=VALUE", help="A setting for one method, such as its learning rate."),
+    ] = None,
+) -> None:
+    """Train and evaluate one recipe under several methods: same data, order and steps, in ordinary run folders.
+
+    A finished run is not run again, and a killed one goes on. Methods have their best learning rates far apart: give
+    each its own by --for.
+
+    Example: malora compare baselines quickstart --methods lora,malora --for lora:train.learning_rate=1e-3
+    """
+    from malora_cli.cli._common import prepare_libraries, recipe_file, vocabulary
+    from malora_cli.compare.plan import parse_method_overrides, parse_seeds, plan
+
+    prepare_libraries()
+    planned = plan(
+        recipe_file(recipe),
+        overrides or [],
+        methods=[name.strip() for name in methods.split(",")],
+        seeds=parse_seeds(seeds),
+        by_method=parse_method_overrides(for_method or []),
+        vocabulary=vocabulary(),
+    )
+    from rich.console import Console
+
+    from malora_cli.compare.run import carry_out
+    from malora_cli.reports import write_report
+    from malora_cli.train.view import view_for
+
+    console = Console()
+    records = carry_out(planned, lambda: view_for(console), typer.echo)
+    for record in records:
+        write_report(record)
+    _print(records)
+
+
+def runs_that_exist(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders, or their names.")],
+    folder: RunsOption = Path("runs"),
+) -> None:
+    """Put finished and evaluated runs side by side.
+
+    Example: malora compare runs quickstart-lora-seed0 quickstart-malora-seed0
+    """
+    from malora_cli.results import find_run
+
+    _print([find_run(run, folder) for run in runs])
+
+
+def _print(records: Sequence[RunRecord]) -> None:
+    from rich.console import Console
+
+    from malora_cli.cli._tables import comparison_table
+    from malora_cli.compare.table import compare
+
+    Console().print(comparison_table(compare(records)))

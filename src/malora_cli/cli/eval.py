@@ -1,0 +1,55 @@
+"""``malora eval``: every task under the base model and under the adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from malora_cli.cli._common import RunArgument, RunsOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``malora eval``."""
+    app.command("eval")(evaluate)
+
+
+def evaluate(
+    run: RunArgument = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Tasks to evaluate; all of the run's when left out.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Held-out rows a task at most; the recipe's when left out.")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Score a run on its held-out rows, base model beside adapter, by task and domain.
+
+    Example: malora eval runs/quickstart --tasks chain_sum,words_sorted --limit 20
+    """
+    from malora_cli.cli._common import find_and_tell, prepare_libraries, read_recipe
+
+    prepare_libraries()
+    record = find_and_tell(run, runs)
+    from rich.console import Console
+
+    from malora_cli.cli._tables import evaluation_table
+    from malora_cli.evals.evaluate import evaluate_run
+    from malora_cli.reports import write_report
+
+    console = Console()
+    recipe = read_recipe(record.recipe_path).recipe
+    chosen = [name.strip() for name in tasks.split(",") if name.strip()] if tasks is not None else None
+    with console.status("loading") as status:
+        result = evaluate_run(
+            record,
+            recipe,
+            tasks=chosen,
+            limit=limit,
+            on_task=lambda model, task: status.update(f"{model}: {task}"),
+        )
+    console.print(evaluation_table(result))
+    typer.echo(f"results: {record.eval_dir}")
+    typer.echo(f"report:  {write_report(record)}")

@@ -1,0 +1,62 @@
+"""``malora merge-export``: take a run's adapter elsewhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from malora_cli.cli._common import RunArgument, RunsOption
+
+
+class Target(StrEnum):
+    """What can be exported."""
+
+    ADAPTER = "adapter"
+    LORA = "lora"
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``malora merge-export``."""
+    app.command("merge-export")(merge_export)
+
+
+def merge_export(
+    run: RunArgument = None,
+    to: Annotated[
+        Target,
+        typer.Option(help="adapter: as trained, in PEFT's format. lora: a LoRA for fixed gates, for plain PEFT."),
+    ] = Target.ADAPTER,
+    gates: Annotated[
+        str, typer.Option(metavar="task:NAME|mix", help="Whose mean gates a LoRA takes: one task's, or the mix's.")
+    ] = "mix",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to; under the run's export/ when left out.")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Export a run's adapter. A LoRA with fixed gates is exact but for the routing; what that costs is measured.
+
+    Example: malora merge-export runs/quickstart --to lora --gates task:chain_sum
+    """
+    from malora_cli.cli._common import find_and_tell, prepare_libraries, read_recipe
+
+    prepare_libraries()
+    record = find_and_tell(run, runs)
+    from rich.console import Console
+
+    from malora_cli.cli._tables import merge_table
+    from malora_cli.export.merge import export_adapter, export_lora
+
+    recipe = read_recipe(record.recipe_path).recipe
+    if to is Target.ADAPTER:
+        folder = out or record.path / "export" / "adapter"
+        export_adapter(record, recipe, folder)
+    else:
+        folder = out or record.path / "export" / f"lora-{gates.removeprefix('task:')}"
+        costs = export_lora(record, recipe, folder, gates=gates)
+        typer.echo("held-out loss, nats a token:")
+        Console().print(merge_table(costs))
+    typer.echo(f"exported: {folder}")

@@ -1,0 +1,34 @@
+"""``malora report``: the page of one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``malora report``."""
+    app.command("report")(report)
+
+
+def report(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="Run folder, or its name under --runs; the newest when left out."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where run folders lie.")] = Path("runs"),
+) -> None:
+    """Write RUN/report/index.html: one self-contained page of settings, losses, the seesaw and scores.
+
+    A run that is still training, or was not evaluated, gets a page that says what is missing.
+
+    Example: malora report runs/quickstart
+    """
+    from malora_cli.reports import write_report
+    from malora_cli.results import find_run
+
+    record = find_run(run, runs)
+    typer.echo(f"run:    {record.path}")
+    typer.echo(f"report: {write_report(record)}")

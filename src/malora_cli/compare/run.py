@@ -1,0 +1,48 @@
+"""Carrying out a comparison: what is finished stays, what was killed goes on, what is missing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from malora_cli.compare.plan import PlannedRun
+from malora_cli.evals.evaluate import evaluate_run
+from malora_cli.results import EvalResult, RunRecord
+from malora_cli.train.run import check_same_recipe, train
+from malora_cli.train.view import View
+
+
+def carry_out(runs: Sequence[PlannedRun], new_view: Callable[[], View], tell: Callable[[str], None]) -> list[RunRecord]:
+    """Train and evaluate every run that is not there yet, one after another.
+
+    The base model is the same for all of them, so it is evaluated once.
+
+    Args:
+        runs: The plan.
+        new_view: Makes the view of one training run.
+        tell: Told what happens to each run.
+
+    Raises:
+        MaloraError: A run cannot be trained, or a folder holds a run of another recipe.
+    """
+    records: list[RunRecord] = []
+    measured: EvalResult | None = None
+    for number, run in enumerate(runs, start=1):
+        loaded = run.loaded
+        record = RunRecord(loaded.recipe.output.folder / loaded.name)
+        if record.exists:
+            check_same_recipe(record, loaded)
+        state = "finished already" if record.finished else "going on" if record.exists else "training"
+        tell(f"[{number}/{len(runs)}] {record.path}: {state}")
+        if not record.finished:
+            record = train(loaded, new_view(), resume=record.exists)
+        done = [result for result in record.evaluations() if _is_whole(result, run)]
+        if not done:
+            done = [evaluate_run(record, loaded.recipe, base_from=measured)]
+        measured = measured or done[-1]
+        records.append(record)
+    return records
+
+
+def _is_whole(result: EvalResult, run: PlannedRun) -> bool:
+    recipe = run.loaded.recipe
+    return set(result.tasks) == set(recipe.mix.tasks) and result.limit == recipe.eval.rows
