@@ -1,0 +1,94 @@
+"""HTML from templates that escape by themselves, and how numbers are written on the page."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+MINUS = "−"  # typographic: as wide as a plus
+
+
+def percent(share: float) -> str:
+    """``0.613`` as ``61.3%``."""
+    return f"{100 * share:.1f}%"
+
+
+def css(share: float) -> str:
+    """A share as a length of CSS."""
+    return f"{100 * share:.2f}%"
+
+
+def points(share: float) -> str:
+    """A difference of two shares in percentage points, with its sign: ``0.592`` as ``+59.2``."""
+    return signed(100 * share, digits=1)
+
+
+def nats(loss: float) -> str:
+    """A loss in nats a token."""
+    return f"{loss:.3f}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign; none when it rounds to nothing."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return f"{'+' if value > 0 else MINUS}{text}"
+
+
+def count(number: float) -> str:
+    """``1234567`` as ``1,234,567``."""
+    return f"{number:,.0f}"
+
+
+def short(number: float) -> str:
+    """``1234567`` as ``1.23 M``."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """``372.4`` as ``6 min 12 s``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.3g} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def plural(number: int, noun: str) -> str:
+    """``1, "task"`` as ``1 task``; ``3, "task"`` as ``3 tasks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for function in (percent, css, points, nats, signed, count, short, duration, plural):
+        environment.filters[function.__name__] = function
+    return environment
+
+
+def render(source: str, **values: object) -> Markup:
+    """Fill a template given as text. Everything in ``values`` that is not ``Markup`` is escaped.
+
+    Macros come with ``{% import "macros.html.j2" as m %}``.
+    """
+    return Markup(_environment().from_string(source).render(**values))
+
+
+def render_file(name: str, **values: object) -> str:
+    """Fill a template that lies beside this file."""
+    return _environment().get_template(name).render(**values)

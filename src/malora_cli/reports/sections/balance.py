@@ -1,0 +1,97 @@
+"""Balance loss and the experts' shares while training went on: does one expert take over?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import TypeVar
+
+from malora_cli.reports.charts import INK, Line, line_chart, task_ink
+from malora_cli.reports.html import percent, render
+from malora_cli.reports.section import Section
+from malora_cli.reports.view import RunView
+from malora_cli.results import TrainEvent
+
+_POINTS = 150  # about as many as a chart has pixels to show
+T = TypeVar("T")
+
+_TEMPLATE = """
+<p class="legend"><span><i class="stroke dotted"></i>even load</span>
+{% if groups %}<span><i class="stroke max"></i>most used expert at the end</span>
+<span><i class="stroke min"></i>least used</span><span><i class="stroke thin"></i>the others</span>{% endif %}</p>
+<div class="charts">
+{% if balance %}
+<figure><figcaption><b>Balance loss</b><span class="num">{{ last }}</span></figcaption>{{ balance }}</figure>
+{% endif %}
+{% for group, svg, reach in groups %}
+<figure><figcaption><b>{{ group }}</b><span class="num">{{ reach }}</span></figcaption>{{ svg }}</figure>
+{% endfor %}
+</div>
+<p class="note">
+{% if balance %}
+The balance loss is the mean over routers and 1 when all experts are used alike.
+{% endif %}
+{% if groups %}
+The share is that of the training tokens' assignments that each expert gets.
+{% endif %}
+</p>
+"""
+
+
+def _thin(items: Sequence[T]) -> Sequence[T]:
+    """Every n-th item counted from the last, which is always kept; as many as a chart has room for."""
+    every = max(1, ceil(len(items) / _POINTS))
+    return items[(len(items) - 1) % every :: every] if items else items
+
+
+def _balance(run: RunView) -> dict[str, object]:
+    known = _thin([(event.step, event.balance_loss) for event in run.train if event.balance_loss is not None])
+    if not known:
+        return {"balance": None, "last": ""}
+    line = Line([step for step, _ in known], [loss for _, loss in known], width=1.6)
+    chart = line_chart(
+        [line], key="balance", label="Balance loss over steps", x_max=run.step, reference=1.0, from_zero=False
+    )
+    return {"balance": chart, "last": f"{known[-1][1]:.3f}"}
+
+
+def _shares(run: RunView, events: Sequence[TrainEvent], index: int, group: str) -> tuple[str, str, str]:
+    """One layer group: its name, its chart, and the least and the most used expert at the end."""
+    logged = [(event.step, event.expert_share or {}) for event in events]
+    points = [(step, shares[group]) for step, shares in logged if group in shares]
+    steps, last = [step for step, _ in points], points[-1][1]
+    ranked = sorted(range(len(last)), key=lambda expert: last[expert])
+    # The two that matter are drawn last, on top of the crowd.
+    inks = {ranked[0]: task_ink(0), ranked[-1]: task_ink(1)}
+    lines = [
+        Line(
+            steps,
+            [shares[expert] for _, shares in points],
+            ink=inks.get(expert, INK),
+            width=1.9 if expert in inks else 1.0,
+            opacity=1.0 if expert in inks else 0.28,
+        )
+        for expert in (*ranked[1:-1], ranked[0], *ranked[1:][-1:])
+    ]
+    chart = line_chart(
+        lines,
+        key=f"share-{index}",
+        label=f"Share of every expert in {group} over steps",
+        x_max=run.step,
+        reference=1 / len(last),
+        as_percent=True,
+    )
+    return group, chart, f"{percent(last[ranked[0]])} – {percent(last[ranked[-1]])}"
+
+
+def _render(run: RunView) -> str | None:
+    events = _thin([event for event in run.train if event.expert_share])
+    names = list(dict.fromkeys(group for event in events for group in event.expert_share or {}))
+    groups = [_shares(run, events, index, group) for index, group in enumerate(names)]
+    balance = _balance(run)
+    if not groups and not balance["balance"]:
+        return None
+    return render(_TEMPLATE, groups=groups, **balance)
+
+
+SECTION = Section(title="Balance over training", order=60, render=_render)

@@ -1,0 +1,100 @@
+"""Which experts each task uses, and how far that is from spreading evenly."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from malora_cli.reports.html import render
+from malora_cli.reports.section import Section
+from malora_cli.reports.view import RunView
+from malora_cli.results.metrics import ExpertShare
+
+#: More experts than this and the cells are too narrow for a number.
+_NUMBERED = 16
+
+_TEMPLATE = """
+{% import "macros.html.j2" as m %}
+<p class="lead">To spread evenly over the experts, a task would have to move <b>{{ mean_far|percent }}</b> of its
+assignments on average; most of all {{ m.chip(far_task) }} in {{ far_group }} ({{ most_far|percent }}).
+{% if tasks|length > 1 %}Two tasks differ in {{ apart|percent }} of theirs.{% endif %}</p>
+<div class="groups" style="--narrowest:{{ 140 + 25 * most_experts }}px">
+{% for group, experts, rows in groups %}
+<figure><figcaption><b>{{ group }}</b>
+<span class="num">{{ experts|plural("expert") }}, even load {{ (1 / experts)|percent }}</span></figcaption>
+<div class="scroll"><table class="heat load">
+<thead><tr><th>Task</th>{% for i in range(experts) %}<th class="num">{{ i }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for task, shares in rows %}
+<tr><th scope="row">{{ m.chip(task) }}</th>
+{% for share in shares %}
+<td class="cell load" style="--heat:{{ (70 * share / top)|round|int }}%"
+  title="expert {{ loop.index0 }}: {{ share|percent }}">
+{%- if experts <= numbered %}{{ (100 * share)|round|int }}{% endif %}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div></figure>
+{% endfor %}
+</div>
+<p class="note">Share of a task's (token, slot) assignments that each expert gets, in percent, on held-out rows after
+{{ step|count }} steps. Experts have no order: number 3 of one layer has nothing to do with number 3 of another.</p>
+"""
+
+
+def distance(shares: list[float], others: list[float]) -> float:
+    """Total variation distance: the part of one distribution that has to move to make it the other, 0 to 1."""
+    return sum(abs(a - b) for a, b in zip(shares, others, strict=True)) / 2
+
+
+def from_uniform(shares: list[float]) -> float:
+    """Total variation distance from equal shares."""
+    return distance(shares, [1 / len(shares)] * len(shares))
+
+
+def _newest(run: RunView) -> tuple[int, dict[str, ExpertShare]] | None:
+    """Step and expert load of the newest measurement; at the same step, what `malora eval` found on more rows."""
+    logged = [(event.step, 0, event.expert_load) for event in run.evals if event.expert_load]
+    logged += [
+        (result.step, i, result.expert_load) for i, result in enumerate(run.evaluations, 1) if result.expert_load
+    ]
+    if not logged:
+        return None
+    step, _, load = max(logged, key=lambda entry: entry[:2])
+    return step, load
+
+
+def _apart(load: dict[str, ExpertShare], groups: list[str]) -> float:
+    """Mean distance between two tasks over all pairs and layer groups."""
+    names = list(load)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    found = [distance(load[a][g], load[b][g]) for a, b in pairs for g in groups if g in load[a] and g in load[b]]
+    return fmean(found) if found else 0.0
+
+
+def _render(run: RunView) -> str | None:
+    newest = _newest(run)
+    if newest is None:
+        return None
+    step, load = newest
+    tasks = run.ordered(load)
+    names = list(dict.fromkeys(group for task in tasks for group in load[task.name]))
+    far = {(t, g): from_uniform(load[t.name][g]) for t in tasks for g in names if g in load[t.name]}
+    if not far:
+        return None
+    (far_task, far_group), most_far = max(far.items(), key=lambda item: item[1])
+    rows = {group: [(task, load[task.name][group]) for task in tasks if group in load[task.name]] for group in names}
+    return render(
+        _TEMPLATE,
+        tasks=tasks,
+        groups=[(group, len(found[0][1]), found) for group, found in rows.items()],
+        top=max(share for found in rows.values() for _, shares in found for share in shares),
+        most_experts=max(len(found[0][1]) for found in rows.values()),
+        numbered=_NUMBERED,
+        mean_far=fmean(far.values()),
+        far_task=far_task,
+        far_group=far_group,
+        most_far=most_far,
+        apart=_apart(load, names),
+        step=step,
+    )
+
+
+SECTION = Section(title="Expert load", order=50, render=_render)

@@ -1,0 +1,115 @@
+"""What was trained on what, and whether it helped: one sentence with the numbers, and the facts around it."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from malora_cli.reports.html import render
+from malora_cli.reports.section import Section
+from malora_cli.reports.view import RunView
+from malora_cli.results import EvalEvent, EvalResult
+
+_TEMPLATE = """
+{% import "macros.html.j2" as m %}
+{% set subject = "After " ~ view.step|count ~ " steps on " ~ view.tasks|length|plural("task") ~ ", "
+   ~ view.manifest.method ~ " took " ~ view.manifest.base_model %}
+<p class="verdict">
+{% if result %}
+  {{ subject }} from <b>{{ base.score|percent }}</b> to {{ m.change(gain, adapter.score|percent, strong=true) }}
+  ({{ gain|points }} points) in the mean score over {{ domains|length|plural("domain") }}.
+  {{ tasks_up }} of {{ result.tasks|length|plural("task") }} and
+  {{ domains_up }} of {{ domains|length|plural("domain") }} gained.
+{% elif first is not none %}
+  {{ subject }} from <b>{{ first|nats }}</b> to {{ m.change(first - last, last|nats, strong=true) }} nats a token in
+  held-out loss, the mean over {{ shared|plural("task") }}. There are no scores yet.
+{% else %}
+  {{ view.manifest.method }} on {{ view.manifest.base_model }}, {{ view.tasks|length|plural("task") }}:
+  nothing is measured yet.
+{% endif %}
+</p>
+{% if view.running %}
+{{ m.missing("This run has not come to its end: step " ~ view.step ~ (" of " ~ planned if planned else "")
+   ~ ". If nobody is training it any more, continue it with",
+   "malora train " ~ view.folder ~ "/recipe.yaml --resume") }}
+{% endif %}
+{% if not result %}
+{{ m.missing("There is no evaluation of this run. " ~ ("Once it has finished, measure" if view.running else "Measure")
+   ~ " every task, base model beside adapter, with",
+   "malora eval " ~ view.folder) }}
+{% elif result.tasks|length < view.tasks|length %}
+{{ m.missing("Only " ~ result.tasks|length ~ " of " ~ view.tasks|length ~ " tasks were evaluated. All of them:",
+   "malora eval " ~ view.folder) }}
+{% endif %}
+{% if result %}
+<div class="domains">
+{% for name, (b, a) in domains.items() %}
+  <div><span>{{ name }}</span>{{ m.dumbbell(b.score, a.score, "var(--accent)") }}
+  <span class="num">{{ b.score|percent }} → <b>{{ a.score|percent }}</b></span>
+  <span class="num">{{ m.change(a.score - b.score, (a.score - b.score)|points) }}</span></div>
+{% endfor %}
+</div>
+<p class="legend"><span><i class="dot hollow"></i>base model</span><span><i class="dot"></i>adapter</span>
+<span>mean score of each domain, 0 to 100%</span></p>
+{% endif %}
+<dl class="facts">
+  <div><dt>Method</dt><dd>{{ view.manifest.method }}</dd></div>
+  <div><dt>Base model</dt><dd>{{ view.manifest.base_model }}</dd>
+    <dd class="more">{{ view.manifest.base_parameters|short }} parameters</dd></div>
+  <div><dt>Trainable</dt><dd>{{ view.manifest.trainable_parameters|short }}</dd>
+    {% if view.manifest.base_parameters %}<dd class="more">
+    {{- "%.2f"|format(100 * view.manifest.trainable_parameters / view.manifest.base_parameters) }}% of the base</dd>
+    {% endif %}</div>
+  <div><dt>Trained for</dt><dd>{{ view.step|count }} steps</dd>
+    {% if seconds %}<dd class="more">{{ seconds|duration }}</dd>{% endif %}</div>
+  <div><dt>Mixture</dt><dd>{{ view.tasks|length|plural("task") }}</dd>
+    <dd class="more">in {{ domain_count|plural("domain") }}</dd></div>
+{% if result %}
+  <div><dt>Held-out loss</dt><dd>{{ base.loss|nats }} → {{ adapter.loss|nats }}</dd>
+    <dd class="more">nats a token, mean over domains</dd></div>
+{% endif %}
+</dl>
+"""
+
+
+def _gains(result: EvalResult | None) -> dict[str, object]:
+    if result is None:
+        return {}
+    domains = result.domains()
+    base, adapter = result.overall()
+    return {
+        "domains": domains,
+        "base": base,
+        "adapter": adapter,
+        "gain": adapter.score - base.score,
+        "tasks_up": sum(task.adapter.score > task.base.score for task in result.tasks.values()),
+        "domains_up": sum(after.score > before.score for before, after in domains.values()),
+    }
+
+
+def _held_out(evals: tuple[EvalEvent, ...]) -> dict[str, object]:
+    """Mean held-out loss at the first and the last evaluation, over the tasks that both have."""
+    if len(evals) < 2:
+        return {"first": None, "last": None, "shared": 0}
+    start, end = evals[0].tasks, evals[-1].tasks
+    pairs = [(start[name].loss, end[name].loss) for name in start if name in end]
+    both = [(before, after) for before, after in pairs if before is not None and after is not None]
+    if not both:
+        return {"first": None, "last": None, "shared": 0}
+    return {"first": fmean(b for b, _ in both), "last": fmean(a for _, a in both), "shared": len(both)}
+
+
+def _render(run: RunView) -> str:
+    train = run.recipe.get("train")
+    return render(
+        _TEMPLATE,
+        view=run,
+        seconds=run.manifest.train_seconds or max((event.seconds for event in run.train), default=0.0),
+        result=run.evaluation,
+        planned=train.get("steps") if isinstance(train, dict) else None,
+        domain_count=len({task.domain for task in run.tasks.values()}),
+        **_gains(run.evaluation),
+        **_held_out(run.evals),
+    )
+
+
+SECTION = Section(title="Result", order=10, render=_render)

@@ -1,0 +1,39 @@
+"""What is needed to get this run again: commands, versions, seeds, and hashes that say whether the data is the same."""
+
+from __future__ import annotations
+
+from malora_cli.reports.html import render
+from malora_cli.reports.section import Section
+from malora_cli.reports.view import RunView
+
+_TEMPLATE = """
+<pre class="commands">malora train {{ view.folder }}/recipe.yaml output.name={{ view.name }}-again
+malora eval {{ again }}
+malora report {{ again }}</pre>
+<div class="groups">
+<div><h3>Versions</h3><dl class="plain">{% for name, version in view.manifest.versions.items() %}
+<div><dt>{{ name }}</dt><dd>{{ version }}</dd></div>{% endfor %}</dl></div>
+<div><h3>Seeds</h3><dl class="plain">{% for name, seed in view.manifest.seeds.items() %}
+<div><dt>{{ name }}</dt><dd>{{ seed }}</dd></div>{% endfor %}</dl>
+<h3>Run</h3><dl class="plain"><div><dt>created</dt><dd>{{ view.manifest.created }}</dd></div>
+<div><dt>base model</dt><dd>{{ view.manifest.base_model }}</dd></div></dl></div>
+</div>
+<details><summary>Hashes<span class="quiet">SHA-256 of the base model and of the encoded rows, in order</span></summary>
+<div class="scroll"><table class="hashes">
+<thead><tr><th>What</th><th class="num">rows</th><th>source</th><th>SHA-256</th></tr></thead><tbody>
+<tr><td>base model</td><td></td><td>{{ view.manifest.base_model }}</td>
+<td><code>{{ view.manifest.base_model_sha256 or "not known" }}</code></td></tr>
+{% for split, data in splits %}{% for name, rows in data.items() %}
+<tr><td>{{ name }}, {{ split }}</td><td class="num">{{ rows.rows|count }}</td><td>{{ rows.source }}</td>
+<td><code>{{ rows.sha256 }}</code></td></tr>
+{% endfor %}{% endfor %}
+</tbody></table></div></details>
+"""
+
+
+def _render(run: RunView) -> str:
+    splits = [("train", run.manifest.train_data), ("test", run.manifest.test_data)]
+    return render(_TEMPLATE, view=run, again=f"{run.folder}-again", splits=splits)
+
+
+SECTION = Section(title="Reproduce", order=90, render=_render)

@@ -1,0 +1,179 @@
+"""Synthetic runs and a parser of report pages, for the tests of the reports."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import yaml
+
+from malora_cli.reports import write_report
+from malora_cli.results import (
+    EvalEvent,
+    EvalResult,
+    Manifest,
+    RunRecord,
+    RunStatus,
+    Scores,
+    TaskData,
+    TaskEval,
+    TaskLoss,
+    TrainEvent,
+)
+
+TASKS = {"sums": "arithmetic", "reverse_words": "strings", "cipher": "strings"}
+RECIPE = {
+    "model": {"base": "tiny", "revision": None, "trust_remote_code": False},
+    "method": {"name": "malora", "r": 12, "target_modules": ["q_proj", "v_proj"]},
+    "mix": {"description": "Three tasks.", "tasks": {"sums": {"domain": "arithmetic", "system": ""}}},
+    "train": {"steps": 100, "learning_rate": 0.002},
+}
+# Held-out nats a token by task at steps 0, 50 and 100: `sums` gets worse at the end, the others only better.
+HELD_OUT = {"sums": (4.0, 0.5, 0.9), "reverse_words": (3.0, 2.0, 1.25), "cipher": (2.0, 1.5, 1.49)}
+STEPS = (0, 50, 100)
+
+
+class Page(HTMLParser):
+    """A parsed page: the text and the table rows of every section, and everything that a browser might load."""
+
+    void = frozenset({"meta", "link", "img", "input", "br", "hr", "wbr", "base", "embed", "source"})
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source, self.style = source, ""
+        self.texts: dict[str, str] = {}
+        self.rows: dict[str, list[list[str]]] = {}
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._section, self._open = "", list[str]()
+        self.feed(source)
+        self.close()
+        assert self._open == [], "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self._open.append(tag)
+        if tag == "section":
+            self._section = dict(attrs)["id"] or ""
+            self.texts[self._section], self.rows[self._section] = "", []
+        elif tag == "tr":
+            self.rows[self._section].append([])
+        elif tag in ("td", "th"):
+            self.rows[self._section][-1].append("")
+        elif self._section and tag in ("p", "div", "dd", "dt", "figure", "li", "span"):
+            self._add(" ")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, "elements are closed in order"
+        self._section = "" if tag == "section" else self._section
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "style":
+            self.style += data
+        elif self._section:
+            self._add(data)
+
+    def _add(self, data: str) -> None:
+        self.texts[self._section] += data
+        if "td" in self._open or "th" in self._open:
+            self.rows[self._section][-1][-1] += data
+
+    def text(self, section: str) -> str:
+        return " ".join(self.texts[section].split())
+
+    def row(self, section: str, head: str) -> list[str]:
+        """Cells of the one row whose first cell ends with ``head``, which may follow a task's mark."""
+        cells = [[" ".join(cell.split()) for cell in row] for row in self.rows[section]]
+        (found,) = [row for row in cells if row and re.sub(r"^[●■▲◆] ?", "", row[0]) == head]
+        return found[1:]
+
+
+def loss(nats_a_token: float, *, tokens: int = 200, stderr: float | None = None) -> TaskLoss:
+    return TaskLoss(nats=nats_a_token * tokens, tokens=tokens, examples=10, stderr_nats=stderr)
+
+
+def manifest(tasks: dict[str, str], **changes: object) -> Manifest:
+    data = {name: TaskData(source=f"{name}.jsonl", rows=400, sha256="0a" * 32) for name in tasks}
+    values: dict[str, object] = {
+        "status": RunStatus.FINISHED,
+        "created": "2026-01-02T03:04:05+00:00",
+        "steps": 100,
+        "method": "malora",
+        "base_model": "tiny",
+        "base_model_sha256": "b1" * 32,
+        "trainable_parameters": 2_500_000,
+        "base_parameters": 100_000_000,
+        "seeds": {"train": 7},
+        "versions": {"malora": "0.1.0", "torch": "2.9.1"},
+        "train_data": data,
+        "test_data": {name: TaskData(source=f"{name}.test", rows=80, sha256="0c" * 32) for name in tasks},
+        "domains": tasks,
+        "task_share": {name: 1 / len(tasks) for name in tasks},
+        "train_seconds": 372.0,
+        **changes,
+    }
+    return Manifest.model_validate(values)
+
+
+def held_out(record: RunRecord, losses: dict[str, tuple[float, ...]] = HELD_OUT, **kinds: float | None) -> None:
+    for index, step in enumerate(STEPS):
+        tasks = {name: loss(values[index], stderr=kinds.get("stderr")) for name, values in losses.items()}
+        record.metrics.append(EvalEvent(step=step, seconds=1.0, tasks=tasks))
+
+
+def training(record: RunRecord, tasks: dict[str, str], *, routed: bool = False) -> None:
+    for step in range(10, 101, 10):
+        record.metrics.append(
+            TrainEvent(
+                step=step,
+                seconds=float(step),
+                tasks={name: loss(2.0) for name in tasks},
+                learning_rate=1e-3,
+                tokens_per_second=100.0,
+                balance_loss=1 + 2.345 / step if routed else None,
+                expert_share={"layers 0-3": [0.4, 0.1, 0.25, 0.25]} if routed else None,
+            )
+        )
+
+
+def evaluation(tasks: dict[str, str], *, created: str = "2026-01-02T04:00:00+00:00", **changes: object) -> EvalResult:
+    scores = {"sums": (0.0, 0.5), "reverse_words": (0.1, 0.9), "cipher": (0.3, 0.2)}
+    evaluated = {
+        name: TaskEval(
+            domain=domain,
+            metric="exact-match",
+            rows=100,
+            base=Scores(score=scores.get(name, (0.0, 1.0))[0], loss=3.0),
+            adapter=Scores(score=scores.get(name, (0.0, 1.0))[1], loss=1.5),
+        )
+        for name, domain in tasks.items()
+    }
+    values = {"run": "r", "created": created, "step": 100, "limit": None, "seconds": 9.0, "tasks": evaluated, **changes}
+    return EvalResult.model_validate(values)
+
+
+def bare_run(folder: Path) -> RunRecord:
+    """A run that got as far as its manifest and recipe."""
+    record = RunRecord(folder / "runs" / "trial")
+    record.write_manifest(manifest(TASKS))
+    record.write_recipe(yaml.safe_dump(RECIPE, sort_keys=False))
+    return record
+
+
+def full_run(folder: Path) -> RunRecord:
+    """A run with everything a report can show."""
+    record = bare_run(folder)
+    training(record, TASKS, routed=True)
+    held_out(record, stderr=0.1)
+    load = {name: {"layers 0-3": [0.5, 0.1, 0.15, 0.25]} for name in TASKS}
+    load["cipher"] = {"layers 0-3": [0.25, 0.25, 0.25, 0.25]}
+    evaluation(TASKS, expert_load=load).save(record.eval_dir / "a.json")
+    return record
+
+
+def page(record: RunRecord) -> Page:
+    return Page(write_report(record).read_text(encoding="utf-8"))
