@@ -55,12 +55,21 @@ class MixtureConfig(PeftConfig):
         super().__post_init__()
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
-        problems = [f"{name} must be at least 1, not {value}" for name, value in self._counts().items() if value < 1]
+        counts = self._counts().items()
+        problems = [
+            f"{name} must be a whole number of at least 1, not {value}"
+            for name, value in counts
+            if not isinstance(value, int) or value < 1
+        ]
         problems += mixture_problems(
             r=self.r, num_experts=self.num_experts, top_k=self.top_k, subspace_rank=self.shared_rank
         )
         if not 0.0 <= self.lora_dropout < 1.0:
             problems.append(f"lora_dropout must lie in [0, 1), not {self.lora_dropout}")
+        if not self.lora_alpha > 0:
+            problems.append(f"lora_alpha must be above 0, not {self.lora_alpha}")
+        if not self.balance_factor >= 0:
+            problems.append(f"balance_factor must be at least 0, not {self.balance_factor}")
         if problems:
             raise ValueError(f"{type(self).__name__}: {'; '.join(problems)}")
 
@@ -111,7 +120,7 @@ class MaloraConfig(MixtureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta <= 0:
+        if not 0 < self.beta < float("inf"):
             raise ValueError(f"MaloraConfig: beta must be above 0, not {self.beta}")
         self.peft_type = MixtureType.MALORA
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -85,9 +86,24 @@ def expert_load(gate_TE: Tensor, token_mask: Tensor | None) -> Load:
     flat_TE = gate_TE.detach().flatten(0, -2)
     chosen_TE = (flat_TE > 0).float()
     if token_mask is None:
-        return Load(chosen_TE.sum(0), flat_TE.sum(0), torch.tensor(float(len(flat_TE)), device=flat_TE.device))
-    weight_T = token_mask.reshape(-1).to(flat_TE)
-    return Load(weight_T @ chosen_TE, weight_T @ flat_TE, weight_T.sum())
+        return Load(chosen_TE.sum(0), flat_TE.sum(0), flat_TE.new_full((), len(flat_TE)))
+    # Sums, not a matrix product: autocast would round that to bfloat16, which counts to 256.
+    weight_T1 = token_mask.reshape(-1, 1).to(flat_TE)
+    return Load((weight_T1 * chosen_TE).sum(0), (weight_T1 * flat_TE).sum(0), weight_T1.sum())
+
+
+def load_of_all_processes(load: Load) -> Load:
+    """The load over the batch of all data-parallel processes; their *mean* number of tokens.
+
+    With these shares and that number, the mean over processes of the balance loss, and so of its gradient, is that of
+    the whole batch: the loss is linear in the mean probabilities.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return load
+    sums = torch.cat([load.assigned_E, load.gate_E, load.tokens.unsqueeze(0)])
+    dist.all_reduce(sums)
+    assigned_E, gate_E, tokens = sums.split([len(load.assigned_E), len(load.gate_E), 1])
+    return Load(assigned_E, gate_E, tokens[0] / dist.get_world_size())
 
 
 def balance_loss(probability_TE: Tensor, load: Load, token_mask: Tensor | None) -> Tensor:
@@ -97,7 +113,7 @@ def balance_loss(probability_TE: Tensor, load: Load, token_mask: Tensor | None) 
 
     Args:
         probability_TE: Full softmax of the router.
-        load: Its load over the same tokens.
+        load: Its load over the same tokens, or that of `load_of_all_processes`.
         token_mask: As in `expert_load`; padding counts in neither share.
     """
     flat_TE = probability_TE.flatten(0, -2)

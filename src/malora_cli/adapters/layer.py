@@ -11,13 +11,17 @@ from torch import Tensor, nn
 
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig
 from malora_cli.adapters.initialisation import init_molora, kaiming_uniform, shared_subspace
-from malora_cli.adapters.kernel import balance_loss, expert_load, mixture_delta, route
+from malora_cli.adapters.kernel import balance_loss, expert_load, load_of_all_processes, mixture_delta, route
 from malora_cli.adapters.routing import Routing, attach_balance
 
 NO_MERGE = (
     "a routed mixture has no single merged weight: every token takes its own experts. "
     "`malora merge-export RUN --to lora --gates task:NAME` writes the exact LoRA for fixed gates."
 )
+
+
+#: Layers whose sizes PEFT can tell although they multiply no vector by a matrix.
+_NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
 class MixtureLinear(nn.Module, BaseTunerLayer):
@@ -50,7 +54,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         in_features, out_features = _get_in_out_features(self.get_base_layer())
-        if in_features is None or out_features is None:
+        if in_features is None or out_features is None or isinstance(self.get_base_layer(), _NOT_LINEAR):
             raise TypeError(f"{name}: {type(base_layer).__name__} is no linear layer; leave it out of target_modules")
         self.in_features, self.out_features = in_features, out_features
         self.malora_down = nn.ParameterDict()
@@ -75,14 +79,24 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         experts_rank = config.num_experts * config.r
         down_rank = config.shared_rank or experts_rank
         self.malora_config[adapter_name] = config
-        self.malora_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        self.malora_dropout[adapter_name] = dropout.train(self.training)  # a model in evaluation stays there
         self.malora_down[adapter_name] = self._empty(down_rank, self.in_features)
         if config.shared_rank is not None:
             self.malora_coefficient[adapter_name] = self._empty(experts_rank, down_rank)
         self.malora_up[adapter_name] = self._empty(self.out_features, experts_rank)
         self.malora_router[adapter_name] = self._empty(config.num_experts, self.in_features)
+        self.malora_routing.routers.setdefault(adapter_name, set()).add(self._router_index)
         self.reset_parameters(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT's own brings a saved adapter to the base layer's dtype as well, which rounds it to half precision.
+        target = device if device is not None else self.weight.device
+        for name in self.adapter_layer_names:
+            parameters = getattr(self, name)
+            if adapter_name in parameters and not parameters[adapter_name].is_meta:
+                parameters[adapter_name].data = parameters[adapter_name].data.to(target)
 
     def _empty(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(*shape, device=self.weight.device, dtype=torch.float32))
@@ -122,8 +136,10 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         config, routing = self.malora_config[name], self.malora_routing
         gates = route(x, self.malora_router[name], top_k=config.top_k, renormalize=config.renormalize)
         coefficient = self.malora_coefficient.get(name)
+        if not torch.is_autocast_enabled(x.device.type):  # autocast would bring a float32 copy back at once
+            x = x.to(self.malora_up[name].dtype)
         delta = mixture_delta(
-            self.malora_dropout[name](x.to(self.malora_up[name].dtype)),
+            self.malora_dropout[name](x),
             gates.gate_TE,
             self.malora_down[name],
             coefficient,
@@ -138,13 +154,18 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         if mask is not None and mask.numel() != gates.gate_TE[..., 0].numel():
             mask = None  # a mask over the cache as well, as in generation: it does not describe these tokens
         load = expert_load(gates.gate_TE, mask)
-        balance = balance_loss(gates.probability_TE, load, mask) if balanced else None
+        balance = balance_loss(gates.probability_TE, load_of_all_processes(load), mask) if balanced else None
         if routing.tally is not None:
             routing.tally.add(self._router_index, load, balance)
         if balance is None:
             return y
         # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
-        return attach_balance(y, balance, config.balance_factor / len(routing.names), routing)
+        return attach_balance(y, balance, config.balance_factor / len(routing.routers[name]), routing)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove one adapter, from the count of its routers as well."""
+        self.malora_routing.routers.get(adapter_name, set()).discard(self._router_index)
+        super().delete_adapter(adapter_name)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: see `NO_MERGE`."""

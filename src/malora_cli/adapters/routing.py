@@ -57,8 +57,9 @@ class RoutingTally:
 
     @property
     def balance(self) -> float:
-        """Balance loss, mean over forward passes and routers."""
-        return float((self.balance_L / self.calls_L.clamp(min=1)).mean())
+        """Balance loss, mean over forward passes and over the routers that had any; nan where none had."""
+        used_L = self.calls_L > 0
+        return float((self.balance_L[used_L] / self.calls_L[used_L]).mean())
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Routing:
     """Shared by all routed layers of one model. Layers hold a reference; it is no module and has no parameters."""
 
     names: list[str] = field(default_factory=list)  # of the adapted linears, in the order of the tally's rows
+    routers: dict[str, set[int]] = field(default_factory=dict)  # rows of each adapter, which may leave linears out
     token_mask: Tensor | None = None  # of the newest forward pass; kept until the next for recomputation
     balance_weight: Tensor | float = 1.0  # of the newest loss, see `scale_balance_with`
     tally: RoutingTally | None = None  # None: nothing is recorded
@@ -89,9 +91,10 @@ class Routing:
         }
 
     def share_by_group(self, tally: RoutingTally) -> dict[str, list[float]]:
-        """Each expert's share of the assignments, mean over the routers of each layer group."""
-        share_LE = tally.share_LE.cpu()
-        return {name: share_LE[rows].mean(0).tolist() for name, rows in self.layer_groups().items()}
+        """Each expert's share of the assignments, mean over the routers of each layer group that saw a token."""
+        share_LE, seen = tally.share_LE.cpu(), tally.tokens_L.tolist()
+        groups = {name: [row for row in rows if seen[row]] for name, rows in self.layer_groups().items()}
+        return {name: share_LE[rows].mean(0).tolist() for name, rows in groups.items() if rows}
 
 
 def routing_of(model: nn.Module) -> Routing | None:

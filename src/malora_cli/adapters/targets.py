@@ -16,7 +16,6 @@ _SPLIT_FAMILIES = [
     "gemma",
     "gemma2",
     "gemma3_text",
-    "gemma3",
     "olmo",
     "olmo2",
     "olmo3",
@@ -26,12 +25,14 @@ _SPLIT_FAMILIES = [
     "cohere2",
 ]
 
-#: Names of the linears to adapt, by a model's ``config.model_type``.
-PAPER_TARGETS: dict[str, list[str]] = {
+#: Names of the linears to adapt, or a regular expression of them, by a model's ``config.model_type``.
+PAPER_TARGETS: dict[str, list[str] | str] = {
     **dict.fromkeys(_SPLIT_FAMILIES, _SPLIT),
     "phi": ["q_proj", "k_proj", "v_proj", "fc1", "fc2"],
     "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
     "gpt2": ["c_attn", "c_fc", "mlp.c_proj"],
     "gpt_neox": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
     "falcon": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
+    # Its picture tower has linears of the same names, which no text ever reaches.
+    "gemma3": rf".*language_model\..*\.({'|'.join(_SPLIT)})",
 }

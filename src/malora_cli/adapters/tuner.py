@@ -54,6 +54,8 @@ class MixtureModel(BaseTuner):
         self._routing.token_mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self._routing.balance_weight = 1.0
         output = super().forward(*args, **kwargs)
+        if not self.training:  # nothing is computed again, and `generate` does not come by here to set its own
+            self._routing.token_mask = None
         loss = getattr(output, "loss", None)
         if self.training and isinstance(loss, Tensor) and loss.requires_grad:
             output.loss = scale_balance_with(loss, _share_of_batch(kwargs), self._routing)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from malora_cli.errors import ModelError
 from malora_cli.modeling.gguf import converted_folder
+from malora_cli.modeling.loss import reads_across_examples
+from malora_cli.modeling.reason import first_line
 from malora_cli.recipe import ModelSettings
 from malora_cli.registry import did_you_mean
 from malora_cli.results import file_sha256
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+#: What transformers raises for models that are not there, are damaged, or need what is not installed.
+_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,9 @@ class PackagedModel:
         except importlib.metadata.PackageNotFoundError:
             files = []
         for file in files:
-            if file.suffix == ".gguf":
-                return Path(str(file.locate()))
+            path = Path(str(file.locate()))
+            if path.suffix == ".gguf" and path.is_file():
+                return path
         raise ModelError(
             f"the package '{self.distribution}' that carries this model is not installed",
             where=f"model '{alias}'",
@@ -112,7 +119,13 @@ def _arguments(base: BaseModel, settings: ModelSettings) -> dict[str, Any]:
 
 
 def _unavailable(base: BaseModel, error: Exception) -> ModelError:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
+    if "attention" in reason.lower():
+        return ModelError(
+            f"its attention cannot be had ({reason})",
+            where=f"model '{base.name}'",
+            fix="Set model.attention to sdpa or eager.",
+        )
     return ModelError(
         f"it cannot be loaded ({type(error).__name__}: {reason})",
         where=f"model '{base.name}'",
@@ -129,7 +142,7 @@ def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokeni
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.location, **_arguments(base, settings))
-    except (OSError, ValueError, KeyError) as error:
+    except _LOADING_ERRORS as error:
         raise _unavailable(base, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -137,21 +150,35 @@ def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokeni
 
 
 def load_base(base: BaseModel, settings: ModelSettings) -> PreTrainedModel:
-    """The base model with its weights. Only safetensors are read: a pickled checkpoint is refused.
+    """The base model with its weights, on the process's GPU where there is one.
+
+    Only safetensors are read: a pickled checkpoint is refused.
 
     Raises:
-        ModelError: It cannot be had.
+        ModelError: It cannot be had, lacks weights, or cannot tell the examples of a row apart.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             base.location,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=settings.attention,
             use_safetensors=True,
+            output_loading_info=True,
             **_arguments(base, settings),
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _LOADING_ERRORS as error:
         raise _unavailable(base, error) from error
+    if found["missing_keys"]:  # transformers would go on with random ones
+        missing = sorted(found["missing_keys"])
+        raise ModelError(f"{len(missing)} of its weights are missing, as {missing[0]}", where=f"model '{base.name}'")
+    if torch.cuda.is_available() and model.device.type == "cpu":
+        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    if reads_across_examples(model):
+        raise ModelError(
+            f"a '{model.config.model_type}' model reads across the examples of a batch, which stand in one row",
+            where=f"model '{base.name}'",
+            fix="Take one whose attention keeps them apart, such as a Llama, Mistral, Qwen, Gemma, Phi or GPT-2.",
+        )
     return model
 
 
@@ -165,6 +192,6 @@ def empty_base(base: BaseModel, settings: ModelSettings) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(base.location, **_arguments(base, settings))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except _LOADING_ERRORS as error:
         raise _unavailable(base, error) from error
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from malora_cli.errors import ModelError
+from malora_cli.modeling.reason import first_line
 from malora_cli.results import file_sha256, read_json, write_json
 
 _RECORD = "conversion.json"
@@ -37,13 +38,16 @@ def converted_folder(gguf: Path) -> Path:
     Raises:
         ModelError: The file is no GGUF model that transformers can read, or the cache cannot be written.
     """
-    source = file_sha256(gguf)
+    try:
+        source = file_sha256(gguf)
+    except OSError as error:
+        raise ModelError(f"it cannot be read ({error.strerror})", where=str(gguf)) from error
     folder = user_cache_path("malora") / "models" / f"{gguf.stem}-{source[:16]}-v{_VERSION}"
     if _intact(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not _intact(folder):
                 _convert(gguf, source, folder)
     except OSError as error:
@@ -56,19 +60,24 @@ def converted_folder(gguf: Path) -> Path:
 
 
 def _intact(folder: Path) -> bool:
-    """Whether the weights are those that were written, by size and time, or by hash where these have changed.
+    """Whether the folder holds the files that were written; of the weights, size and time are enough.
 
-    Hashing half a gigabyte takes as long as loading it, so it is kept for files that something has touched.
+    Hashing half a gigabyte takes as long as loading it, so it is kept for weights that something has touched.
     """
-    record, weights = folder / _RECORD, folder / _WEIGHTS
-    if not record.is_file() or not weights.is_file():
+    weights = folder / _WEIGHTS
+    try:
+        record = read_json(folder / _RECORD)
+        stamp = _stamp(weights)
+        if any(file_sha256(folder / name) != sha256 for name, sha256 in record["others"].items()):
+            return False
+        if stamp == record["stamp"]:
+            return True
+        if file_sha256(weights) != record["sha256"]:
+            return False
+    except (OSError, ValueError, LookupError, TypeError):  # a file is missing, or the record is none
         return False
-    expected = read_json(record)
-    if _stamp(weights) == expected["stamp"]:
-        return True
-    if file_sha256(weights) != expected["sha256"]:
-        return False
-    write_json(record, {**expected, "stamp": _stamp(weights)})
+    with suppress(OSError):  # a cache that others share may be for reading only
+        write_json(folder / _RECORD, {**record, "stamp": stamp})
     return True
 
 
@@ -78,14 +87,15 @@ def _stamp(file: Path) -> list[int]:
 
 
 def _convert(gguf: Path, source: str, folder: Path) -> None:
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    scratch = folder.with_name(f".converting-{folder.name}")  # ours alone, under the lock
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed conversion left
+    scratch.mkdir()
     try:
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        except (ValueError, KeyError, NotImplementedError, RuntimeError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"it cannot be read as a GGUF model ({reason})", where=str(gguf)) from error
+        except Exception as error:  # whatever a parser meets in a file that is cut off or no GGUF at all
+            raise ModelError(f"it cannot be read as a GGUF model ({first_line(error)})", where=str(gguf)) from error
         # The weights are no longer quantised; with this left in, trainers refuse the model.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -96,8 +106,10 @@ def _convert(gguf: Path, source: str, folder: Path) -> None:
         model.config.save_pretrained(scratch)
         model.generation_config.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        sha256, stamp = file_sha256(scratch / _WEIGHTS), _stamp(scratch / _WEIGHTS)
-        write_json(scratch / _RECORD, {"source_sha256": source, "sha256": sha256, "stamp": stamp})
+        hashes = {file.name: file_sha256(file) for file in sorted(scratch.iterdir())}
+        weights_hash = hashes.pop(_WEIGHTS)
+        record = {"source_sha256": source, "sha256": weights_hash, "stamp": _stamp(scratch / _WEIGHTS)}
+        write_json(scratch / _RECORD, {**record, "others": hashes})
         if folder.exists():  # damaged, or `_intact` would have held
             shutil.rmtree(folder)
         os.rename(scratch, folder)  # noqa: PTH104 - never onto an existing folder

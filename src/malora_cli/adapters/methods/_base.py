@@ -15,10 +15,10 @@ class AdapterSettings(MethodSettings):
     """Settings of a method that PEFT builds an adapter from."""
 
     @abstractmethod
-    def peft_config(self, targets: list[str]) -> PeftConfig:
-        """The configuration of the adapter on the linears named ``targets``."""
+    def peft_config(self, targets: list[str] | str) -> PeftConfig:
+        """The configuration of the adapter on the linears with these names, or that match this expression."""
 
-    def _arguments(self, targets: list[str]) -> dict[str, Any]:
+    def _arguments(self, targets: list[str] | str) -> dict[str, Any]:
         return {
             **self.model_dump(exclude={"name", "target_modules"}),
             "target_modules": targets,

@@ -23,8 +23,8 @@ class Lora(AdapterSettings):
     lora_alpha: PositiveFloat = Field(default=128, description="the update is scaled by lora_alpha / r")
     lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="dropout on the input of A")
 
-    def peft_config(self, targets: list[str]) -> PeftConfig:
-        """The configuration of the adapter on the linears named ``targets``."""
+    def peft_config(self, targets: list[str] | str) -> PeftConfig:
+        """The configuration of the adapter on the linears with these names, or that match this expression."""
         from peft import LoraConfig
 
         return LoraConfig(**self._arguments(targets))

@@ -26,8 +26,8 @@ class Malora(MixtureSettings):
         default=1.0, description="balance between learning what is shared (~ 1/beta) and what is not (~ beta)"
     )
 
-    def peft_config(self, targets: list[str]) -> PeftConfig:
-        """The configuration of the adapter on the linears named ``targets``."""
+    def peft_config(self, targets: list[str] | str) -> PeftConfig:
+        """The configuration of the adapter on the linears with these names, or that match this expression."""
         from malora_cli import MaloraConfig
 
         return MaloraConfig(**self._arguments(targets))

@@ -20,8 +20,8 @@ class Molora(MixtureSettings):
 
     name: Literal["molora"] = Field(default="molora", description="a mixture of independent LoRA experts")
 
-    def peft_config(self, targets: list[str]) -> PeftConfig:
-        """The configuration of the adapter on the linears named ``targets``."""
+    def peft_config(self, targets: list[str] | str) -> PeftConfig:
+        """The configuration of the adapter on the linears with these names, or that match this expression."""
         from malora_cli import MoloraConfig
 
         return MoloraConfig(**self._arguments(targets))

