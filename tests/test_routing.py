@@ -294,12 +294,29 @@ def test_groups_are_consecutive_layers() -> None:
     assert list(Routing(names=["head", "tail"]).layer_groups()) == ["layer 0"]
 
 
-def test_share_by_group_is_the_mean_over_routers_that_saw_tokens() -> None:
+def test_load_by_group_is_the_mean_over_routers_that_saw_tokens() -> None:
     routing = Routing(names=["layers.0.q", "layers.0.k", "layers.1.q", "layers.2.q"])
     tally = RoutingTally(4, 2, torch.device("cpu"))
     tally.assigned_LE = torch.tensor([[8.0, 0.0], [0.0, 0.0], [1.0, 3.0], [0.0, 0.0]])
     tally.tokens_L = torch.tensor([4.0, 0.0, 2.0, 0.0])
-    assert routing.share_by_group(tally) == {"layer 0": [1.0, 0.0], "layer 1": [0.25, 0.75]}
+    assert routing.load_by_group({"all": tally}) == {"all": {"layer 0": [1.0, 0.0], "layer 1": [0.75, 0.25]}}
+
+
+def test_load_shows_routers_that_collapsed_onto_different_experts() -> None:
+    routing = Routing(names=["layers.0.q", "layers.0.k"])
+    tally = RoutingTally(2, 2, torch.device("cpu"))
+    tally.assigned_LE = torch.tensor([[8.0, 0.0], [0.0, 8.0]])
+    tally.tokens_L = torch.tensor([8.0, 8.0])
+    assert routing.load_by_group({"all": tally}) == {"all": {"layer 0": [1.0, 0.0]}}
+
+
+def test_load_ranks_the_experts_of_a_router_alike_for_all_tasks() -> None:
+    routing = Routing(names=["layers.0.q"])
+    first, second = RoutingTally(1, 2, torch.device("cpu")), RoutingTally(1, 2, torch.device("cpu"))
+    first.assigned_LE, first.tokens_L = torch.tensor([[0.0, 8.0]]), torch.tensor([8.0])
+    second.assigned_LE, second.tokens_L = torch.tensor([[2.0, 0.0]]), torch.tensor([2.0])
+    loads = routing.load_by_group({"many": first, "few": second})
+    assert loads == {"many": {"layer 0": [1.0, 0.0]}, "few": {"layer 0": [0.0, 1.0]}}
 
 
 def test_a_copy_has_a_routing_of_its_own() -> None:

@@ -9,7 +9,7 @@ accumulation. Its weight is not known in the forward pass (a trainer divides, or
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -90,11 +90,21 @@ class Routing:
             for chunk in chunks
         }
 
-    def share_by_group(self, tally: RoutingTally) -> dict[str, list[float]]:
-        """Each expert's share of the assignments, mean over the routers of each layer group that saw a token."""
-        share_LE, seen = tally.share_LE.cpu(), tally.tokens_L.tolist()
-        groups = {name: [row for row in rows if seen[row]] for name, rows in self.layer_groups().items()}
-        return {name: share_LE[rows].mean(0).tolist() for name, rows in groups.items() if rows}
+    def load_by_group(self, tallies: Mapping[str, RoutingTally]) -> dict[str, dict[str, list[float]]]:
+        """Experts' shares of the assignments, by tally and layer group, means over the routers that saw a token.
+
+        Expert 3 of one router has nothing to do with expert 3 of another: a mean by number looks even however far
+        each router has collapsed. So the experts of every router are ranked first, by their load over all tallies,
+        busiest first, and the means are over ranks.
+        """
+        order_LE = torch.stack([tally.assigned_LE for tally in tallies.values()]).sum(0).argsort(1, descending=True)
+        groups = self.layer_groups().items()
+        loads = {}
+        for name, tally in tallies.items():
+            share_LE, seen = tally.share_LE.gather(1, order_LE).cpu(), tally.tokens_L.tolist()
+            rows = {group: [row for row in members if seen[row]] for group, members in groups}
+            loads[name] = {group: share_LE[found].mean(0).tolist() for group, found in rows.items() if found}
+        return loads
 
 
 def routing_of(model: nn.Module) -> Routing | None:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 _TEMPLATE = """
 <p class="legend"><span><i class="stroke dotted"></i>even load</span>
-{% if groups %}<span><i class="stroke max"></i>most used expert at the end</span>
+{% if groups %}<span><i class="stroke max"></i>busiest expert of each router</span>
 <span><i class="stroke min"></i>least used</span><span><i class="stroke thin"></i>the others</span>{% endif %}</p>
 <div class="charts">
 {% if balance %}
@@ -32,7 +32,8 @@ _TEMPLATE = """
 The balance loss is the mean over routers and 1 when all experts are used alike.
 {% endif %}
 {% if groups %}
-The share is that of the training tokens' assignments that each expert gets.
+The share is that of the training tokens' assignments that each expert gets; experts are ranked within each router, at
+every log step, and the mean over routers is taken rank by rank, so a collapse shows whichever experts it is onto.
 {% endif %}
 </p>
 """

@@ -22,20 +22,21 @@ assignments on average; most of all {{ m.chip(far_task) }} in {{ far_group }} ({
 <figure><figcaption><b>{{ group }}</b>
 <span class="num">{{ experts|plural("expert") }}, even load {{ (1 / experts)|percent }}</span></figcaption>
 <div class="scroll"><table class="heat load">
-<thead><tr><th>Task</th>{% for i in range(experts) %}<th class="num">{{ i }}</th>{% endfor %}</tr></thead>
+<thead><tr><th>Task</th>{% for i in range(experts) %}<th class="num">{{ i + 1 }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for task, shares in rows %}
 <tr><th scope="row">{{ m.chip(task) }}</th>
 {% for share in shares %}
 <td class="cell load" style="--heat:{{ (70 * share / top)|round|int }}%"
-  title="expert {{ loop.index0 }}: {{ share|percent }}">
+  title="rank {{ loop.index }}: {{ share|percent }}">
 {%- if experts <= numbered %}{{ (100 * share)|round|int }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div></figure>
 {% endfor %}
 </div>
 <p class="note">Share of a task's (token, slot) assignments that each expert gets, in percent, on held-out rows after
-{{ step|count }} steps. Experts have no order: number 3 of one layer has nothing to do with number 3 of another.</p>
+{{ step|count }} steps. The experts of every router are ranked by their load over all tasks, busiest first, before the
+mean over routers is taken: number 3 of one router has nothing to do with number 3 of another.</p>
 """
 
 

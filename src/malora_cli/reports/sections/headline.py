@@ -56,8 +56,9 @@ _TEMPLATE = """
   <div><dt>Base model</dt><dd>{{ view.manifest.base_model }}</dd>
     <dd class="more">{{ view.manifest.base_parameters|short }} parameters</dd></div>
   <div><dt>Trainable</dt><dd>{{ view.manifest.trainable_parameters|short }}</dd>
-    {% if view.manifest.base_parameters %}<dd class="more">
-    {{- "%.2f"|format(100 * view.manifest.trainable_parameters / view.manifest.base_parameters) }}% of the base</dd>
+    {% set everything = view.manifest.trainable_parameters + view.manifest.base_parameters %}
+    {% if everything %}<dd class="more">
+    {{- "%.2f"|format(100 * view.manifest.trainable_parameters / everything) }}% of all</dd>
     {% endif %}</div>
   <div><dt>Trained for</dt><dd>{{ view.step|count }} steps</dd>
     {% if seconds %}<dd class="more">{{ seconds|duration }}</dd>{% endif %}</div>
