@@ -222,6 +222,7 @@ def test_a_package_whose_file_is_gone_counts_as_not_installed(monkeypatch: pytes
     [
         ("./no/such/folder", "there is no such folder"),
         ("/no/such/folder", "there is no such folder"),
+        ("./no-such-folder", "there is no such folder"),
         ("~/no-such-folder", "there is no such folder"),
         ("a/b/c", "there is no such folder"),
         ("no-such-file.gguf", "there is no such GGUF file"),
