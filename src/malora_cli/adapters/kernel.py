@@ -37,7 +37,13 @@ def route(x_TI: Tensor, router_EI: Tensor, *, top_k: int, renormalize: bool) -> 
         renormalize: Divide the kept gates by their sum.
     """
     with torch.autocast(device_type=x_TI.device.type, enabled=False):
-        probability_TE = F.linear(x_TI.float(), router_EI.float()).softmax(dim=-1)
+        logits_TE = F.linear(x_TI.float(), router_EI.float())
+    return gates_of(logits_TE, top_k=top_k, renormalize=renormalize)
+
+
+def gates_of(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Gates:
+    """The gates for a router's float32 logits; the arguments are those of `route`."""
+    probability_TE = logits_TE.softmax(dim=-1)
     kept_TK, expert_TK = probability_TE.topk(top_k, dim=-1)
     if renormalize:
         kept_TK = kept_TK / kept_TK.sum(dim=-1, keepdim=True)

@@ -10,8 +10,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig
+from malora_cli.adapters.fused import can_fuse, fused_mixture
 from malora_cli.adapters.initialisation import init_molora, kaiming_uniform, shared_subspace
-from malora_cli.adapters.kernel import balance_loss, expert_load, load_of_all_processes, mixture_delta, route
+from malora_cli.adapters.kernel import (
+    Gates,
+    balance_loss,
+    expert_load,
+    load_of_all_processes,
+    mixture_delta,
+    route,
+)
 from malora_cli.adapters.routing import Routing, attach_balance
 
 NO_MERGE = (
@@ -124,29 +132,48 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the gated update of every active adapter, in the base output's dtype."""
-        y: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return y
-        for name in self.active_adapters:
-            if name in self.malora_up:
-                y = self._add_mixture(x, y, name)
+        names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.malora_up]
+        base = self.base_layer
+        if len(names) == 1 and not args and not kwargs and can_fuse(base, x, self.malora_up[names[0]]):
+            return self._attend_to_routing(*self._fused(base, x, names[0]), names[0])
+        y: Tensor = base(x, *args, **kwargs)
+        for name in names:
+            y = self._attend_to_routing(*self._added(x, y, name), name)
         return y
 
-    def _add_mixture(self, x: Tensor, y: Tensor, name: str) -> Tensor:
-        config, routing = self.malora_config[name], self.malora_routing
+    def _fused(self, base: nn.Linear, x: Tensor, name: str) -> tuple[Tensor, Gates]:
+        config = self.malora_config[name]
+        return fused_mixture(
+            base,
+            x,
+            dropout=self.malora_dropout[name],
+            down_SI=self.malora_down[name],
+            coefficient_QS=self.malora_coefficient.get(name),
+            up_OQ=self.malora_up[name],
+            router_EI=self.malora_router[name],
+            scaling=config.scaling,
+            top_k=config.top_k,
+            renormalize=config.renormalize,
+        )
+
+    def _added(self, x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Gates]:
+        config = self.malora_config[name]
         gates = route(x, self.malora_router[name], top_k=config.top_k, renormalize=config.renormalize)
-        coefficient = self.malora_coefficient.get(name)
         if not torch.is_autocast_enabled(x.device.type):  # autocast would bring a float32 copy back at once
             x = x.to(self.malora_up[name].dtype)
         delta = mixture_delta(
             self.malora_dropout[name](x),
             gates.gate_TE,
             self.malora_down[name],
-            coefficient,
+            self.malora_coefficient.get(name),
             self.malora_up[name],
             scaling=config.scaling,
         )
-        y = y + delta.to(y.dtype)
+        return y + delta.to(y.dtype), gates
+
+    def _attend_to_routing(self, y: Tensor, gates: Gates, name: str) -> Tensor:
+        """Tally what the router chose and attach the balance loss, where either is asked for."""
+        config, routing = self.malora_config[name], self.malora_routing
         balanced = self.training and config.balance_factor > 0 and torch.is_grad_enabled()
         if not balanced and routing.tally is None:
             return y

@@ -1,0 +1,95 @@
+"""The fused kernel against the plain one: the same output and gradients, and no use where it would not hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from malora_cli.adapters import layer as layer_module
+from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MoloraConfig
+from malora_cli.adapters.fused import can_fuse
+from malora_cli.adapters.layer import MixtureLinear
+from malora_cli.adapters.routing import Routing
+
+CONFIGS = {
+    "malora": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6),
+    "molora": MoloraConfig(r=3, num_experts=4, lora_alpha=6),
+    "dropout": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, lora_dropout=0.4),
+    "literal": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, renormalize=False),
+}
+
+
+def _layer(config: MixtureConfig, *, bias: bool) -> MixtureLinear:
+    torch.manual_seed(0)
+    base = nn.Linear(7, 9, bias=bias).requires_grad_(False)
+    made = MixtureLinear(base, "default", config=config, routing=Routing(), name="layers.0.up")
+    with torch.no_grad():
+        made.malora_up["default"].normal_()
+    return made
+
+
+def _outcome(made: MixtureLinear, x: Tensor) -> list[Tensor | None]:
+    """Output and all gradients, under one draw of the dropout."""
+    made.zero_grad()
+    followed = x.detach().clone().requires_grad_(x.requires_grad)
+    torch.manual_seed(1)
+    y = made(followed)
+    (y * torch.linspace(-1, 2, y.numel()).view_as(y)).sum().backward()
+    return [y, followed.grad, *(p.grad for p in made.parameters() if p.requires_grad)]
+
+
+@pytest.mark.parametrize("follow", [True, False], ids=["input-followed", "first-layer"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_equals_the_plain_kernel(config: MixtureConfig, bias: bool, follow: bool, monkeypatch: Any) -> None:
+    made, x = _layer(config, bias=bias), torch.randn(2, 5, 7).requires_grad_(follow)
+    fused = _outcome(made, x)
+    monkeypatch.setattr(layer_module, "can_fuse", lambda *_: False)
+    plain = _outcome(made, x)
+    assert (fused[1] is None) == (not follow)
+    for ours, reference in zip(fused, plain, strict=True):
+        if reference is not None:
+            torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_the_input_and_the_frozen_weight_stay_as_they_are() -> None:
+    made, x = _layer(CONFIGS["malora"], bias=True), torch.randn(2, 5, 7, requires_grad=True)
+    before, weight = x.detach().clone(), made.base_layer.weight.clone()
+    y = made(x)
+    upstream = torch.ones_like(y)
+    y.backward(upstream)
+    assert torch.equal(x, before)
+    assert torch.equal(made.base_layer.weight, weight)
+    assert torch.equal(
+        upstream, torch.ones_like(y)
+    )  # in-place arithmetic stays with what the functions made themselves
+
+
+def test_an_input_that_others_use_as_well_gets_the_sum_of_the_gradients(monkeypatch: Any) -> None:
+    made = _layer(CONFIGS["malora"], bias=False)
+    gradients = []
+    for fuse in (can_fuse, lambda *_: False):
+        monkeypatch.setattr(layer_module, "can_fuse", fuse)
+        x = torch.linspace(-1, 1, 35).view(1, 5, 7).requires_grad_()
+        twice = x * 2
+        (made(twice).sum() + (twice**2).sum() + made(twice).square().sum()).backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_is_used_only_where_nothing_else_looks_at_the_base_layer() -> None:
+    up, x = torch.zeros(2, 2), torch.zeros(1, 3)
+    frozen = nn.Linear(3, 2).requires_grad_(False)
+    assert can_fuse(frozen, x, up)
+    assert not can_fuse(nn.Linear(3, 2), x, up)
+    assert not can_fuse(frozen, x.double(), up)
+    assert not can_fuse(nn.Linear(3, 2, dtype=torch.bfloat16).requires_grad_(False), x, up)
+    assert not can_fuse(nn.Identity(), x, up)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not can_fuse(frozen, x, up)
+    watched = nn.Linear(3, 2).requires_grad_(False)
+    watched.register_forward_hook(lambda *_: None)
+    assert not can_fuse(watched, x, up)
