@@ -9,6 +9,9 @@ from peft import PeftConfig
 
 from malora_cli.adapters.constraints import mixture_problems
 
+#: What the names of all our weights begin with.
+MIXTURE_PREFIX = "malora_"
+
 
 class MixtureType(str, Enum):  # noqa: UP042 - PEFT writes and compares the value as a plain str
     """Names of our methods in ``adapter_config.json``. Name and value agree, so a plain str finds them in a dict."""
@@ -30,6 +33,7 @@ class MixtureConfig(PeftConfig):
         balance_factor: Weight of the mean over routers of the load-balancing loss.
         renormalize: Divide the K kept gates by their sum. Off is Eq. 4 of the paper read literally, under which
             the gates sum to about K/N in the beginning and experts learn at that fraction of the pace.
+        frozen: Parts of every expert that keep their initial values: "down" and, where there is one, "coefficient".
         target_modules: Names (or a regular expression) of the linears to adapt; None takes the paper's for the
             model's architecture: every linear of a block but the attention output.
         exclude_modules: Names (or a regular expression) of linears to leave alone.
@@ -45,6 +49,7 @@ class MixtureConfig(PeftConfig):
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the down-projection."})
     balance_factor: float = field(default=0.01, metadata={"help": "Weight of the load-balancing loss."})
     renormalize: bool = field(default=True, metadata={"help": "Divide the kept gates by their sum."})
+    frozen: list[str] = field(default_factory=list, metadata={"help": "Parts that keep their initial values."})
     target_modules: list[str] | set[str] | str | None = field(default=None, metadata={"help": "Linears to adapt."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Linears to leave alone."})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layers to adapt."})
@@ -70,6 +75,10 @@ class MixtureConfig(PeftConfig):
             problems.append(f"lora_alpha must be above 0, not {self.lora_alpha}")
         if not self.balance_factor >= 0:
             problems.append(f"balance_factor must be at least 0, not {self.balance_factor}")
+        parts = ["down"] if self.shared_rank is None else ["down", "coefficient"]
+        problems += [
+            f"frozen has no part '{part}'; known: {', '.join(parts)}" for part in self.frozen if part not in parts
+        ]
         if problems:
             raise ValueError(f"{type(self).__name__}: {'; '.join(problems)}")
 
@@ -91,8 +100,13 @@ class MixtureConfig(PeftConfig):
 class MoloraConfig(MixtureConfig):
     """Mixture of LoRA experts: ``y = W0 x + s * sum_t g_t(x) B_t A_t x``, a router for each adapted linear.
 
+    Args:
+        same_init: Let all experts of a linear start from the same A.
+
     Source: the baseline of MALoRA (arXiv 2410.22782), section 2.2; Zadouri et al. 2023 (arXiv 2309.05444).
     """
+
+    same_init: bool = field(default=False, metadata={"help": "All experts of a linear start from the same A."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

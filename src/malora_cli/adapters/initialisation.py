@@ -35,8 +35,10 @@ def kaiming_uniform(*shape: int) -> Tensor:
     return torch.empty(*shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound)
 
 
-def init_molora(in_features: int, *, num_experts: int, r: int) -> Tensor:
-    """The experts' A_t stacked, each LoRA's own draw; shape ``(E*R, I)``."""
+def init_molora(in_features: int, *, num_experts: int, r: int, same: bool = False) -> Tensor:
+    """The experts' A_t stacked, each LoRA's own draw, or one draw for all of them; shape ``(E*R, I)``."""
+    if same:
+        return kaiming_uniform(r, in_features).repeat(num_experts, 1)
     return kaiming_uniform(num_experts * r, in_features)
 
 

@@ -9,7 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
-from malora_cli.adapters.config import MaloraConfig, MixtureConfig
+from malora_cli.adapters.config import MIXTURE_PREFIX, MaloraConfig, MixtureConfig, MoloraConfig
 from malora_cli.adapters.fused import can_fuse, fused_mixture
 from malora_cli.adapters.initialisation import init_molora, kaiming_uniform, shared_subspace
 from malora_cli.adapters.kernel import (
@@ -52,6 +52,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     get_base_layer: Callable[[], nn.Module]
     set_adapter: Callable[..., None]
     weight: Tensor
+    frozen_peft_weight_names: dict[str, tuple[str, ...]]
 
     adapter_layer_names = ("malora_down", "malora_coefficient", "malora_up", "malora_router")
     other_param_names = ("malora_dropout", "malora_config")
@@ -87,6 +88,9 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         experts_rank = config.num_experts * config.r
         down_rank = config.shared_rank or experts_rank
         self.malora_config[adapter_name] = config
+        # Of BaseTunerLayer, which keeps these as they are whenever it makes an adapter's weights trainable.
+        frozen = tuple(f"{MIXTURE_PREFIX}{part}" for part in config.frozen)
+        self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, adapter_name: frozen}
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.malora_dropout[adapter_name] = dropout.train(self.training)  # a model in evaluation stays there
         self.malora_down[adapter_name] = self._empty(down_rank, self.in_features)
@@ -126,7 +130,8 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
             down.copy_(start.down_SI)
             self.malora_coefficient[adapter_name].copy_(start.coefficient_ERS.flatten(0, 1))
         else:
-            down.copy_(init_molora(self.in_features, num_experts=config.num_experts, r=config.r))
+            same = isinstance(config, MoloraConfig) and config.same_init
+            down.copy_(init_molora(self.in_features, num_experts=config.num_experts, r=config.r, same=same))
         self.malora_up[adapter_name].zero_()
         self.malora_router[adapter_name].copy_(kaiming_uniform(config.num_experts, self.in_features))
 

@@ -8,7 +8,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MixtureType, MoloraConfig
+from malora_cli.adapters.config import MIXTURE_PREFIX, MaloraConfig, MixtureConfig, MixtureType, MoloraConfig
 from malora_cli.adapters.layer import NO_MERGE, MixtureLinear
 from malora_cli.adapters.routing import Routing, routing_of, scale_balance_with
 from malora_cli.adapters.targets import PAPER_TARGETS
@@ -19,7 +19,7 @@ IGNORED_LABEL = -100
 class MixtureModel(BaseTuner):
     """Replaces the target linears of a model by `MixtureLinear` and hands each forward pass its token mask."""
 
-    prefix = "malora_"
+    prefix = MIXTURE_PREFIX
     tuner_layer_cls = MixtureLinear
     target_module_mapping = PAPER_TARGETS
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from malora_cli.adapters import tuner  # noqa: F401 - tells PEFT about our methods
-from malora_cli.adapters.config import MixtureConfig
+from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.targets import PAPER_TARGETS
 from malora_cli.errors import ModelError
@@ -52,9 +53,20 @@ def wrap(model: PreTrainedModel, method: AdapterSettings) -> PeftModel:
             raise _wrong_targets(model, f"this '{kind}' model has no module {', '.join(map(repr, unmatched))}")
         targets = list(targets)
     try:
-        return get_peft_model(model, method.peft_config(targets))
+        wrapped = get_peft_model(model, method.peft_config(targets))
     except (ValueError, TypeError) as error:
         raise ModelError(first_line(error), where=f"method '{method.name}'") from error
+    _freeze(wrapped, method.frozen)
+    return wrapped
+
+
+def _freeze(model: PeftModel, weights: tuple[str, ...]) -> None:
+    """Keep adapter weights of these names as they are, also when PEFT makes the adapter trainable again."""
+    if weights:
+        for layer in model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.frozen_peft_weight_names = dict.fromkeys(model.peft_config, weights)
+                layer._freeze_non_trainable_peft_weights()
 
 
 def _wrong_targets(model: nn.Module, what: str) -> ModelError:
@@ -89,9 +101,21 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count the parameters of a wrapped model; works on the meta device."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return ParameterCount(trainable, sum(p.numel() for p in model.parameters()) - trainable)
+    """Count the parameters of a wrapped model, on any device. Frozen adapter weights are in neither count."""
+    named = dict(model.named_parameters())
+    trainable = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
+    base = sum(p.numel() for name, p in named.items() if not p.requires_grad and _adapted_module(name) is None)
+    return ParameterCount(trainable, base)
+
+
+def _adapted_module(parameter: str) -> str | None:
+    """The module that an adapter's parameter belongs to; None for one of the base model.
+
+    In ``...q_proj.malora_up.default`` the module stands before the adapter's own names.
+    """
+    parts = parameter.split(".")
+    ends = [i for i, part in enumerate(parts) if part.startswith((MIXTURE_PREFIX, "lora_", "modules_to_save"))]
+    return ".".join(parts[: ends[0]]) if ends else None
 
 
 def parameter_table(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -99,10 +123,9 @@ def parameter_table(model: nn.Module) -> dict[str, tuple[int, int]]:
     modules: dict[str, set[str]] = defaultdict(set)
     parameters: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            # ...layers.0.self_attn.q_proj.malora_up.default[.weight]: the target stands before the adapter's own name
-            parts = name.split(".")
-            end = next(i for i, part in enumerate(parts) if part.startswith(("malora_", "lora_", "modules_to_save")))
-            modules[parts[end - 1]].add(".".join(parts[:end]))
-            parameters[parts[end - 1]] += parameter.numel()
+        module = _adapted_module(name)
+        if parameter.requires_grad and module is not None:
+            target = module.rpartition(".")[2]
+            modules[target].add(module)
+            parameters[target] += parameter.numel()
     return {target: (len(modules[target]), parameters[target]) for target in modules}
