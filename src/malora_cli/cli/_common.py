@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[
     Path | None, typer.Argument(metavar="[RUN]", help="Run folder, or its name under --runs; the newest when left out.")
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings over the recipe's.", show_default=False),
+]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a shipped one.", show_default=False)
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders lie.")]
 
@@ -37,6 +46,31 @@ def prepare_libraries() -> None:
 
 def _show_warning(message: Warning | str, *_: object) -> None:
     typer.echo(f"warning: {message}", err=True)
+
+
+def names_in(text: str) -> list[str]:
+    """``"a, b"`` as names, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+@contextmanager
+def interruptible(record: RunRecord | None = None) -> Iterator[None]:
+    """On Ctrl-C, say how to go on before the command ends.
+
+    Args:
+        record: The run that is being trained; None where the same command goes on by itself.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if record is None:
+            typer.echo("interrupted: the same command goes on from here", err=True)
+        elif record.exists:
+            again = shlex.join(["malora", "train", str(record.recipe_path), "--resume"])
+            typer.echo(f"interrupted: go on from the newest checkpoint with: {again}", err=True)
+        else:
+            typer.echo("interrupted before anything was written", err=True)
+        raise
 
 
 def find_and_tell(run: Path | None, folder: Path) -> RunRecord:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from malora_cli.cli._terminal import plain_table
 from malora_cli.modeling import count_parameters, empty_base, parameter_table, wrap
 from malora_cli.recipe import LoadedRecipe
 from malora_cli.train.run import gather
@@ -22,22 +23,24 @@ def print_plan(loaded: LoadedRecipe, console: Console) -> None:
     """
     recipe, materials = loaded.recipe, gather(loaded.recipe)
     model = wrap(empty_base(materials.base, recipe.model), recipe.method)  # type: ignore[arg-type]
-    values = Table("setting", "value", "from", title="Recipe", title_justify="left", box=None)
+    values = plain_table(("setting", "value", "from"), title="Recipe")
     for path, value in _leaves(recipe.model_dump(mode="json")):
-        values.add_row(path, Text(str(value)), Text(loaded.provenance.get(path, ""), style="dim"))
+        values.add_row(Text(path), Text(_spelled(value)), Text(loaded.provenance.get(path, ""), style="dim"))
     console.print(values)
 
-    parameters = Table("target", "modules", "trainable", title="\nTrainable parameters", title_justify="left", box=None)
+    parameters = plain_table(("target",), ("modules", "trainable"), title="\nTrainable parameters")
     for target, (modules, count) in parameter_table(model).items():
-        parameters.add_row(target, str(modules), f"{count:,}")
+        parameters.add_row(Text(target), str(modules), f"{count:,}")
     total = count_parameters(model)
-    parameters.add_row("all", "", f"{total.trainable:,} ({total.percent:.2f}% of {total.base + total.trainable:,})")
+    parameters.add_row("all", "", f"{total.trainable:,}")
     console.print(parameters)
+    console.print(f"{total.percent:.2f}% of {total.base + total.trainable:,} parameters", highlight=False)
 
-    mixture = Table(
-        "task", "domain", "share", "train rows", "label tokens", "tokens", "passes", "test rows",
-        title=f"\nMixture, {materials.steps} steps of {recipe.train.batch_size} rows", title_justify="left", box=None,
-    )  # fmt: skip
+    mixture = plain_table(
+        ("task", "domain"),
+        ("share", "train rows", "label tokens", "tokens", "passes", "test rows"),
+        title=f"\nMixture, {materials.steps} steps of {recipe.train.batch_size} rows",
+    )
     for task in materials.tasks:
         share = materials.mixture.share[task.name]
         passes = share * len(materials.mixture) / len(task.train)
@@ -52,6 +55,11 @@ def print_plan(loaded: LoadedRecipe, console: Console) -> None:
             f"{len(task.test):,}",
         )
     console.print(mixture)
+
+
+def _spelled(value: Any) -> str:
+    """A value as a recipe spells it: null and true, not None and True."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from malora_cli.cli._terminal import plain_table
 from malora_cli.compare.table import Comparison
 from malora_cli.export.merge import MergeCost
 from malora_cli.results import EvalResult, Scores
@@ -15,7 +16,7 @@ from malora_cli.results import EvalResult, Scores
 
 def evaluation_table(result: EvalResult) -> Table:
     """Scores and losses of every task and domain, base model beside adapter."""
-    table = Table("task", "domain", "rows", "score", "base", "gain", "loss", "base loss", box=None, pad_edge=False)
+    table = plain_table(("task", "domain"), ("rows", "score", "base", "gain", "loss", "base loss"))
     for name, task in result.tasks.items():
         table.add_row(Text(name), Text(task.domain), str(task.rows), *_pair(task.base, task.adapter))
     table.add_section()
@@ -39,7 +40,7 @@ def _pair(base: Scores, adapter: Scores) -> tuple[str, ...]:
 
 def comparison_table(comparison: Comparison) -> Table:
     """One column a run; the best of a row is marked with *."""
-    table = Table("", *map(escape, comparison.runs), box=None, pad_edge=False)
+    table = plain_table(("",), [escape(name) for name in comparison.runs])
     section = None
     for row in comparison.rows:
         if row.section != section:
@@ -47,8 +48,8 @@ def comparison_table(comparison: Comparison) -> Table:
             table.add_row(Text(section, style="bold"))
         best = row.best()
         cells = [
-            Text("-" if value is None else f"{value:{row.form}}{'*' if index in best else ' '}")
-            for index, value in enumerate(row.values)
+            Text(f"{text}*", style="bold green") if index in best else Text(f"{text} ")
+            for index, text in enumerate(row.shown())
         ]
         table.add_row(Text(f"  {row.name}"), *cells)
     return table
@@ -56,7 +57,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def merge_table(costs: Iterable[MergeCost]) -> Table:
     """Held-out loss of every task, routed and merged."""
-    table = Table("task", "routed", "merged", "difference", box=None, pad_edge=False)
+    table = plain_table(("task",), ("routed", "merged", "difference"))
     for cost in costs:
         table.add_row(Text(cost.task), f"{cost.routed:.4f}", f"{cost.merged:.4f}", f"{cost.merged - cost.routed:+.4f}")
     return table

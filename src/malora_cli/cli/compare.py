@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from malora_cli.cli._common import RunsOption
+from malora_cli.cli._common import OverridesArgument, RecipeArgument, RunsOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from malora_cli.results import RunRecord
+    from malora_cli.results import EvalResult, RunRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -24,10 +24,8 @@ def register(app: typer.Typer) -> None:
 
 
 def baselines(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a shipped one.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's, for every run.")
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
     methods: Annotated[str, typer.Option(metavar="A,B", help="Methods to compare.")] = "lora,molora,malora",
     seeds: Annotated[str, typer.Option(metavar="N,N", help="Seeds; each method is trained once with each.")] = "0",
     for_method: Annotated[
@@ -37,34 +35,34 @@ def baselines(
 ) -> None:
     """Train and evaluate one recipe under several methods: same data, order and steps, in ordinary run folders.
 
-    A finished run is not run again, and a killed one goes on. Methods have their best learning rates far apart: give
-    each its own by --for.
+    The recipe's own method keeps its settings, the others take their defaults. A finished run is not run again, and a
+    killed one goes on. Methods have their best learning rates far apart: give each its own by --for.
 
     Example: malora compare baselines quickstart --methods lora,malora --for lora:train.learning_rate=1e-3
     """
-    from malora_cli.cli._common import prepare_libraries, recipe_file, vocabulary
+    from malora_cli.cli._common import interruptible, names_in, prepare_libraries, recipe_file, vocabulary
+    from malora_cli.cli._terminal import result_console
     from malora_cli.compare.plan import parse_method_overrides, parse_seeds, plan
 
-    prepare_libraries()
     planned = plan(
         recipe_file(recipe),
         overrides or [],
-        methods=[name.strip() for name in methods.split(",")],
+        methods=names_in(methods),
         seeds=parse_seeds(seeds),
         by_method=parse_method_overrides(for_method or []),
         vocabulary=vocabulary(),
     )
-    from rich.console import Console
-
+    prepare_libraries()
     from malora_cli.compare.run import carry_out
     from malora_cli.reports import write_report
     from malora_cli.train.view import view_for
 
-    console = Console()
-    records = carry_out(planned, lambda: view_for(console), typer.echo)
-    for record in records:
+    console = result_console()
+    with interruptible():
+        evaluated = carry_out(planned, lambda: view_for(console), typer.echo)
+    for record, _ in evaluated:
         write_report(record)
-    _print(records)
+    _print(evaluated)
 
 
 def runs_that_exist(
@@ -75,15 +73,16 @@ def runs_that_exist(
 
     Example: malora compare runs quickstart-lora-seed0 quickstart-malora-seed0
     """
+    from malora_cli.compare.table import newest_evaluation
     from malora_cli.results import find_run
 
-    _print([find_run(run, folder) for run in runs])
+    records = [find_run(run, folder) for run in runs]
+    _print([(record, newest_evaluation(record)) for record in records])
 
 
-def _print(records: Sequence[RunRecord]) -> None:
-    from rich.console import Console
-
+def _print(evaluated: Sequence[tuple[RunRecord, EvalResult]]) -> None:
     from malora_cli.cli._tables import comparison_table
+    from malora_cli.cli._terminal import result_console
     from malora_cli.compare.table import compare
 
-    Console().print(comparison_table(compare(records)))
+    result_console().print(comparison_table(compare(evaluated)))

@@ -29,24 +29,22 @@ def evaluate(
 
     Example: malora eval runs/quickstart --tasks chain_sum,words_sorted --limit 20
     """
-    from malora_cli.cli._common import find_and_tell, prepare_libraries, read_recipe
+    from malora_cli.cli._common import find_and_tell, names_in, prepare_libraries, read_recipe
+    from malora_cli.cli._terminal import result_console
 
-    prepare_libraries()
     record = find_and_tell(run, runs)
-    from rich.console import Console
-
+    recipe = read_recipe(record.recipe_path).recipe
+    prepare_libraries()
     from malora_cli.cli._tables import evaluation_table
     from malora_cli.evals.evaluate import evaluate_run
     from malora_cli.reports import write_report
 
-    console = Console()
-    recipe = read_recipe(record.recipe_path).recipe
-    chosen = [name.strip() for name in tasks.split(",") if name.strip()] if tasks is not None else None
+    console = result_console()
     with console.status("loading") as status:
         result = evaluate_run(
             record,
             recipe,
-            tasks=chosen,
+            tasks=names_in(tasks) if tasks is not None else None,
             limit=limit,
             on_task=lambda model, task: status.update(f"{model}: {task}"),
         )

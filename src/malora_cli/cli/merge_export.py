@@ -30,8 +30,9 @@ def merge_export(
         typer.Option(help="adapter: as trained, in PEFT's format. lora: a LoRA for fixed gates, for plain PEFT."),
     ] = Target.ADAPTER,
     gates: Annotated[
-        str, typer.Option(metavar="task:NAME|mix", help="Whose mean gates a LoRA takes: one task's, or the mix's.")
-    ] = "mix",
+        str | None,
+        typer.Option(metavar="task:NAME|mix", help="Whose mean gates a LoRA takes; the mix's when left out."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to; under the run's export/ when left out.")
     ] = None,
@@ -42,21 +43,24 @@ def merge_export(
     Example: malora merge-export runs/quickstart --to lora --gates task:chain_sum
     """
     from malora_cli.cli._common import find_and_tell, prepare_libraries, read_recipe
+    from malora_cli.cli._terminal import result_console
+    from malora_cli.errors import RecipeError
 
-    prepare_libraries()
+    if to is Target.ADAPTER and gates is not None:
+        raise RecipeError("an adapter keeps its routers and takes no gates", where="--gates", fix="Use --to lora.")
     record = find_and_tell(run, runs)
-    from rich.console import Console
-
+    recipe = read_recipe(record.recipe_path).recipe
+    prepare_libraries()
     from malora_cli.cli._tables import merge_table
     from malora_cli.export.merge import export_adapter, export_lora
 
-    recipe = read_recipe(record.recipe_path).recipe
     if to is Target.ADAPTER:
         folder = out or record.path / "export" / "adapter"
         export_adapter(record, recipe, folder)
     else:
+        gates = gates or "mix"
         folder = out or record.path / "export" / f"lora-{gates.removeprefix('task:')}"
         costs = export_lora(record, recipe, folder, gates=gates)
         typer.echo("held-out loss, nats a token:")
-        Console().print(merge_table(costs))
+        result_console().print(merge_table(costs))
     typer.echo(f"exported: {folder}")

@@ -23,16 +23,15 @@ def list_recipes() -> None:
 
     Example: malora recipes ls
     """
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
+    from malora_cli.cli._terminal import plain_table, result_console
     from malora_cli.recipe import description_of, shipped_files
 
-    table = Table("recipe", "what it is for", box=None, pad_edge=False)
+    table = plain_table(("recipe", "what it is for"))
     for name, path in shipped_files("recipes").items():
         table.add_row(Text(name, "bold"), Text(description_of(path)))
-    Console().print(table)
+    result_console().print(table)
 
 
 def copy_recipe(

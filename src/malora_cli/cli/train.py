@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from malora_cli.cli._common import OverridesArgument, RecipeArgument
+
 
 def register(app: typer.Typer) -> None:
     """Add ``malora train``."""
@@ -13,10 +15,8 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a shipped one.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's.")
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe, the parameters and the mixture; train nothing.")
@@ -26,13 +26,13 @@ def train(
 
     Example: malora train recipes/quickstart.yaml train.steps=200 output.name=longer
     """
-    from malora_cli.cli._common import prepare_libraries, read_recipe
+    from malora_cli.cli._common import interruptible, prepare_libraries, read_recipe
+    from malora_cli.cli._terminal import result_console
+    from malora_cli.results import RunRecord
 
-    prepare_libraries()
     loaded = read_recipe(recipe, overrides or [])
-    from rich.console import Console
-
-    console = Console()
+    prepare_libraries()
+    console = result_console()
     if dry_run:
         from malora_cli.cli._dry_run import print_plan
 
@@ -42,7 +42,8 @@ def train(
     from malora_cli.train.run import train as run_training
     from malora_cli.train.view import view_for
 
-    record = run_training(loaded, view_for(console), resume=resume)
+    with interruptible(RunRecord(loaded.recipe.output.folder / loaded.name)):
+        record = run_training(loaded, view_for(console), resume=resume)
     typer.echo(f"run:     {record.path}")
     typer.echo(f"adapter: {record.adapter_dir}")
     typer.echo(f"report:  {write_report(record)}")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from malora_cli.errors import RecipeError
-from malora_cli.recipe import LoadedRecipe, Vocabulary, load_recipe
+from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
 from malora_cli.registry import did_you_mean
 
-#: Compared when nothing else is asked for.
-BASELINES = ("lora", "molora", "malora")
+#: Settings of ``train`` that every run of a comparison shares; the others are a method's own affair.
+_BUDGET = ("steps", "epochs", "batch_size", "max_length", "seed")
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ def parse_method_overrides(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``"0,1,2"`` as numbers.
+    """``"0,1,2"`` as numbers, each once.
 
     Raises:
         RecipeError: It is something else.
     """
     try:
-        return [int(part) for part in text.split(",")]
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise RecipeError(f"'{text}' is no list of seeds", where="--seeds", fix="Write it as 0,1,2.") from None
 
@@ -68,19 +69,15 @@ def plan(
     Args:
         path: The recipe.
         overrides: For every run.
-        methods: Names of the methods.
+        methods: Names of the methods, each once.
         seeds: Values of ``train.seed``.
         by_method: Further overrides for single methods, such as the learning rate that suits each.
         vocabulary: The names a recipe may use.
 
     Raises:
-        RecipeError: The recipe is wrong, or a method is not known.
+        RecipeError: The recipe is wrong, a method is not known, or one would get another budget than the others.
     """
-    for name in [*methods, *by_method]:
-        if name not in vocabulary.methods:
-            raise RecipeError(f"no such method '{name}'; {did_you_mean(name, vocabulary.methods)}", where="--methods")
-    if unused := sorted(set(by_method) - set(methods)):
-        raise RecipeError(f"'{unused[0]}' is not among the methods compared", where="--for")
+    _check_methods(methods, by_method, vocabulary)
     own = load_recipe(path, overrides, vocabulary=vocabulary)
     targets = own.recipe.method.target_modules
     runs = []
@@ -88,8 +85,39 @@ def plan(
         for seed in seeds:
             changed = [] if method == own.recipe.method.name else [f"method={{name: {method}}}"]
             if changed and targets is not None:
-                changed.append(f"method.target_modules=[{', '.join(targets)}]")
+                changed.append(f"method.target_modules={json.dumps(targets)}")
             changed += [f"train.seed={seed}", f"output.name={own.name}-{method}-seed{seed}"]
-            loaded = load_recipe(path, [*overrides, *changed, *by_method.get(method, ())], vocabulary=vocabulary)
+            equal = load_recipe(path, [*overrides, *changed], vocabulary=vocabulary)
+            loaded = equal
+            if further := by_method.get(method):
+                loaded = load_recipe(path, [*overrides, *changed, *further], vocabulary=vocabulary)
+                _check_budget(method, equal.recipe, loaded.recipe)
             runs.append(PlannedRun(method, seed, loaded))
     return runs
+
+
+def _check_methods(methods: Sequence[str], by_method: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> None:
+    if not methods:
+        raise RecipeError("no method is named", where="--methods", fix=f"Known: {', '.join(vocabulary.methods)}.")
+    for option, names in (("--methods", methods), ("--for", by_method)):
+        for name in names:
+            if name not in vocabulary.methods:
+                raise RecipeError(f"no such method '{name}'; {did_you_mean(name, vocabulary.methods)}", where=option)
+    if unused := sorted(set(by_method) - set(methods)):
+        raise RecipeError(f"'{unused[0]}' is not among the methods compared", where="--for", fix="Add it to --methods.")
+
+
+def _check_budget(method: str, equal: Recipe, own: Recipe) -> None:
+    """Make sure that what one method has to itself is how it learns, not what it learns from or how long."""
+    for section in Recipe.model_fields:
+        old, new = getattr(equal, section), getattr(own, section)
+        names = _BUDGET if section == "train" else () if section == "method" else type(old).model_fields
+        for name in names:
+            if getattr(old, name) != getattr(new, name):
+                raise RecipeError(
+                    f"'{section}.{name}' for {method} alone would make the comparison unequal",
+                    where="--for",
+                    fix=f"Set it for every run: {section}.{name}=VALUE without --for.",
+                )
+    if own.method.name != method:
+        raise RecipeError(f"method {method} was turned into '{own.method.name}'", where="--for", fix="Leave it out.")

@@ -11,7 +11,9 @@ from malora_cli.train.run import check_same_recipe, train
 from malora_cli.train.view import View
 
 
-def carry_out(runs: Sequence[PlannedRun], new_view: Callable[[], View], tell: Callable[[str], None]) -> list[RunRecord]:
+def carry_out(
+    runs: Sequence[PlannedRun], new_view: Callable[[], View], tell: Callable[[str], None]
+) -> list[tuple[RunRecord, EvalResult]]:
     """Train and evaluate every run that is not there yet, one after another.
 
     The base model is the same for all of them, so it is evaluated once.
@@ -21,26 +23,34 @@ def carry_out(runs: Sequence[PlannedRun], new_view: Callable[[], View], tell: Ca
         new_view: Makes the view of one training run.
         tell: Told what happens to each run.
 
+    Returns:
+        Every run with its newest evaluation of all tasks.
+
     Raises:
-        MaloraError: A run cannot be trained, or a folder holds a run of another recipe.
+        MaloraError: A run cannot be trained, or a folder holds a run of another recipe; nothing was trained then.
     """
-    records: list[RunRecord] = []
+    for run in runs:
+        if (record := _record(run)).exists:
+            check_same_recipe(record, run.loaded)
+    evaluated: list[tuple[RunRecord, EvalResult]] = []
     measured: EvalResult | None = None
     for number, run in enumerate(runs, start=1):
-        loaded = run.loaded
-        record = RunRecord(loaded.recipe.output.folder / loaded.name)
-        if record.exists:
-            check_same_recipe(record, loaded)
+        loaded, record = run.loaded, _record(run)
         state = "finished already" if record.finished else "going on" if record.exists else "training"
         tell(f"[{number}/{len(runs)}] {record.path}: {state}")
         if not record.finished:
             record = train(loaded, new_view(), resume=record.exists)
         done = [result for result in record.evaluations() if _is_whole(result, run)]
         if not done:
+            tell(f"[{number}/{len(runs)}] {record.path}: evaluating")
             done = [evaluate_run(record, loaded.recipe, base_from=measured)]
         measured = measured or done[-1]
-        records.append(record)
-    return records
+        evaluated.append((record, done[-1]))
+    return evaluated
+
+
+def _record(run: PlannedRun) -> RunRecord:
+    return RunRecord(run.loaded.recipe.output.folder / run.loaded.name)
 
 
 def _is_whole(result: EvalResult, run: PlannedRun) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from malora_cli.errors import RunError
 from malora_cli.results import EvalResult, RunRecord
@@ -29,13 +28,18 @@ class Row:
     higher_is_better: bool | None
     form: str
 
+    def shown(self) -> list[str]:
+        """The values as text."""
+        return ["-" if value is None else f"{value:{self.form}}" for value in self.values]
+
     def best(self) -> set[int]:
-        """Numbers of the runs that are best; empty when there is nothing to tell apart."""
+        """Numbers of the runs that are best as far as is shown; empty when there is nothing to tell apart."""
         known = [value for value in self.values if value is not None]
-        if self.higher_is_better is None or len(set(known)) < 2:
+        shown = self.shown()
+        if self.higher_is_better is None or len(set(shown) - {"-"}) < 2:
             return set()
         best = max(known) if self.higher_is_better else min(known)
-        return {index for index, value in enumerate(self.values) if value == best}
+        return {index for index, text in enumerate(shown) if text == f"{best:{self.form}}"}
 
 
 @dataclass(frozen=True)
@@ -45,23 +49,14 @@ class Comparison:
     runs: list[str]
     rows: list[Row]
 
-    def as_json(self) -> dict[str, Any]:
-        """The table as plain data."""
-        return {
-            "runs": self.runs,
-            "rows": [{"section": r.section, "name": r.name, "values": r.values} for r in self.rows],
-        }
 
-
-def compare(records: Sequence[RunRecord]) -> Comparison:
-    """Put finished and evaluated runs side by side.
+def compare(evaluated: Sequence[tuple[RunRecord, EvalResult]]) -> Comparison:
+    """Put runs and their evaluations side by side.
 
     Raises:
-        RunError: One is not finished or not evaluated, or they were evaluated on different rows.
+        RunError: They were evaluated on different rows.
     """
-    for record in records:
-        record.require_finished()
-    results = [_newest(record) for record in records]
+    records, results = [record for record, _ in evaluated], [result for _, result in evaluated]
     _check_same_rows(records, results)
     rows = [
         Row("cost", "trainable parameters", [float(r.manifest.trainable_parameters) for r in records], None, ",.0f"),
@@ -82,7 +77,13 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     return Comparison([record.name for record in records], rows)
 
 
-def _newest(record: RunRecord) -> EvalResult:
+def newest_evaluation(record: RunRecord) -> EvalResult:
+    """The newest evaluation of a finished run.
+
+    Raises:
+        RunError: It is not finished or not evaluated.
+    """
+    record.require_finished()
     found = record.evaluations()
     if not found:
         raise RunError(

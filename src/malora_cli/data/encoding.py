@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from malora_cli.data.formats._base import Example
+from malora_cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Encoder:
         Args:
             example: The text.
             system: System prompt; None leaves it to the template.
+
+        Raises:
+            DataError: The template refuses the conversation.
         """
         messages = [{"role": "user", "content": example.prompt}]
         if system is not None:
@@ -49,15 +54,23 @@ class Encoder:
             return f"{context}{example.prompt}\n", f"{example.completion}{self.tokenizer.eos_token or ''}"
         prompt = self._apply(messages, add_generation_prompt=True)
         whole = self._apply([*messages, {"role": "assistant", "content": example.completion}])
-        # Some templates rewrite earlier turns or trim the answer; then the end of the turn is all we can tell.
+        # Some templates rewrite what came before the answer; then the answer itself is all we can tell.
         answer = whole[len(prompt) :] if whole.startswith(prompt) else example.completion
         answer = answer.rstrip()
-        if answer == example.completion.rstrip():
-            answer += str(self.tokenizer.eos_token)
+        if answer.strip() == example.completion.strip():  # the template does not end the turn
+            answer += self.tokenizer.eos_token or ""
         return prompt, answer
 
     def _apply(self, messages: list[dict[str, str]], **options: Any) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        except TemplateError as error:
+            roles = " and ".join(message["role"] for message in messages)
+            raise DataError(
+                f"the model's chat template refuses messages of {roles} ({' '.join(str(error).split())})",
+                where="chat template",
+                fix="Leave `system` out." if messages[0]["role"] == "system" else "Use a model with another template.",
+            ) from error
 
     def encode(self, example: Example, system: str | None) -> Encoded:
         """Tokens of one example."""
@@ -65,18 +78,23 @@ class Encoder:
         # A chat template writes its own special tokens; plain text wants the tokenizer's.
         plain = self.tokenizer.chat_template is None
         prompt_ids = self.tokenizer(prompt, add_special_tokens=plain)["input_ids"]
+        if plain and prompt_ids[-1:] == [self.tokenizer.eos_token_id]:  # the end of a text, and this is its middle
+            prompt_ids = prompt_ids[:-1]
         answer_ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
         return Encoded([*prompt_ids, *answer_ids], len(prompt_ids))
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer: the tokenizer's end of text and the template's end of turn."""
-        ends = self.encode(Example("?", "!"), None).input_ids[-1:]
-        return sorted({*ends, self.tokenizer.eos_token_id} - {None})
+        last = self.encode(Example("?", "!"), None).input_ids[-1]
+        # Where the turn ends in plain text, its last token is one that answers hold as well.
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
+        return sorted(({last} & special | {self.tokenizer.eos_token_id}) - {None})
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything about the tokenizer that decides which tokens a text becomes."""
         backend = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else self.tokenizer.get_vocab()
-        parts = [type(self.tokenizer).__name__, backend, self.tokenizer.chat_template]
+        special = self.tokenizer.special_tokens_map  # templates name them, and plain text ends with one
+        parts = [type(self.tokenizer).__name__, backend, special, self.tokenizer.chat_template]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -34,7 +34,7 @@ class MixtureOrder:
         self.seed = seed
         # With at least one row of the rarest task in a block, counts can only grow from block to block.
         self.block = max(4 * len(rows), int(np.ceil(1.0 / self.share.min())))
-        self._arrangement = lru_cache(maxsize=4)(self._make_arrangement)
+        self._arrangement = lru_cache(maxsize=2)(self._make_arrangement)
         self._shuffle = lru_cache(maxsize=2 * len(rows))(self._make_shuffle)
 
     def __getitem__(self, position: int) -> tuple[int, int]:
@@ -54,13 +54,12 @@ class MixtureOrder:
         return counts
 
     def _make_arrangement(self, block: int) -> tuple[Ints, Ints]:
-        before = self.drawn(block)
-        counts = self.drawn(block + 1) - before
-        tasks = np.repeat(np.arange(len(counts)), counts)
+        before, after = self.drawn(block), self.drawn(block + 1)
+        tasks = np.repeat(np.arange(len(before)), after - before)
         np.random.default_rng([self.seed, _BLOCK, block]).shuffle(tasks)
         occurrence = np.empty_like(tasks)
-        for task in range(len(counts)):
-            occurrence[tasks == task] = before[task] + np.arange(counts[task])
+        counted = [np.arange(first, end) for first, end in zip(before, after, strict=True)]
+        occurrence[np.argsort(tasks, kind="stable")] = np.concatenate(counted)
         return tasks, occurrence
 
     def _make_shuffle(self, task: int, epoch: int) -> Ints:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Sequence, Value
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
 
 from malora_cli.data.batch import TrainExample
 from malora_cli.data.encoding import Encoder
@@ -26,10 +28,13 @@ _ENCODED = Features(
         "completion": Value("string"),
         "input_ids": Sequence(Value("int32")),
         "prompt_tokens": Value("int32"),
+        "tokens": Value("int32"),
     }
 )
 #: Raise it when a change here makes cached encodings wrong.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
+#: Rows within which even the rarest task of a mixture has to be drawn; the order is laid out in blocks of them.
+_LONGEST_WAIT = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Split:
     """The encoded rows of one split of one task.
 
     Args:
-        rows: Columns ``prompt``, ``completion``, ``input_ids``, ``prompt_tokens``.
+        rows: Columns ``prompt``, ``completion``, ``input_ids``, ``prompt_tokens`` and ``tokens``, which counts all.
         source: Where they came from.
         sha256: Hash of the tokens of all rows that were read, in order.
         too_long: Rows left out because they are longer than ``train.max_length``.
@@ -54,12 +59,12 @@ class Split:
     @property
     def tokens(self) -> int:
         """All tokens."""
-        return int(_lengths(self.rows).sum())
+        return int(_numbers(self.rows, "tokens").sum())
 
     @property
     def label_tokens(self) -> int:
         """Supervised tokens."""
-        return self.tokens - int(np.asarray(self.rows["prompt_tokens"]).sum())
+        return self.tokens - int(_numbers(self.rows, "prompt_tokens").sum())
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,10 @@ def load_tasks(mix: MixSettings, encoder: Encoder, *, max_length: int) -> list[T
             )
         except DataError as error:
             raise DataError(error.what, where=f"task '{name}': {error.where}", fix=error.fix) from error
-    trained = {prompt for train, _ in splits.values() for prompt in train.rows["prompt"]}
+    # Hashes, since the prompts themselves may not fit into memory; two of 64 bits all but never agree by chance.
+    trained = {hash(prompt) for train, _ in splits.values() for prompt in train.rows["prompt"]}
     tasks = [
-        Task(name, mix.tasks[name], train, test, sum(prompt in trained for prompt in test.rows["prompt"]))
+        Task(name, mix.tasks[name], train, test, sum(hash(prompt) in trained for prompt in test.rows["prompt"]))
         for name, (train, test) in splits.items()
     ]
     for task in tasks:
@@ -130,6 +136,17 @@ def _load_split(
             where=source.path,
             fix=f"Its roles: {', '.join(columns)}.",
         )
+    fingerprint = _fingerprint(rows, settings, columns, system, encoder)
+    # By default it would lie beside the rows, which a saved dataset has in a folder of the user's.
+    cache = user_cache_path("malora") / "encoded" / f"{fingerprint}.arrow"
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"encoded rows cannot be kept ({error})",
+            where=str(cache.parent),
+            fix="Set XDG_CACHE_HOME to another folder.",
+        ) from error
     encoded = rows.map(
         _encode_row,
         with_indices=True,
@@ -142,10 +159,10 @@ def _load_split(
         },
         remove_columns=rows.column_names,
         features=_ENCODED,
-        new_fingerprint=_fingerprint(rows, settings, columns, system, encoder),
+        new_fingerprint=fingerprint,
+        cache_file_name=str(cache),
     )
-    lengths = _lengths(encoded)
-    kept = np.flatnonzero(lengths <= max_length)
+    kept = np.flatnonzero(_numbers(encoded, "tokens") <= max_length)
     if len(kept) == 0:
         raise DataError(
             f"every row is longer than train.max_length {max_length} tokens", where=source.path, fix="Raise it."
@@ -164,24 +181,29 @@ def _encode_row(
     system: str | None,
     source: str,
 ) -> dict[str, Any]:
+    def wrong(what: str) -> DataError:
+        return DataError(f"row {index + 1} has {what}", where=source, fix="Mend or remove the row.")
+
     texts = {}
     for role, column in columns.items():
-        if row[column] is None:
-            raise DataError(f"row {index + 1} has no '{column}'", where=source, fix="Mend or remove the row.")
-        texts[role] = str(row[column])
+        value = row[column]
+        if value is None or value != value:  # nothing, or NaN, which stands for nothing in tables
+            raise wrong(f"no '{column}'")
+        if not isinstance(value, str | int | float):
+            raise wrong(f"no text as '{column}', but a {type(value).__name__}")
+        texts[role] = str(value)
     example: Example = FORMATS[settings.format].example(texts)
     if not example.completion.strip():
-        raise DataError(
-            f"row {index + 1} has an empty completion, so nothing of it is supervised",
-            where=source,
-            fix="Mend or remove the row.",
-        )
+        raise wrong("an empty completion, so nothing of it is supervised")
     tokens = encoder.encode(example, system)
+    if len(tokens.input_ids) <= max(tokens.prompt_tokens, 1):
+        raise wrong("a completion of no token, so nothing of it is supervised")
     return {
         "prompt": example.prompt,
         "completion": example.completion,
         "input_ids": tokens.input_ids,
         "prompt_tokens": tokens.prompt_tokens,
+        "tokens": len(tokens.input_ids),
     }
 
 
@@ -193,14 +215,15 @@ def _fingerprint(
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _lengths(rows: Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.fromiter((len(ids) for ids in rows["input_ids"]), dtype=np.int64, count=len(rows))
+def _numbers(rows: Dataset, column: str) -> NDArray[np.int64]:
+    return np.asarray(rows.with_format("numpy", columns=[column])[:][column], dtype=np.int64)
 
 
 def _sha256(rows: Dataset) -> str:
     digest = hashlib.sha256()
-    for ids, prompt_tokens in zip(rows["input_ids"], rows["prompt_tokens"], strict=True):
-        digest.update(np.asarray([prompt_tokens, len(ids), *ids], dtype=np.int64).tobytes())
+    for lot in rows.with_format("arrow", columns=["prompt_tokens", "tokens", "input_ids"]).iter(1000):
+        for numbers in (lot["prompt_tokens"], lot["tokens"], lot["input_ids"].combine_chunks().flatten()):
+            digest.update(numbers.to_numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -212,6 +235,9 @@ class Mixture:
         mix: How often each is drawn.
         length: Positions, that is optimiser steps times rows a step.
         seed: Seed of the order.
+
+    Raises:
+        DataError: A task is drawn too rarely.
     """
 
     def __init__(self, tasks: list[Task], mix: MixSettings, *, length: int, seed: int) -> None:
@@ -223,6 +249,12 @@ class Mixture:
             "explicit": [task.settings.weight or 0.0 for task in tasks],
         }[mix.weighting]
         self.order = MixtureOrder(rows, weights, seed)
+        if self.order.block > _LONGEST_WAIT:
+            raise DataError(
+                f"it is drawn once in {self.order.block:,} rows, too rarely to be learned",
+                where=f"task '{tasks[int(self.order.share.argmin())].name}'",
+                fix="Give it more weight, or leave it out.",
+            )
 
     @property
     def share(self) -> dict[str, float]:

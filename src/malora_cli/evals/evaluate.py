@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
 from statistics import fmean
 
 from peft import PeftModel
@@ -13,7 +14,7 @@ from malora_cli.adapters.routing import routing_of
 from malora_cli.data.batch import collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, in_lots, load_tasks
-from malora_cli.errors import RecipeError
+from malora_cli.errors import DataError, RecipeError
 from malora_cli.evals.metrics import METRICS
 from malora_cli.evals.predict import predict
 from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base
@@ -27,10 +28,12 @@ def choose_tasks(mix: MixSettings, names: Collection[str] | None) -> MixSettings
     """The mix with only the tasks named; all of them when none are.
 
     Raises:
-        RecipeError: A name is not in the mix.
+        RecipeError: A name is not in the mix, or there is none.
     """
     if names is None:
         return mix
+    if not names:
+        raise RecipeError("no task is named", where="--tasks", fix=f"Its tasks: {', '.join(mix.tasks)}.")
     for name in names:
         if name not in mix.tasks:
             raise RecipeError(f"there is no task '{name}'; {did_you_mean(name, mix.tasks)}", where="--tasks")
@@ -57,14 +60,17 @@ def evaluate_run(
         on_task: Told of each model (``"base"``, ``"adapter"``) and task before it is measured.
 
     Raises:
-        MaloraError: The run is not finished, or the model, the data or a task is not there.
+        MaloraError: The run is not finished, or the model, the data or a task is not there, or the held-out rows are
+            others than when it was trained.
     """
     record.require_finished()
     started = time.perf_counter()
+    mix = choose_tasks(recipe.mix, tasks)
     rows = limit if limit is not None else recipe.eval.rows
     base = resolve_base(recipe.model)
     encoder = Encoder(load_tokenizer(base, recipe.model))
-    loaded = load_tasks(choose_tasks(recipe.mix, tasks), encoder, max_length=recipe.train.max_length)
+    loaded = load_tasks(mix, encoder, max_length=recipe.train.max_length)
+    _check_same_data(record, loaded)
     model = load_adapter(load_base(base, recipe.model), record.adapter_dir)
     evaluator = _Evaluator(model, encoder, rows, recipe.eval.batch_size, on_task)
     if base_from is None:
@@ -74,7 +80,7 @@ def evaluate_run(
         base_scores = {task.name: base_from.tasks[task.name].base for task in loaded}
     adapted = evaluator.measure_all("adapter", loaded)
     routing = routing_of(model)
-    load = {name: routing.share_by_group(held.tally) for name, (_, held) in adapted.items() if routing and held.tally}
+    tallies = {name: held.tally for name, (_, held) in adapted.items() if held.tally is not None}
     result = EvalResult(
         run=record.name,
         created=utc_now(),
@@ -91,12 +97,25 @@ def evaluate_run(
             )
             for task in loaded
         },
-        expert_load=load or None,
+        expert_load=routing.load_by_group(tallies) if routing is not None else None,
     )
-    name = result.created.replace(":", "-").removesuffix("+00-00")
+    # Finer than `created`, so that no evaluation takes the place of another, and the newest still sorts last.
+    name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
     write_text(record.eval_dir / f"{name}.predictions.jsonl", "".join(evaluator.lines()))
     result.save(record.eval_dir / f"{name}.json")
     return result
+
+
+def _check_same_data(record: RunRecord, tasks: Sequence[Task]) -> None:
+    """Make sure that the held-out rows are those that the run's manifest names: comparisons go by these hashes."""
+    known = record.manifest.test_data
+    for task in tasks:
+        if task.name not in known or known[task.name].sha256 != task.test.sha256:
+            raise DataError(
+                "these rows have changed since the run was trained",
+                where=f"task '{task.name}': {task.test.source}",
+                fix="Put them back, or train again.",
+            )
 
 
 class _Evaluator:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @torch.no_grad()
@@ -33,6 +34,13 @@ def predict(
         The answers without special tokens.
     """
     device = next(model.parameters()).device
+    stops = set(stop_ids)
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=tokenizer.pad_token_id,
+    )
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
@@ -40,15 +48,25 @@ def predict(
         padded = tokenizer.pad(
             {"input_ids": [list(prompts[index]) for index in lot]}, padding_side="left", return_tensors="pt"
         ).to(device)
-        output = model.generate(
-            input_ids=padded["input_ids"],
-            attention_mask=padded["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=list(stop_ids),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        new_tokens = output[:, padded["input_ids"].shape[1] :]
-        for index, text in zip(lot, tokenizer.batch_decode(new_tokens, skip_special_tokens=True), strict=True):
-            answers[index] = text
+        with _generating_by(model, greedy):
+            output = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
+        for index, new_ids in zip(lot, output[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
+            # What follows the end is padding; the end itself need not be a special token.
+            end = next((at for at, token in enumerate(new_ids) if token in stops), len(new_ids))
+            answers[index] = tokenizer.decode(new_ids[:end], skip_special_tokens=True)
     return answers
+
+
+@contextmanager
+def _generating_by(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
+    """Put ``config`` in the place of the model's own.
+
+    An argument to ``generate`` would only be laid over the model's own, and many models ship a repetition penalty
+    there: what came out would not be greedy.
+    """
+    decoder = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, decoder.generation_config = decoder.generation_config, config
+    try:
+        yield
+    finally:
+        decoder.generation_config = own

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
-from malora_cli.adapters.routing import RoutingTally, routing_of
+from malora_cli.adapters.routing import routing_of
 from malora_cli.data.batch import collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, in_lots, load_tasks
@@ -82,10 +84,10 @@ def export_lora(
     size = recipe.eval.batch_size
     limit = rows or recipe.eval.rows
     routed = _losses(model, tasks, limit, size)
-    tallies = [_gates_on(model, task, rows or recipe.train.eval_rows, size) for task in tasks if task.name in names]
-    mean_LE = torch.stack([tally.mean_gate_LE for tally in tallies]).mean(0)
+    share = {name: record.manifest.task_share[name] for name in names}
+    gate_LE = _mean_gates(model, tasks, share, rows or recipe.train.eval_rows, size)
     with _appearing_whole(folder) as scratch:
-        export_static_lora(model, mean_LE, scratch, base=base.location)
+        export_static_lora(model, gate_LE, scratch, base=base.location)
         # Read back through plain PEFT, as others will.
         merged = _losses(load_adapter(load_base(base, recipe.model), scratch), tasks, limit, size)
         costs = [MergeCost(task.name, routed[task.name], merged[task.name]) for task in tasks]
@@ -119,16 +121,30 @@ def _losses(model: PeftModel, tasks: Iterable[Task], limit: int | None, size: in
     return found
 
 
-def _gates_on(model: PeftModel, task: Task, rows: int, size: int) -> RoutingTally:
-    tally = held_out(model, map(collate, in_lots(task.train, 0, limit=rows, size=size))).tally
-    assert tally is not None
-    return tally
+def _mean_gates(model: PeftModel, tasks: Iterable[Task], share: Mapping[str, float], rows: int, size: int) -> Tensor:
+    """Mean gates of every router over the first training rows of some tasks, each weighing its share of the mix.
+
+    Returns:
+        Gates, shape ``(routers, experts)``.
+    """
+    parts = []
+    for task in tasks:
+        if task.name in share:
+            tally = held_out(model, map(collate, in_lots(task.train, 0, limit=rows, size=size))).tally
+            assert tally is not None
+            parts.append(tally.mean_gate_LE * (share[task.name] / sum(share.values())))
+    return torch.stack(parts).sum(0)
 
 
 def _check(record: RunRecord, folder: Path) -> None:
+    """Make sure that there is something to export and somewhere to put it, before anything slow happens."""
     record.require_finished()
+    fix = "Name another by --out FOLDER."
     if folder.exists():
-        raise RunError("this folder exists already", where=str(folder), fix="Name another by --out FOLDER.")
+        raise RunError("this folder exists already, and exports are never overwritten", where=str(folder), fix=fix)
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RunError(f"the export cannot be written ({parent} is no writable folder)", where=str(folder), fix=fix)
 
 
 @contextmanager

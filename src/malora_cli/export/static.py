@@ -16,6 +16,7 @@ from torch import Tensor
 
 from malora_cli.adapters.config import MixtureConfig
 from malora_cli.adapters.layer import MixtureLinear
+from malora_cli.adapters.routing import routing_of
 
 
 def static_up(up_OQ: Tensor, coefficient_QS: Tensor | None, gate_E: Tensor, *, scaling: float) -> Tensor:
@@ -43,22 +44,22 @@ def export_static_lora(model: PeftModel, gate_LE: Tensor, folder: Path, *, base:
 
     Args:
         model: The wrapped model.
-        gate_LE: Gates of every router, in the order of the model's routed layers.
+        gate_LE: Gates of every router, in the order of a tally's rows.
         folder: Where to; it must not exist.
         base: What the adapter names as its base model.
     """
     config = model.peft_config[model.active_adapter]
+    routing, adapter = routing_of(model), model.active_adapter
     assert isinstance(config, MixtureConfig)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, MixtureLinear)}
+    assert routing is not None
     weights: dict[str, Tensor] = {}
-    for (name, layer), gate_E in zip(layers.items(), gate_LE, strict=True):
-        adapter = model.active_adapter
-        coefficient = layer.malora_coefficient.get(adapter)
-        up = static_up(
-            layer.malora_up[adapter], coefficient, gate_E.to(layer.malora_up[adapter].device), scaling=config.scaling
-        )
-        weights[f"{name}.lora_A.weight"] = layer.malora_down[adapter].detach().cpu().contiguous()
-        weights[f"{name}.lora_B.weight"] = up.cpu().contiguous()
+    for name, gate_E in zip(routing.names, gate_LE, strict=True):
+        layer = model.get_base_model().get_submodule(name)
+        assert isinstance(layer, MixtureLinear)
+        up_OQ, coefficient = layer.malora_up[adapter], layer.malora_coefficient.get(adapter)
+        static = static_up(up_OQ, coefficient, gate_E.to(up_OQ.device), scaling=config.scaling)
+        weights[f"base_model.model.{name}.lora_A.weight"] = layer.malora_down[adapter].detach().cpu().contiguous()
+        weights[f"base_model.model.{name}.lora_B.weight"] = static.cpu().contiguous()
     rank = config.shared_rank or config.num_experts * config.r
     lora = LoraConfig(
         r=rank,

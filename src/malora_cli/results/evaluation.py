@@ -8,7 +8,7 @@ from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from malora_cli.results.files import read_json, write_json
+from malora_cli.results.files import damaged, read_json, write_json
 from malora_cli.results.metrics import ExpertShare
 
 
@@ -62,10 +62,17 @@ class EvalResult(_Record):
 
     @classmethod
     def load(cls, path: Path) -> EvalResult:
-        """Read an evaluation; the averages are derived, so those in the file are not."""
-        record = read_json(path)
-        record.pop("averages", None)
-        return cls.model_validate(record)
+        """Read an evaluation; the averages are derived, so those in the file are not.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        try:
+            record = read_json(path)
+            record.pop("averages", None)
+            return cls.model_validate(record)
+        except (ValueError, AttributeError, TypeError) as error:  # no JSON, no object, or not ours
+            raise damaged(path, "evaluation", error, fix="Remove it and evaluate again.") from error
 
 
 def _mean(scores: Iterable[Scores]) -> Scores:

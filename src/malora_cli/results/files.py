@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from malora_cli.errors import RunError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically: to a neighbour first, flushed to disk, then renamed over it."""
@@ -28,6 +30,12 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read one JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def damaged(path: Path, what: str, error: Exception, *, fix: str | None = None) -> RunError:
+    """What is raised where a file of a run cannot be read, such as its ``"manifest"``."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return RunError(f"the {what} cannot be read ({reason})", where=str(path), fix=fix)
 
 
 def file_sha256(path: Path) -> str:

@@ -6,7 +6,6 @@ stay exact; divide by ``tokens`` for the loss a token.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from math import sqrt
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from malora_cli.results.files import write_text
+from malora_cli.results.files import damaged, write_text
 
-#: Share of the (token, slot) assignments that each expert gets, per layer group; dimensionless, each list sums to 1.
+#: Shares of the (token, slot) assignments by layer group: experts ranked within each router, busiest first, mean over
+#: routers; dimensionless, each list sums to 1.
 ExpertShare = dict[str, list[float]]
 
 
@@ -83,10 +83,13 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="k
 
 
 class MetricsLog:
-    """The append-only log of one run.
+    """The append-only log of one run. Iterating over it reads it anew.
 
     Args:
         path: The file, usually ``RUN/metrics.jsonl``; it is made with the first event.
+
+    Raises:
+        RunError: While it is read: a line of it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,11 +104,16 @@ class MetricsLog:
     def __iter__(self) -> Iterator[Event]:
         if not self.path.exists():
             return
-        with self.path.open(encoding="utf-8") as file:
-            for line in file:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
                 # A killed run may leave the start of a line; everything before it stands.
-                if line.endswith("\n"):
-                    yield _EVENT.validate_python(json.loads(line))
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    event = _EVENT.validate_json(line)
+                except ValueError as error:
+                    raise damaged(self.path, f"log's line {number}", error) from error
+                yield event
 
     def train(self) -> list[TrainEvent]:
         """All log steps, oldest first."""

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from malora_cli.errors import RunError
 from malora_cli.results.evaluation import EvalResult
-from malora_cli.results.files import read_json, write_json, write_text
+from malora_cli.results.files import damaged, read_json, write_json, write_text
 from malora_cli.results.metrics import MetricsLog
 
 
@@ -79,13 +79,18 @@ class RunRecord:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = path.name
+        self.name = path.absolute().name  # "." has one as well
         self.metrics = MetricsLog(path / "metrics.jsonl")
 
     @property
     def recipe_path(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
+
+    @property
+    def manifest_path(self) -> Path:
+        """What the run says about itself."""
+        return self.path / "manifest.json"
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -110,7 +115,7 @@ class RunRecord:
     @property
     def exists(self) -> bool:
         """Whether the folder holds a run that got as far as its manifest."""
-        return (self.path / "manifest.json").is_file()
+        return self.manifest_path.is_file()
 
     @property
     def manifest(self) -> Manifest:
@@ -119,7 +124,7 @@ class RunRecord:
         Raises:
             RunError: There is no manifest, or it cannot be read.
         """
-        path = self.path / "manifest.json"
+        path = self.manifest_path
         if not path.is_file():
             raise RunError(
                 "is no run folder (it has no manifest.json)",
@@ -128,18 +133,24 @@ class RunRecord:
             )
         try:
             return Manifest.model_validate(read_json(path))
-        except (ValueError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"the manifest cannot be read ({reason})", where=str(path)) from error
+        except (ValueError, OSError) as error:
+            raise damaged(path, "manifest", error) from error
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest atomically."""
-        write_json(self.path / "manifest.json", manifest.model_dump(mode="json"))
+        write_json(self.manifest_path, manifest.model_dump(mode="json"))
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe as plain data."""
-        return dict(yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")))
+        """The resolved recipe as plain data.
+
+        Raises:
+            RunError: It is not there or damaged.
+        """
+        try:
+            return dict(yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise damaged(self.recipe_path, "recipe", error) from error
 
     def write_recipe(self, text: str) -> None:
         """Write the resolved recipe, as YAML."""
@@ -164,17 +175,22 @@ class RunRecord:
             )
 
     def evaluations(self) -> list[EvalResult]:
-        """Every evaluation of this run, oldest first."""
+        """Every evaluation of this run, oldest first.
+
+        Raises:
+            RunError: One of them is damaged.
+        """
         found = [EvalResult.load(path) for path in sorted(self.eval_dir.glob("*.json"))]
         return sorted(found, key=lambda result: result.created)
 
 
 def runs_under(folder: Path) -> Iterator[RunRecord]:
-    """Every run folder directly under ``folder``, newest first."""
+    """Every run folder directly under ``folder``, the one trained last first."""
     if not folder.is_dir():
         return
     records = [record for record in map(RunRecord, folder.iterdir()) if record.exists]
-    yield from sorted(records, key=lambda record: record.path.stat().st_mtime, reverse=True)
+    # The folder's own time is also that of its newest evaluation or report.
+    yield from sorted(records, key=lambda record: record.manifest_path.stat().st_mtime_ns, reverse=True)
 
 
 def find_run(run: Path | None, folder: Path) -> RunRecord:

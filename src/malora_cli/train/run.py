@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import platform
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Mixture, Split, Task, load_tasks
-from malora_cli.errors import RunError
+from malora_cli.errors import MaloraError, RecipeError, RunError
 from malora_cli.modeling import BaseModel, count_parameters, load_base, load_tokenizer, resolve_base, wrap
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Manifest, RunRecord, RunStatus, TaskData, TrainEvent, utc_now
@@ -72,6 +74,7 @@ def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecor
     """
     recipe = loaded.recipe
     record = RunRecord(recipe.output.folder / loaded.name)
+    _check_surroundings(recipe)
     if not resume:
         _check_free(record)
     checkpoint = _resume_point(record, loaded) if resume else None
@@ -79,6 +82,9 @@ def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecor
     set_seed(recipe.train.seed)
     model = wrap(load_base(materials.base, recipe.model), recipe.method)  # type: ignore[arg-type]
     manifest = _manifest(recipe, materials, model)
+    if resume:
+        manifest = _continued(record, manifest)
+    arguments = _arguments(recipe, record, materials.steps, resumed=checkpoint is not None)
     try:
         record.write_recipe(loaded.to_yaml())
         record.write_manifest(manifest)
@@ -93,7 +99,7 @@ def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecor
     pace = Pace(recipe.train.eval_rows, recipe.train.keep_checkpoints, report, view.tick)
     trainer = MaloraTrainer(
         model,
-        _arguments(recipe, record, materials.steps, resumed=checkpoint is not None),
+        arguments,
         mixture=materials.mixture,
         tasks=materials.tasks,
         pace=pace,
@@ -107,17 +113,36 @@ def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecor
     return record
 
 
+def _check_surroundings(recipe: Recipe) -> None:
+    """Make sure that training can run here, before anything is written."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise MaloraError(
+            "training in several processes is not supported yet",
+            where=f"WORLD_SIZE={processes}",
+            fix="Start `malora train` by itself, without torchrun or accelerate launch.",
+        )
+    for tracker in recipe.train.report_to:
+        if tracker not in get_available_reporting_integrations():
+            raise RecipeError(
+                f"the package of '{tracker}' is not installed",
+                where="train.report_to",
+                fix=f"Install it: pip install {tracker}",
+            )
+
+
 def _check_free(record: RunRecord) -> None:
     """Make sure that the run's folder is free and can be made, before anything slow happens."""
     if record.path.exists():
-        other = next(
-            f"{record.name}-{i}" for i in range(2, 10_000) if not (record.path.parent / f"{record.name}-{i}").exists()
-        )
-        raise RunError(
-            "this run folder exists already, and runs are never overwritten",
-            where=str(record.path),
-            fix=f"Go on with it by --resume, or take another name: output.name={other}",
-        )
+        taken = (record.path.with_name(f"{record.name}-{number}") for number in itertools.count(2))
+        rename = f"take another name: output.name={next(path.name for path in taken if not path.exists())}"
+        if record.exists:
+            raise RunError(
+                "this run folder exists already, and runs are never overwritten",
+                where=str(record.path),
+                fix=f"Go on with it by --resume, or {rename}",
+            )
+        raise RunError("something else lies here", where=str(record.path), fix=f"Remove it, or {rename}")
     parent = next(path for path in [record.path.parent, *record.path.parent.absolute().parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise _unwritable(record.path, PermissionError(f"{parent} is not writable"))
@@ -130,13 +155,33 @@ def _unwritable(path: Path, error: OSError) -> RunError:
 def _resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
     """The newest checkpoint of the run that a recipe goes on with; None to begin anew when there is none yet."""
     if not record.exists:
-        raise RunError("there is no run to resume", where=str(record.path), fix="Leave --resume out to start it.")
+        remove = "Remove what lies there, and leave" if record.path.exists() else "Leave"
+        raise RunError("there is no run to resume", where=str(record.path), fix=f"{remove} --resume out to start it.")
     if record.finished:
-        raise RunError(
-            "this run is finished", where=str(record.path), fix="Evaluate it: malora eval " + str(record.path)
-        )
+        raise RunError("this run is finished", where=str(record.path), fix=f"Evaluate it: malora eval {record.path}")
     check_same_recipe(record, loaded)
     return next(reversed(checkpoints.checkpoints(record.checkpoints_dir)), None)
+
+
+def _continued(record: RunRecord, manifest: Manifest) -> Manifest:
+    """The manifest of a run that goes on, which must stand on the rows and the base model that it began with."""
+    before = record.manifest
+    changed = [
+        *(f"the training rows of '{name}'" for name in _changed(before.train_data, manifest.train_data)),
+        *(f"the test rows of '{name}'" for name in _changed(before.test_data, manifest.test_data)),
+        *(["the base model"] if before.base_model_sha256 != manifest.base_model_sha256 else []),
+    ]
+    if changed:
+        raise RunError(
+            f"no longer what this run began with: {', '.join(changed)}",
+            where=str(record.path),
+            fix="Undo that, or start another run: output.name=NAME.",
+        )
+    return manifest.model_copy(update={"created": before.created})
+
+
+def _changed(before: dict[str, TaskData], now: dict[str, TaskData]) -> list[str]:
+    return [name for name in now if now[name].sha256 != before[name].sha256]
 
 
 def check_same_recipe(record: RunRecord, loaded: LoadedRecipe) -> None:
@@ -165,7 +210,7 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) -> TrainingArguments:
     train = recipe.train
-    cuda = torch.cuda.is_available()
+    cuda, cpu = torch.cuda.is_available(), not torch.accelerator.is_available()
     arguments = TrainingArguments(
         output_dir=str(record.checkpoints_dir),
         run_name=record.name,
@@ -179,7 +224,8 @@ def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) 
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
-        bf16=recipe.model.dtype == "bfloat16",
+        use_cpu=cpu,
+        bf16=recipe.model.dtype == "bfloat16" and (cpu or (cuda and torch.cuda.is_bf16_supported())),
         fp16=recipe.model.dtype == "float16" and cuda,
         gradient_checkpointing=train.gradient_checkpointing,
         logging_steps=train.log_every,
@@ -189,7 +235,6 @@ def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) 
         save_strategy="steps",
         save_steps=train.checkpoint_every,
         report_to=list(train.report_to),
-        ignore_data_skip=True,  # the sampler starts where the run stands
         remove_unused_columns=False,
         dataloader_pin_memory=cuda,
         disable_tqdm=True,

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from malora_cli.errors import RunError
 from malora_cli.results import TaskLoss
+
+
+def diverged(task: str, step: int) -> RunError:
+    """What is raised when a loss is no number any more: nothing that comes after could be."""
+    return RunError(
+        f"the loss of task '{task}' is not a finite number",
+        where=f"step {step}",
+        fix="Train again under another name (output.name=NAME) with a lower train.learning_rate."
+        if step
+        else "The base model itself answers this: take another model.dtype or model.attention.",
+    )
 
 
 class TaskLosses:
@@ -37,10 +50,20 @@ class TaskLosses:
         values_3K = torch.stack([nats_K.detach().double(), torch.ones_like(nats_K).double(), first_K.double()])
         self.sums_3N.index_add_(1, task_K, values_3K)
 
-    def drain(self) -> dict[str, TaskLoss]:
-        """What came together since the last time, tasks without a token left out."""
+    def drain(self, step: int) -> dict[str, TaskLoss]:
+        """What came together since the last time, tasks without a token left out.
+
+        Args:
+            step: The step that is done, for the message.
+
+        Raises:
+            RunError: A loss is no number.
+        """
         nats, tokens, examples = self.sums_3N.tolist()
         self.sums_3N.zero_()
+        for name, total in zip(self.names, nats, strict=True):
+            if not math.isfinite(total):
+                raise diverged(name, step)
         return {
             name: TaskLoss(nats=nats[i], tokens=int(tokens[i]), examples=int(examples[i]))
             for i, name in enumerate(self.names)

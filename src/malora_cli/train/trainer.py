@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -21,20 +23,7 @@ from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import token_nats
 from malora_cli.results import EvalEvent, TrainEvent
 from malora_cli.train import checkpoints
-from malora_cli.train.task_losses import TaskLosses
-
-
-class FromPosition(Sampler[int]):
-    """Positions of the mixture in order, from where the run stands. Its length is that of the whole run."""
-
-    def __init__(self, length: int, start: int = 0) -> None:
-        self.length, self.start = length, start
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.length))
-
-    def __len__(self) -> int:
-        return self.length
+from malora_cli.train.task_losses import TaskLosses, diverged
 
 
 class EachStep(TrainerCallback):
@@ -47,13 +36,19 @@ class EachStep(TrainerCallback):
     def __init__(self, tick: Callable[[int], None]) -> None:
         self.tick = tick
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Take the intervals of the recipe, which a resumed run may have changed, over those of the checkpoint."""
+        state.logging_steps, state.eval_steps, state.save_steps = args.logging_steps, args.eval_steps, args.save_steps
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Tell of the step, and ask for everything after the last one."""
         self.tick(state.global_step)
         if state.global_step >= state.max_steps:
-            control.should_log = control.should_evaluate = control.should_save = True
+            control.should_evaluate = control.should_save = True
+        # What a log step sums up must not be torn apart by a run that ends and goes on from the checkpoint.
+        control.should_log = control.should_log or control.should_save
         return control
 
 
@@ -110,14 +105,12 @@ class MaloraTrainer(Trainer):
         # The loss is divided by the supervised tokens of the whole batch, so that accumulation changes nothing.
         self.loss_is_scaled_for_ga = True
         self.tasks, self.pace = tasks, pace
-        self.batch_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        self.start_step = checkpoints.step_of(checkpoint) if checkpoint else 0
         self.seconds_before = checkpoints.load_extra(checkpoint)["seconds"] if checkpoint else 0.0
         self.task_losses = TaskLosses([task.name for task in tasks], args.device)
         self.routing = routing_of(model)
         if self.routing is not None:
             self.routing.tally = self.routing.new_tally(model)
-        self._tokens, self._logged_step = 0, self.start_step
+        self._tokens, self._logged_step = 0, checkpoints.step_of(checkpoint) if checkpoint else 0
         self._started = self._logged = time.perf_counter()
 
     @property
@@ -125,8 +118,9 @@ class MaloraTrainer(Trainer):
         """Time spent training, earlier sessions of a resumed run included."""
         return self.seconds_before + time.perf_counter() - self._started
 
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> FromPosition:
-        return FromPosition(len(self.train_dataset), self.start_step * self.batch_rows)
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> SequentialSampler:
+        """The mixture is in its order already; a resumed run skips positions, which costs no row."""
+        return SequentialSampler(self.train_dataset)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
         return torch.tensor(sum(len(batch["targets"]) for batch in batch_samples), device=device)
@@ -158,9 +152,10 @@ class MaloraTrainer(Trainer):
         event = TrainEvent(
             step=self.state.global_step,
             seconds=self.seconds,
-            tasks=self.task_losses.drain(),
+            tasks=self.task_losses.drain(self.state.global_step),
             learning_rate=logs["learning_rate"],
-            grad_norm=logs.get("grad_norm"),
+            # float16 scales the loss by trial and error: a step whose gradients overflow is skipped.
+            grad_norm=norm if math.isfinite(norm := logs.get("grad_norm", math.nan)) else None,
             tokens_per_second=self._tokens / elapsed,
             seconds_per_step=elapsed / (self.state.global_step - self._logged_step),
             **self._drain_routing(),
@@ -176,24 +171,26 @@ class MaloraTrainer(Trainer):
         tally, self.routing.tally = self.routing.tally, self.routing.new_tally(self.model)
         balanced = bool(tally.calls_L.any())
         return {
-            "expert_share": self.routing.share_by_group(tally),
+            "expert_share": self.routing.load_by_group({"all": tally})["all"],
             "balance_loss": tally.balance if balanced else None,
         }
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Held-out loss of every task, and what its tokens asked of the experts."""
         started = time.perf_counter()
-        losses, load = {}, {}
+        losses, tallies = {}, {}
         size = self.args.per_device_eval_batch_size
         for index, task in enumerate(self.tasks):
             batches = map(collate, in_lots(task.test, index, limit=self.pace.eval_rows, size=size))
-            result = held_out(self.model, batches)
+            try:
+                result = held_out(self.model, batches)
+            except ValidationError as error:  # results hold finite numbers only
+                raise diverged(task.name, self.state.global_step) from error
             losses[task.name] = result.loss
-            if self.routing is not None and result.tally is not None:
-                load[task.name] = self.routing.share_by_group(result.tally)
-        event = EvalEvent(
-            step=self.state.global_step, seconds=self.seconds, tasks=losses, expert_load=load if load else None
-        )
+            if result.tally is not None:
+                tallies[task.name] = result.tally
+        load = self.routing.load_by_group(tallies) if self.routing is not None else None
+        event = EvalEvent(step=self.state.global_step, seconds=self.seconds, tasks=losses, expert_load=load)
         self.pace.report(event)
         metrics = {f"eval_loss/{name}": task.loss for name, task in losses.items() if task.loss is not None}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from malora_cli.results import EvalEvent, TaskLoss, TrainEvent
 
@@ -95,6 +96,7 @@ class LiveView:
         self.losses: dict[str, list[float]] = {}
         self.held_out: dict[str, list[float]] = {}
         self.status = "measuring the base model"
+        self.first_step: int | None = None
 
     @contextmanager
     def running(self, steps: int, tasks: Sequence[str]) -> Iterator[None]:
@@ -112,7 +114,10 @@ class LiveView:
             yield
 
     def tick(self, step: int) -> None:
-        """Move the bar."""
+        """Move the bar; time counts from the first step, where a resumed run began."""
+        if self.first_step is None:
+            self.first_step = step - 1
+            self.progress.reset(self.bar, completed=self.first_step)
         self.progress.update(self.bar, completed=step, note=self.status)
 
     def show(self, event: TrainEvent | EvalEvent) -> None:
@@ -136,7 +141,7 @@ class LiveView:
         table.add_column("loss over time")
         for name, losses in self.losses.items():
             held = self.held_out[name]
-            table.add_row(name, *_latest(losses), *_latest(held), sparkline(losses) if losses else "")
+            table.add_row(Text(name), *_latest(losses), *_latest(held), sparkline(losses) if losses else "")
         return Group(self.progress, table)
 
 
