@@ -12,6 +12,11 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time, and no clock: a busy machine is not a failure.
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -66,6 +71,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_mix(tmp_path: Path) -> Path:
     """A mix file of three tasks in two domains, with its data beside it."""
+    return write_mix(tmp_path)
+
+
+def write_mix(folder: Path) -> Path:
+    """Write the tiny mix into a folder; for fixtures of a wider scope than ``tiny_mix``."""
     tasks = {}
     rows = {
         "copy": [(f"copy {word}", word) for word in _words(24)],
@@ -75,7 +85,7 @@ def tiny_mix(tmp_path: Path) -> Path:
     for name, pairs in rows.items():
         for split, part in (("train", pairs[:-6]), ("test", pairs[-6:])):
             lines = [json.dumps({"question": question, "answer": answer}) for question, answer in part]
-            (tmp_path / f"{name}.{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (folder / f"{name}.{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         tasks[name] = {
             "domain": "sums" if name == "add" else "words",
             "train": f"{name}.train.jsonl",
@@ -85,7 +95,7 @@ def tiny_mix(tmp_path: Path) -> Path:
             "metric": "exact-match",
             "max_new_tokens": 6,
         }
-    path = tmp_path / "mix.yaml"
+    path = folder / "mix.yaml"
     path.write_text(json.dumps({"weighting": "uniform", "tasks": tasks}), encoding="utf-8")  # JSON is YAML
     return path
 
@@ -97,10 +107,15 @@ def _words(count: int) -> list[str]:
 @pytest.fixture
 def tiny_recipe(tmp_path: Path, tiny_model: Path, tiny_mix: Path) -> Path:
     """A recipe of a few steps on the tiny model and mix, with its runs under ``tmp_path/runs``."""
+    return write_recipe(tmp_path, tiny_model, tiny_mix)
+
+
+def write_recipe(folder: Path, model: Path, mix: Path) -> Path:
+    """Write the tiny recipe into a folder; for fixtures of a wider scope than ``tiny_recipe``."""
     recipe = {
-        "model": {"base": str(tiny_model)},
+        "model": {"base": str(model)},
         "method": {"name": "malora", "r": 4, "subspace_rank": 8, "num_experts": 4, "lora_alpha": 8},
-        "mix": tiny_mix.name,
+        "mix": mix.name,
         "train": {
             "steps": 6,
             "batch_size": 6,
@@ -112,8 +127,8 @@ def tiny_recipe(tmp_path: Path, tiny_model: Path, tiny_mix: Path) -> Path:
             "checkpoint_every": 2,
         },
         "eval": {"rows": 4, "batch_size": 4},
-        "output": {"folder": str(tmp_path / "runs"), "name": "tiny"},
+        "output": {"folder": str(folder / "runs"), "name": "tiny"},
     }
-    path = tmp_path / "tiny.yaml"
+    path = folder / "tiny.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
     return path

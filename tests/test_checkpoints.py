@@ -1,0 +1,381 @@
+"""Runs that are killed, resumed, refused or never begun, and what lies on the disk then."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from malora_cli.errors import MaloraError, RunError
+from malora_cli.results import RunRecord, RunStatus
+from malora_cli.train import checkpoints
+from train_runs import Killed, adapter, kill_at, load, measured, rewrite, same_weights, train_run, workplace
+
+SAFE = {".safetensors", ".json", ".md"}
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    return workplace(tmp_path_factory.mktemp("checkpoints"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> RunRecord:
+    """The run that nothing interrupted; its dropout is on."""
+    assert load(recipe).recipe.method.lora_dropout == 0.05  # type: ignore[attr-defined]
+    return train_run(recipe, "output.name=whole")
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    return (f"output.name=run-{number}" for number in _NUMBERS)
+
+
+def _killed(recipe: Path, step: int, *overrides: str) -> RunRecord:
+    """A run that was killed right after a step."""
+    with pytest.raises(Killed):
+        train_run(recipe, *overrides, at_step=kill_at(step))
+    return _record(recipe, *overrides)
+
+
+def _record(recipe: Path, *overrides: str) -> RunRecord:
+    loaded = load(recipe, *overrides)
+    return RunRecord(loaded.recipe.output.folder / loaded.name)
+
+
+def _refusal(error: type[MaloraError], recipe: Path, *overrides: str, resume: bool = False) -> str:
+    with pytest.raises(error) as caught:
+        train_run(recipe, *overrides, resume=resume)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6])
+def test_a_killed_run_ends_as_if_nothing_had_been(step: int, recipe: Path, whole: RunRecord, name: Any) -> None:
+    """Bit by bit; at step 1 there is no checkpoint yet, at 3 an evaluation came after the newest one."""
+    override = next(name)
+    record = _killed(recipe, step, override)
+    assert not record.finished
+    assert not record.adapter_dir.exists()
+    resumed = train_run(recipe, override, resume=True)
+    assert same_weights(whole, resumed)
+    assert measured(whole) == measured(resumed)
+    assert (resumed.finished, resumed.manifest.steps) == (True, 6)
+
+
+@pytest.mark.parametrize("method", ["{name: lora, r: 4, lora_dropout: 0.5}", "{name: molora, r: 2, num_experts: 4}"])
+def test_every_method_resumes_bit_by_bit(method: str, recipe: Path, name: Any) -> None:
+    settings = [f"method={method}", "train.gradient_checkpointing=true"]
+    one, two = next(name), next(name)
+    unbroken = train_run(recipe, *settings, one)
+    _killed(recipe, 5, *settings, two)
+    assert same_weights(unbroken, train_run(recipe, *settings, two, resume=True))
+
+
+def test_a_run_may_be_killed_again_and_again(recipe: Path, whole: RunRecord, name: Any) -> None:
+    override = next(name)
+    record = _killed(recipe, 3, override)
+    for step in (3, 4, 5):
+        with pytest.raises(Killed):
+            train_run(recipe, override, at_step=kill_at(step), resume=True)
+    resumed = train_run(recipe, override, resume=True)
+    assert same_weights(whole, resumed)
+    assert measured(whole) == measured(record)
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(recipe: Path, whole: RunRecord, name: Any) -> None:
+    def interrupt(step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    override = next(name)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(recipe, override, at_step=interrupt)
+    assert same_weights(whole, train_run(recipe, override, resume=True))
+
+
+def test_a_process_that_dies_leaves_a_run_that_goes_on(recipe: Path, whole: RunRecord, name: Any) -> None:
+    """As by SIGKILL: no handler runs, nothing is flushed."""
+    override = next(name)
+    script = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from train_runs import train_run\n"
+        "train_run(Path(sys.argv[2]), sys.argv[3], at_step=lambda step: os._exit(9) if step == 5 else None)"
+    )
+    here = str(Path(__file__).parent)
+    ended = subprocess.run(
+        [sys.executable, "-c", script, here, str(recipe), override], check=False, capture_output=True
+    )
+    assert ended.returncode == 9, ended.stderr.decode()
+    assert [path.name for path in checkpoints.checkpoints(_record(recipe, override).checkpoints_dir)] == [
+        "step-0000002",
+        "step-0000004",
+    ]
+    resumed = train_run(recipe, override, resume=True)
+    assert same_weights(whole, resumed)
+    assert measured(whole) == measured(resumed)
+
+
+def test_the_adapter_is_saved_again_if_the_run_died_over_it(recipe: Path, name: Any, whole: RunRecord) -> None:
+    override = next(name)
+    record = train_run(recipe, override)
+    before = measured(record)
+    rewrite(record.path / "manifest.json", lambda manifest: manifest.update(status=RunStatus.RUNNING, steps=0))
+    (record.adapter_dir / "adapter_model.safetensors").write_bytes(b"half")
+    resumed = train_run(recipe, override, resume=True)
+    assert same_weights(whole, resumed)
+    assert measured(resumed) == before
+    assert (resumed.finished, resumed.manifest.steps) == (True, 6)
+
+
+def test_time_goes_on_and_the_beginning_stays(recipe: Path, name: Any) -> None:
+    override = next(name)
+    record = _killed(recipe, 5, override)
+    rewrite(record.path / "manifest.json", lambda manifest: manifest.update(created="2001-01-01T00:00:00+00:00"))
+    trained = record.metrics.train()[3].seconds
+    resumed = train_run(recipe, override, resume=True)
+    assert resumed.manifest.created.startswith("2001")
+    seconds = [event.seconds for event in resumed.metrics]
+    assert seconds == sorted(seconds)
+    assert resumed.manifest.train_seconds >= seconds[-1] > trained
+
+
+def test_half_a_checkpoint_does_not_count(recipe: Path, whole: RunRecord, name: Any) -> None:
+    override = next(name)
+    record = _killed(recipe, 3, override)
+    half = record.checkpoints_dir / ".writing-step-0000003"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+    assert same_weights(whole, train_run(recipe, override, resume=True))
+    assert sorted(path.name for path in record.checkpoints_dir.iterdir()) == ["step-0000004", "step-0000006"]
+
+
+def test_a_checkpoint_appears_whole(recipe: Path, name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it is written, the one before it is still the newest."""
+    override = next(name)
+
+    def killed(scratch: Path) -> Path:
+        if scratch.name.endswith("4"):
+            raise Killed
+        return commit(scratch)
+
+    commit = checkpoints.commit
+    monkeypatch.setattr(checkpoints, "commit", killed)
+    with pytest.raises(Killed):
+        train_run(recipe, override)
+    folder = _record(recipe, override).checkpoints_dir
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(folder)] == [2]
+
+
+def test_nothing_on_disk_is_a_pickle(whole: RunRecord) -> None:
+    files = [path for path in whole.path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= SAFE | {".jsonl", ".yaml"}
+    assert {path.suffix for path in whole.checkpoints_dir.rglob("*") if path.is_file()} <= SAFE
+    for path in files:
+        if path.suffix == ".safetensors":
+            size = int.from_bytes(path.read_bytes()[:8], "little")
+            json.loads(path.read_bytes()[8 : 8 + size])
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(1, [6]), (2, [4, 6]), (9, [2, 4, 6])])
+def test_the_newest_checkpoints_are_kept(keep: int, expected: list[int], recipe: Path, name: Any) -> None:
+    record = train_run(recipe, f"train.keep_checkpoints={keep}", next(name))
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(record.checkpoints_dir)] == expected
+
+
+def test_checkpoints_are_in_order_of_their_steps(tmp_path: Path) -> None:
+    for step in (9_999_999, 2, 10_000_000):
+        checkpoints.commit(checkpoints.begin(tmp_path, step))
+    (tmp_path / "step-x").mkdir()
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path)] == [2, 9_999_999, 10_000_000]
+    checkpoints.prune(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10000000", "step-x"]
+    with pytest.raises(ValueError, match="no checkpoint"):
+        checkpoints.step_of(tmp_path / "step-x")
+
+
+def test_a_checkpoint_is_written_over_by_the_same_step(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        scratch = checkpoints.begin(tmp_path, 3)
+        (scratch / content).write_text("")
+        final = checkpoints.commit(scratch)
+    assert [path.name for path in final.iterdir()] == ["new"]
+
+
+def test_random_generators_come_back(tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float, float]:
+        return random.random(), random.gauss(), float(np.random.standard_normal()), float(torch.rand(()))
+
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    draw()  # leaves the second half of a pair of normal numbers behind
+    checkpoints.save_training_state(tmp_path, optimizer, scheduler, {"seconds": 1.5})
+    expected = draw()
+    draw()
+    checkpoints.load_random_state(tmp_path)
+    assert draw() == expected
+    assert checkpoints.load_extra(tmp_path) == {"seconds": 1.5}
+
+
+def test_optimizer_and_schedule_come_back(tmp_path: Path) -> None:
+    def start() -> tuple[torch.nn.Parameter, Any, Any]:
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.1)
+        return parameter, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+    def step(parameter: torch.nn.Parameter, optimizer: Any, scheduler: Any) -> None:
+        parameter.grad = parameter.detach() ** 2 + torch.tensor([0.1, 1.0, 3.0])
+        optimizer.step()
+        scheduler.step()
+
+    parameter, optimizer, scheduler = start()
+    for _ in range(3):
+        step(parameter, optimizer, scheduler)
+    checkpoints.save_training_state(tmp_path, optimizer, scheduler, {})
+    other, other_optimizer, other_scheduler = start()
+    other.data.copy_(parameter.data)
+    checkpoints.load_optimizer_and_scheduler(tmp_path, other_optimizer, other_scheduler)
+    for _ in range(2):
+        step(parameter, optimizer, scheduler)
+        step(other, other_optimizer, other_scheduler)
+    assert torch.equal(parameter, other)
+    assert scheduler.get_last_lr() == other_scheduler.get_last_lr()
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("train.learning_rate=0.5", "train.learning_rate"),
+        ("train.seed=1", "train.seed"),
+        ("train.micro_batch_size=2", "train.micro_batch_size"),
+        ("method.r=2", "method.r"),
+        ("mix.tasks.add.system=Hi", "mix.tasks.add.system"),
+        ("mix.weighting=proportional", "mix.weighting"),
+        ("model.dtype=bfloat16", "model.dtype"),
+    ],
+)
+def test_another_recipe_is_refused_with_what_differs(override: str, path: str, recipe: Path, whole: RunRecord) -> None:
+    rewrite(whole.path / "manifest.json", lambda manifest: manifest.update(status=RunStatus.RUNNING))
+    try:
+        message = _refusal(RunError, recipe, "output.name=whole", override, resume=True)
+    finally:
+        rewrite(whole.path / "manifest.json", lambda manifest: manifest.update(status=RunStatus.FINISHED))
+    assert f"differs from the run's own in {path}. Undo that, or start another run: output.name=NAME." in message
+
+
+def test_how_a_run_is_watched_may_change(recipe: Path, whole: RunRecord, name: Any) -> None:
+    override = next(name)
+    _killed(recipe, 3, override)
+    watched = [
+        "train.log_every=2",
+        "train.eval_every=1",
+        "train.eval_rows=1",
+        "train.keep_checkpoints=1",
+        "eval.rows=2",
+    ]
+    resumed = train_run(recipe, override, *watched, resume=True)
+    assert same_weights(whole, resumed)
+    assert [event.step for event in resumed.metrics.train()] == [1, 2, 4, 6]
+    assert [event.step for event in resumed.metrics.evals()] == [0, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_rows_are_refused(split: str, tmp_path: Path, tiny_model: Path) -> None:
+    recipe = workplace(tmp_path, tiny_model)
+    _killed(recipe, 3)
+    file = tmp_path / f"add.{split}.jsonl"
+    file.write_text(file.read_text().replace("3", "4"))
+    before = _record(recipe).metrics.path.read_bytes()
+    what = {"train": "the training rows of 'add'", "test": "the test rows of 'add'"}[split]
+    assert f"no longer what this run began with: {what}." in _refusal(RunError, recipe, resume=True)
+    assert _record(recipe).metrics.path.read_bytes() == before
+
+
+def test_a_finished_run_is_not_resumed(recipe: Path, whole: RunRecord) -> None:
+    message = _refusal(RunError, recipe, "output.name=whole", resume=True)
+    assert message == f"{whole.path}: this run is finished. Evaluate it: malora eval {whole.path}"
+
+
+def test_a_run_is_never_overwritten(recipe: Path, whole: RunRecord) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*")}
+    message = _refusal(RunError, recipe, "output.name=whole")
+    assert message.endswith("Go on with it by --resume, or take another name: output.name=whole-2")
+    assert {path: path.stat().st_mtime_ns for path in whole.path.rglob("*")} == before
+    (whole.path.parent / "whole-2").mkdir()
+    assert _refusal(RunError, recipe, "output.name=whole").endswith("output.name=whole-3")
+
+
+def test_nothing_to_resume(recipe: Path) -> None:
+    assert "no run to resume. Leave --resume out" in _refusal(RunError, recipe, "output.name=nothing", resume=True)
+
+
+def test_a_folder_that_holds_no_run_is_not_a_dead_end(recipe: Path, name: Any) -> None:
+    """Such as one that was killed before its manifest was written."""
+    override = next(name)
+    _record(recipe, override).path.mkdir()
+    assert "something else lies here. Remove it, or take another name" in _refusal(RunError, recipe, override)
+    assert "Remove what lies there" in _refusal(RunError, recipe, override, resume=True)
+
+
+def test_a_damaged_run_is_not_resumed(recipe: Path, name: Any) -> None:
+    override = next(name)
+    record = _killed(recipe, 3, override)
+    record.recipe_path.unlink()
+    assert "the recipe cannot be read" in _refusal(RunError, recipe, override, resume=True)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text(""), lambda path: path.mkdir(mode=0o500)])
+def test_an_output_folder_that_cannot_be_written(
+    make: Callable[[Path], None], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "output")
+    if os.geteuid() == 0:  # who may write anywhere
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "output" and access(path, mode))
+    message = _refusal(RunError, recipe, f"output.folder={tmp_path / 'output' / 'runs'}")
+    assert "cannot be written" in message
+    assert message.endswith("Set output.folder to another.")
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("mix.tasks.add.train=nope.jsonl", "task 'add': nope.jsonl: there is no such file or folder"),
+        ("mix.tasks.add.columns.prompt=nope", "no column 'nope'"),
+        ("model.base=./nope", "nope"),
+        ("method.target_modules=[nope]", "nope"),
+        ("train.max_length=3", "every row is longer"),
+        ("train.report_to=[tensorboard]", "train.report_to: the package of 'tensorboard' is not installed. Install it"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(
+    override: str, error: str, recipe: Path, name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("malora_cli.train.run.get_available_reporting_integrations", list)
+    named = next(name)
+    assert error in _refusal(MaloraError, recipe, override, named)
+    assert not _record(recipe, named).path.exists()
+
+
+def test_several_processes_are_refused(recipe: Path, name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    override = next(name)
+    message = _refusal(MaloraError, recipe, override)
+    assert message.startswith("WORLD_SIZE=2: training in several processes is not supported yet. Start `malora train`")
+    assert not _record(recipe, override).path.exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert adapter(train_run(recipe, override, "train.steps=1"))

@@ -1,0 +1,359 @@
+"""Comparisons at equal budget: the plan, carrying it out, and the table."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from malora_cli.adapters.methods import METHODS
+from malora_cli.cli import main
+from malora_cli.cli._common import vocabulary
+from malora_cli.compare.plan import PlannedRun, parse_method_overrides, parse_seeds, plan
+from malora_cli.compare.run import carry_out
+from malora_cli.compare.table import Row, compare, newest_evaluation
+from malora_cli.errors import RecipeError, RunError
+from malora_cli.evals.evaluate import evaluate_run
+from malora_cli.results import EvalResult, RunRecord, read_json
+from train_runs import Killed, SilentView, kill_at, load, losses, rewrite, same_weights, train_run, workplace
+
+QUICK = ("train.steps=3", "train.eval_every=3", "eval.rows=2")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    return workplace(tmp_path_factory.mktemp("compare"), tiny_model)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model: Path) -> Path:
+    return workplace(tmp_path / "work", tiny_model)
+
+
+def planned(
+    recipe: Path, *overrides: str, methods: str = "lora,malora", seeds: str = "0", **by: str
+) -> list[PlannedRun]:
+    return plan(
+        recipe,
+        [*QUICK, *overrides],
+        methods=methods.split(","),
+        seeds=parse_seeds(seeds),
+        by_method={method: [override] for method, override in by.items()},
+        vocabulary=vocabulary(),
+    )
+
+
+def carried_out(runs: list[PlannedRun], told: list[str] | None = None) -> list[tuple[RunRecord, EvalResult]]:
+    return carry_out(runs, SilentView, (told if told is not None else []).append)
+
+
+@pytest.fixture(scope="module")
+def compared(home: Path) -> list[tuple[RunRecord, EvalResult]]:
+    return carried_out(planned(home, methods="lora,molora,malora"))
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def test_only_method_seed_and_name_differ(home: Path) -> None:
+    runs = planned(home, methods="lora,malora,molora", seeds="3,4")
+    assert [(run.method, run.seed) for run in runs] == [
+        (method, seed) for method in ("lora", "malora", "molora") for seed in (3, 4)
+    ]
+    own = load(home, *QUICK).recipe.model_dump()
+    for run in runs:
+        found = run.loaded.recipe.model_dump()
+        assert run.loaded.name == found["output"].pop("name") == f"tiny-{run.method}-seed{run.seed}"
+        assert found.pop("method")["name"] == run.method
+        assert found["train"].pop("seed") == run.seed
+        expected = json.loads(json.dumps(own, default=str))
+        del expected["method"], expected["train"]["seed"], expected["output"]["name"]
+        assert json.loads(json.dumps(found, default=str)) == expected
+
+
+def test_the_recipes_method_keeps_its_settings_and_the_others_take_their_defaults(home: Path) -> None:
+    runs = {run.method: run.loaded.recipe.method for run in planned(home, methods="lora,molora,malora")}
+    assert runs["malora"] == load(home).recipe.method
+    assert runs["malora"] != METHODS["malora"]()
+    assert runs["lora"] == METHODS["lora"]()
+    assert runs["molora"] == METHODS["molora"]()
+
+
+def test_every_method_adapts_the_same_linears(home: Path) -> None:
+    for run in planned(home, "method.target_modules=[q_proj, mlp.down_proj]", methods="lora,malora,molora"):
+        assert run.loaded.recipe.method.target_modules == ("q_proj", "mlp.down_proj")
+
+
+def test_a_method_may_learn_in_its_own_way(home: Path) -> None:
+    runs = planned(home, lora="train.learning_rate=0.125", malora="method.top_k=1")
+    lora, malora = (run.loaded.recipe for run in runs)
+    assert (lora.train.learning_rate, malora.train.learning_rate) == (0.125, 0.01)
+    assert malora.method.model_dump()["top_k"] == 1
+    assert malora.method.model_dump()["r"] == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.steps=9", "train.steps"),
+        ("train.batch_size=12", "train.batch_size"),
+        ("train.max_length=40", "train.max_length"),
+        ("train.seed=5", "train.seed"),
+        ("eval.rows=1", "eval.rows"),
+        ("model.dtype=bfloat16", "model.dtype"),
+        ("mix.weighting=proportional", "mix.weighting"),
+        ("output.name=mine", "output.name"),
+    ],
+)
+def test_what_would_make_it_unequal_is_refused(home: Path, override: str, named: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^--for: '{named}' for lora alone would make the comparison unequal\. "):
+        planned(home, lora=override)
+
+
+def test_a_method_stays_that_method(home: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--for: method lora was turned into 'malora'"):
+        planned(home, methods="lora", lora="method={name: malora}")
+
+
+@pytest.mark.parametrize(
+    ("methods", "by", "message"),
+    [
+        ("lora,mallora", {}, "--methods: no such method 'mallora'; did you mean 'malora'?"),
+        ("lora", {"malor": "train.learning_rate=1"}, "--for: no such method 'malor'; did you mean 'malora'?"),
+        ("lora", {"molora": "train.learning_rate=1"}, "--for: 'molora' is not among the methods compared."),
+        ("lora", {"lora": "train.lr=1"}, "command line: train.lr=1: got 1; no such setting"),
+    ],
+)
+def test_a_plan_that_is_wrong_is_one_line(home: Path, methods: str, by: dict[str, str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        planned(home, methods=methods, **by)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_typed_is_read_or_refused() -> None:
+    assert parse_seeds("0, 2,2") == [0, 2]
+    assert parse_method_overrides(["lora:train.learning_rate=1e-3", "lora:method.r=4", "molora:method.r=2"]) == {
+        "lora": ["train.learning_rate=1e-3", "method.r=4"],
+        "molora": ["method.r=2"],
+    }
+    for text in ("x", "", "1,,2", "1.5"):
+        with pytest.raises(RecipeError, match=r"^--seeds: .* is no list of seeds\. Write it as 0,1,2\.$"):
+            parse_seeds(text)
+    for text in ("train.learning_rate=1", "method={name: x}", "lora"):
+        with pytest.raises(RecipeError, match=r"^--for: .* names no method\. Write it as METHOD:section"):
+            parse_method_overrides([text])
+
+
+# ---------------------------------------------------------------- carrying it out
+
+
+def test_every_method_sees_the_same_rows_and_starts_from_the_same_base(
+    compared: list[tuple[RunRecord, EvalResult]],
+) -> None:
+    manifests = [record.manifest for record, _ in compared]
+    assert [manifest.method for manifest in manifests] == ["lora", "molora", "malora"]
+    assert len({json.dumps({n: d.sha256 for n, d in manifest.train_data.items()}) for manifest in manifests}) == 1
+    assert {manifest.steps for manifest in manifests} == {3}
+    # Nothing is learned in the first step of the warm-up, so the same rows have the same losses in the first two.
+    first, *others = [losses(record) for record, _ in compared]
+    assert first[0] != first[1]
+    for other in others:
+        assert other[:2] == [pytest.approx(step, rel=1e-6) for step in first[:2]]
+    assert len({json.dumps(found[2]) for found in (first, *others)}) == 3
+
+
+def test_the_base_is_evaluated_once(compared: list[tuple[RunRecord, EvalResult]]) -> None:
+    answers = []
+    for record, result in compared:
+        [path] = record.eval_dir.glob("*.predictions.jsonl")
+        answers.append({"base" in json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()})
+        assert {name: task.base for name, task in result.tasks.items()} == {
+            name: task.base for name, task in compared[0][1].tasks.items()
+        }
+    assert answers == [{True}, {False}, {False}]
+
+
+def snapshot(record: RunRecord) -> dict[str, tuple[int, int]]:
+    """Every file of a run with its size and time."""
+    files = (path for path in record.path.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_finished_run_is_not_touched(home: Path, compared: list[tuple[RunRecord, EvalResult]]) -> None:
+    before = [snapshot(record) for record, _ in compared]
+    told: list[str] = []
+    again = carried_out(planned(home, methods="lora,molora,malora"), told)
+    assert [snapshot(record) for record, _ in again] == before
+    assert [line.partition(": ")[2] for line in told] == ["finished already"] * 3
+    assert [result for _, result in again] == [result for _, result in compared]
+
+
+def test_a_killed_run_goes_on_and_a_missing_evaluation_is_made(recipe: Path) -> None:
+    longer = ("train.steps=4", "train.checkpoint_every=2", "train.eval_every=4")
+    runs = planned(recipe, *longer, methods="lora,malora")
+    with pytest.raises(Killed):
+        carry_out(runs, lambda: SilentView(kill_at(3)), lambda _: None)
+    told: list[str] = []
+    [(first, _), (second, _)] = carried_out(runs, told)
+    states = [line.rpartition(": ")[2] for line in told]
+    assert states == ["going on", "evaluating", "training", "evaluating"]
+    untouched = train_run(recipe, *QUICK, *longer, "method={name: lora}", "output.name=untouched")
+    assert same_weights(first, untouched)
+    assert [event.step for event in first.metrics.train()] == [1, 2, 3, 4]
+
+    shutil.rmtree(second.eval_dir)
+    told.clear()
+    carried_out(runs, told)
+    assert [line.rpartition(": ")[2] for line in told] == ["finished already", "finished already", "evaluating"]
+
+
+def test_a_folder_with_another_recipe_stops_everything_before_it_starts(recipe: Path) -> None:
+    runs = planned(recipe, "train.learning_rate=0.5", methods="malora")
+    carried_out(runs)
+    other = planned(recipe, methods="lora,malora")
+    with pytest.raises(RunError, match=r"tiny-malora-seed0/recipe.yaml: the recipe differs .* train.learning_rate"):
+        carried_out(other)
+    assert not (recipe.parent / "runs" / "tiny-lora-seed0").exists()
+
+
+def test_an_evaluation_of_some_rows_stands_for_nothing(recipe: Path) -> None:
+    runs = planned(recipe, methods="malora")
+    [(record, whole)] = carried_out(runs)
+    for tasks, limit in ((["add"], None), (None, 1)):
+        evaluate_run(record, runs[0].loaded.recipe, tasks=tasks, limit=limit)
+    told: list[str] = []
+    [(_, result)] = carried_out(runs, told)
+    assert len(told) == 1
+    assert result == whole
+    assert compare([(record, result)]).rows[-1].values == [whole.overall()[1].score]
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_the_table_holds_what_was_measured(compared: list[tuple[RunRecord, EvalResult]]) -> None:
+    table = compare(compared)
+    rows = {(row.section, row.name): row for row in table.rows}
+    assert table.runs == ["tiny-lora-seed0", "tiny-molora-seed0", "tiny-malora-seed0"]
+    assert rows["cost", "trainable parameters"].values == [r.manifest.trainable_parameters for r, _ in compared]
+    for task in ("copy", "upper", "add"):
+        expected = [result.tasks[task].adapter for _, result in compared]
+        assert rows["held-out loss, nats a token", task].values == [scores.loss for scores in expected]
+        assert rows["score", task].values == [scores.score for scores in expected]
+    for index, (_, result) in enumerate(compared):
+        words = [result.tasks[task].adapter.score for task in ("copy", "upper")]
+        sums = result.tasks["add"].adapter.score
+        assert rows["score of a domain", "words"].values[index] == pytest.approx(sum(words) / 2)
+        assert rows["score of a domain", "sums"].values[index] == sums
+        assert rows["score of a domain", "all domains"].values[index] == pytest.approx((sum(words) / 2 + sums) / 2)
+    for row in table.rows:
+        better = {"score": True, "score of a domain": True, "held-out loss, nats a token": False}
+        assert row.higher_is_better is better.get(row.section, False if row.name == "seconds a step" else None)
+
+
+@pytest.mark.parametrize(
+    ("values", "higher", "best"),
+    [
+        ([0.1, 0.3, 0.2], True, {1}),
+        ([0.1, 0.3, 0.2], False, {0}),
+        ([0.3, 0.3, 0.2], True, {0, 1}),
+        ([0.3001, 0.3004, 0.2], True, {0, 1}),  # one number on the screen is one result
+        ([0.30, 0.3001], True, set()),
+        ([0.2, 0.2], True, set()),
+        ([0.2, None, 0.1], True, {0}),
+        ([0.2, None], True, set()),
+        ([None, None], True, set()),
+        ([0.2], True, set()),
+        ([1.0, 2.0], None, set()),
+    ],
+)
+def test_the_best_of_a_row(values: list[float | None], higher: bool | None, best: set[int]) -> None:
+    assert Row("score", "x", values, higher, ".3f").best() == best
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", *arguments])
+    return int(caught.value.code or 0)
+
+
+def test_compare_runs_prints_the_table_with_the_best_marked(
+    compared: list[tuple[RunRecord, EvalResult]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [str(record.path) for record, _ in compared]
+    assert command("runs", *paths) == 0
+    out = capsys.readouterr().out
+    assert [line.split() for line in out.splitlines()[:1]] == [[record.name for record, _ in compared]]
+    for row in compare(compared).rows:
+        cells = [text + ("*" if index in row.best() else "") for index, text in enumerate(row.shown())]
+        pattern = rf"^  {re.escape(row.name)} +{' +'.join(map(re.escape, cells))} *$"
+        assert re.search(pattern, out, re.MULTILINE), row
+    assert "*" in out
+    monkeypatch.chdir(compared[0][0].path.parent.parent)
+    assert command("runs", *(record.name for record, _ in compared)) == 0  # by their names under runs/
+    assert capsys.readouterr().out == out
+
+
+def test_baselines_trains_evaluates_reports_and_prints(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (
+        "baselines",
+        str(recipe),
+        *QUICK,
+        "--methods",
+        "lora, malora",
+        "--for",
+        "lora:train.learning_rate=0.02",
+    )
+    assert command(*arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.splitlines()[0].endswith("runs/tiny-lora-seed0: training")
+    runs = recipe.parent / "runs"
+    assert sorted(path.name for path in runs.iterdir()) == ["tiny-lora-seed0", "tiny-malora-seed0"]
+    assert all((path / "report" / "index.html").is_file() for path in runs.iterdir())
+    assert [RunRecord(path).recipe["train"]["learning_rate"] for path in sorted(runs.iterdir())] == [0.02, 0.01]
+    assert re.search(r"^ +tiny-lora-seed0 +tiny-malora-seed0 *$", captured.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"), [("", "--methods: no method is named"), ("lor", "did you mean 'lora'?")]
+)
+def test_baselines_says_what_is_wrong(
+    recipe: Path, methods: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("baselines", str(recipe), "--methods", methods) == 2
+    assert message in capsys.readouterr().err
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_runs_that_cannot_be_compared(
+    compared: list[tuple[RunRecord, EvalResult]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora, malora = compared[0][0], compared[2][0]
+    copies = {
+        name: RunRecord(Path(shutil.copytree(malora.path, tmp_path / name)))
+        for name in ("running", "fewer", "rows", "silent")
+    }
+    rewrite(copies["running"].path / "manifest.json", lambda m: m.update(status="running"))
+    [path] = set(copies["fewer"].eval_dir.glob("*.json"))
+    rewrite(path, lambda result: result["tasks"]["add"].update(rows=1))
+    rewrite(copies["rows"].path / "manifest.json", lambda m: m["test_data"]["add"].update(sha256="0" * 64))
+    shutil.rmtree(copies["silent"].eval_dir)
+    for name, message in {
+        "running": "is not finished, so it has no adapter yet. Go on with it: malora train ",
+        "fewer": "was evaluated on other rows than tiny-lora-seed0. Evaluate both with the same tasks and limit",
+        "rows": "was evaluated on other rows than tiny-lora-seed0",
+        "silent": f"this run has not been evaluated. Do so: malora eval {copies['silent'].path}",
+        "nowhere": "there is no run here",
+    }.items():
+        assert command("runs", str(lora.path), str(tmp_path / name)) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"error: {tmp_path / name}: ")
+        assert message in captured.err
+    assert newest_evaluation(malora) == compared[2][1]
+    assert read_json(path)["tasks"]["add"]["rows"] == 1

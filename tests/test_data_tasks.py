@@ -1,0 +1,328 @@
+"""The tasks of a mix: what is warned of, what is refused, and what is encoded anew."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoTokenizer
+
+from malora_cli.data import tasks as tasks_module
+from malora_cli.data.encoding import Encoder
+from malora_cli.data.formats._base import Example
+from malora_cli.data.tasks import Mixture, Task, in_lots, load_tasks
+from malora_cli.errors import DataError
+from malora_cli.recipe import MixSettings
+from train_runs import load, rewrite, workplace
+
+
+class CountingEncoder(Encoder):
+    """Counts the examples it is asked to encode; the one that finds the end of a turn is not asked for here."""
+
+    encoded = 0
+
+    def encode(self, example: Example, system: str | None) -> Any:
+        type(self).encoded += 1
+        return super().encode(example, system)
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_model: Path) -> Path:
+    workplace(tmp_path, tiny_model)
+    return tmp_path
+
+
+@pytest.fixture
+def encoder(tiny_model: Path) -> Encoder:
+    return Encoder(AutoTokenizer.from_pretrained(tiny_model))
+
+
+def _mix(place: Path, *overrides: str) -> MixSettings:
+    return load(place / "tiny.yaml", *overrides).recipe.mix
+
+
+def _tasks(place: Path, encoder: Encoder, *overrides: str, max_length: int = 512) -> dict[str, Task]:
+    return {task.name: task for task in load_tasks(_mix(place, *overrides), encoder, max_length=max_length)}
+
+
+def _refusal(place: Path, encoder: Encoder, *overrides: str, max_length: int = 512) -> str:
+    with pytest.raises(DataError) as caught:
+        _tasks(place, encoder, *overrides, max_length=max_length)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _append(path: Path, *rows: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_what_is_loaded_is_what_the_files_hold(place: Path, encoder: Encoder) -> None:
+    task = _tasks(place, encoder)["add"]
+    written = [json.loads(line) for line in (place / "add.train.jsonl").read_text().splitlines()]
+    assert list(task.train.rows["prompt"]) == [row["question"] for row in written]
+    assert list(task.train.rows["completion"]) == [row["answer"] for row in written]
+    assert (len(task.train), len(task.test), task.train.too_long, task.overlap) == (30, 6, 0, 0)
+
+
+def test_tokens_are_counted(place: Path, encoder: Encoder) -> None:
+    split = _tasks(place, encoder)["add"].train
+    assert split.tokens == sum(len(ids) for ids in split.rows["input_ids"])
+    # Single characters are single tokens here; each answer ends with one more.
+    assert split.label_tokens == sum(len(answer) + 1 for answer in split.rows["completion"])
+
+
+def test_nothing_is_warned_of_where_all_is_well(place: Path, encoder: Encoder) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        _tasks(place, encoder)
+
+
+def test_test_rows_that_are_training_rows_of_any_task_are_counted(place: Path, encoder: Encoder) -> None:
+    known = [json.loads(line) for line in (place / "add.train.jsonl").read_text().splitlines()[:2]]
+    _append(place / "copy.test.jsonl", *known)
+    with pytest.warns(UserWarning, match="task 'copy': 2 of 8 test rows are also training rows") as caught:
+        tasks = _tasks(place, encoder)
+    assert {name: task.overlap for name, task in tasks.items()} == {"copy": 2, "upper": 0, "add": 0}
+    assert len(caught) == 1
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(place: Path, encoder: Encoder) -> None:
+    tasks = _tasks(place, encoder)
+    whole, longest = tasks["copy"], max(len(ids) for task in tasks.values() for ids in task.train.rows["input_ids"])
+    _append(place / "copy.train.jsonl", {"question": "x" * 300, "answer": "y"})
+    _append(place / "copy.train.jsonl", {"question": "last", "answer": "z"})
+    with pytest.warns(UserWarning, match=f"task 'copy': 1 train rows are longer than train.max_length {longest} tok"):
+        split = _tasks(place, encoder, max_length=longest)["copy"].train
+    assert (len(split), split.too_long) == (len(whole.train) + 1, 1)
+    assert split.rows[-1]["prompt"] == "last"
+    assert split.tokens == sum(len(ids) for ids in split.rows["input_ids"])
+    assert all(len(ids) <= longest for ids in split.rows["input_ids"])
+
+
+def test_a_task_of_which_nothing_is_left_is_refused(place: Path, encoder: Encoder) -> None:
+    message = _refusal(place, encoder, max_length=8)
+    assert message.startswith("task 'copy': ")
+    assert message.endswith("every row is longer than train.max_length 8 tokens. Raise it.")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "x"}, "row 19 has no 'answer'"),
+        ({"question": "x", "answer": None}, "row 19 has no 'answer'"),
+        ({"answer": "x"}, "row 19 has no 'question'"),
+        ({"question": "x", "answer": ""}, "row 19 has an empty completion"),
+        ({"question": "x", "answer": " \n"}, "row 19 has an empty completion"),
+        ({"question": "x", "answer": ["a", "b"]}, "row 19 has no text as 'answer', but a list"),
+        ({"question": {"k": 1}, "answer": "x"}, "row 19 has no text as 'question', but a dict"),
+    ],
+)
+def test_a_row_that_cannot_be_learned_is_named(
+    row: dict[str, Any], expected: str, place: Path, encoder: Encoder
+) -> None:
+    _append(place / "copy.train.jsonl", row)
+    message = _refusal(place, encoder)
+    assert message.startswith(f"task 'copy': {place / 'copy.train.jsonl'}: {expected}")
+    assert message.endswith("Mend or remove the row.")
+
+
+def test_a_row_without_a_supervised_token_is_named(place: Path, encoder: Encoder) -> None:
+    encoder.tokenizer.chat_template, encoder.tokenizer.eos_token = None, None
+    encoder.tokenizer.backend_tokenizer.pre_tokenizer = None  # bytes are no longer spelt out, so characters can lack
+    _append(place / "copy.train.jsonl", {"question": "x", "answer": "\u4e00"})
+    assert "row 19 has a completion of no token" in _refusal(place, encoder)
+
+
+def test_not_a_number_counts_as_missing(place: Path, encoder: Encoder) -> None:
+    pq.write_table(pa.table({"question": ["1", "2"], "answer": [2.0, float("nan")]}), place / "x.parquet")
+    assert "row 2 has no 'answer'" in _refusal(place, encoder, f"mix.tasks.add.train={place / 'x.parquet'}")
+
+
+def test_numbers_are_text(place: Path, encoder: Encoder) -> None:
+    path = place / "numbers.jsonl"
+    _append(path, {"question": "1+1", "answer": 2}, {"question": 2, "answer": 0.5}, {"question": "x", "answer": "two"})
+    split = _tasks(place, encoder, f"mix.tasks.add.train={path}")["add"].train
+    assert list(zip(split.rows["prompt"], split.rows["completion"], strict=True)) == [
+        ("1+1", "2"),
+        ("2", "0.5"),
+        ("x", "two"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("mix.tasks.add.test=nope.jsonl",), "task 'add': nope.jsonl: there is no such file or folder"),
+        (("mix.tasks.add.columns.prompt=questoin",), "no column 'questoin' for 'prompt'; did you mean 'question'?"),
+        (("mix.tasks.add.columns={}",), "there is no column 'prompt' for 'prompt'; known: answer, question"),
+        (
+            ("mix.tasks.add.columns.answer=answer",),
+            "format 'prompt-completion' has no role 'answer'. Its roles: prompt",
+        ),
+    ],
+)
+def test_a_wrong_source_or_column_is_told_with_its_task(
+    overrides: tuple[str, ...], expected: str, place: Path, encoder: Encoder
+) -> None:
+    message = _refusal(place, encoder, *overrides)
+    assert message.startswith("task 'add': ")
+    assert expected in message
+
+
+def test_a_template_that_refuses_is_told_with_the_task(place: Path, encoder: Encoder) -> None:
+    encoder.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + "{{ messages }}"
+    )
+    message = _refusal(place, encoder, "mix.system=Be brief.")
+    assert message.startswith("task 'copy': chat template: the model's chat template refuses")
+
+
+def test_a_tasks_own_system_prompt_goes_before_the_mixs(place: Path, encoder: Encoder) -> None:
+    tasks = _tasks(place, encoder, "mix.system=all", "mix.tasks.add.system=own", 'mix.tasks.copy.system=""')
+    starts = {name: encoder.tokenizer.decode(task.train.rows[0]["input_ids"]) for name, task in tasks.items()}
+    assert starts["upper"].startswith("<|im_start|>system\nall<|im_end|>")
+    assert starts["add"].startswith("<|im_start|>system\nown<|im_end|>")
+    assert starts["copy"].startswith("<|im_start|>system\n<|im_end|>")
+
+
+def _encoded(place: Path, encoder: Encoder, *overrides: str) -> int:
+    """Rows that were encoded to load the mix."""
+    CountingEncoder.encoded = 0
+    _tasks(place, CountingEncoder(encoder.tokenizer), *overrides)
+    return CountingEncoder.encoded
+
+
+def _explicit(weight: float) -> list[str]:
+    return ["mix.weighting=explicit", *(f"mix.tasks.{name}.weight={weight}" for name in ("copy", "upper", "add"))]
+
+
+def test_nothing_is_encoded_twice(place: Path, encoder: Encoder) -> None:
+    assert _encoded(place, encoder) == 18 + 30 + 30 + 3 * 6
+    assert _encoded(place, encoder) == 0
+    assert _encoded(place, encoder, "mix.weighting=proportional", "train.seed=5", *_explicit(3.0)) == 0
+    assert _encoded(place, encoder, "mix.tasks.add.max_new_tokens=7", "mix.tasks.add.domain=other") == 0
+
+
+def test_what_decides_the_tokens_is_encoded_anew(
+    place: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _encoded(place, encoder)
+    assert _encoded(place, encoder, "mix.tasks.add.system=Add.") == 36
+    assert _encoded(place, encoder, "mix.tasks.add.columns={prompt: answer, completion: answer}") == 36
+    _append(place / "add.train.jsonl", {"question": "9+9=", "answer": "18"})
+    assert _encoded(place, encoder) == 31
+    monkeypatch.setattr(tasks_module, "_CACHE_VERSION", -1)
+    assert _encoded(place, encoder) == 97
+    monkeypatch.undo()
+    encoder.tokenizer.chat_template += "{# another #}"
+    assert _encoded(place, encoder) == 97
+
+
+def test_a_saved_dataset_of_the_users_is_left_as_it_is(place: Path, encoder: Encoder) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list([{"question": "a", "answer": "b"}]).save_to_disk(str(place / "saved"))
+    before = sorted(place.rglob("saved/*"))
+    override = f"mix.tasks.add.train={place / 'saved'}"
+    assert len(_tasks(place, encoder, override)["add"].train) == 1
+    assert sorted(place.rglob("saved/*")) == before
+    assert _encoded(place, encoder, override) == 0
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    place: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "file"))
+    assert "Set XDG_CACHE_HOME to another folder." in _refusal(place, encoder)
+
+
+def test_the_hash_is_that_of_the_tokens(place: Path, encoder: Encoder, tmp_path: Path) -> None:
+    def hashes(*overrides: str, max_length: int = 512) -> list[str]:
+        tasks = _tasks(place, encoder, *overrides, max_length=max_length)
+        return [split.sha256 for task in tasks.values() for split in (task.train, task.test)]
+
+    first = hashes()
+    assert hashes("train.seed=3", "mix.weighting=proportional") == first
+    assert len(set(first)) == 6
+    copy = tmp_path / "elsewhere.csv"  # the same text in another place and format
+    rows = [json.loads(line) for line in (place / "add.train.jsonl").read_text().splitlines()]
+    copy.write_text("question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in rows))
+    assert hashes(f"mix.tasks.add.train={copy}") == first
+    assert hashes("mix.system=Hi") != first
+    rewritten = (place / "add.train.jsonl").read_text().splitlines()
+    (place / "add.train.jsonl").write_text("\n".join(rewritten[::-1]) + "\n")
+    assert hashes()[4] != first[4]
+    assert hashes()[:4] == first[:4]
+
+
+def test_the_hash_does_not_depend_on_lots(place: Path, encoder: Encoder) -> None:
+    rows = _tasks(place, encoder)["add"].train.rows
+    apart = [tasks_module._sha256(rows.select(range(*ends))) for ends in ((0, 15), (15, 30), (0, 30))]
+    assert len(set(apart)) == 3
+    assert tasks_module._sha256(rows.select(list(range(30)))) == tasks_module._sha256(rows) == apart[2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], [1 / 3, 1 / 3, 1 / 3]),
+        (["mix.weighting=proportional"], [18 / 78, 30 / 78, 30 / 78]),
+        ([*_explicit(1.0), "mix.tasks.add.weight=2"], [0.25, 0.25, 0.5]),
+    ],
+)
+def test_shares(overrides: list[str], expected: list[float], place: Path, encoder: Encoder) -> None:
+    mix = _mix(place, *overrides)
+    mixture = Mixture(load_tasks(mix, encoder, max_length=512), mix, length=2400, seed=0)
+    assert list(mixture.share.values()) == pytest.approx(expected)
+    drawn = np.bincount([mixture.order[position][0] for position in range(2400)], minlength=3)
+    assert np.abs(drawn / 2400 - expected).max() < mixture.order.block / 2400
+    assert len(mixture) == 2400
+
+
+def test_the_mixture_gives_the_rows_of_its_tasks(place: Path, encoder: Encoder) -> None:
+    mix = _mix(place)
+    tasks = load_tasks(mix, encoder, max_length=512)
+    mixture = Mixture(tasks, mix, length=90, seed=1)
+    for position in range(90):
+        task, row = mixture.order[position]
+        example, expected = mixture[position], tasks[task].train.rows[row]
+        assert (example.input_ids, example.prompt_tokens) == (expected["input_ids"], expected["prompt_tokens"])
+        assert example.task == task
+
+
+def test_a_task_that_is_all_but_never_drawn_is_refused(place: Path, encoder: Encoder) -> None:
+    mix = _mix(place, *_explicit(1.0), "mix.tasks.upper.weight=1e-9")
+    tasks = load_tasks(mix, encoder, max_length=512)
+    with pytest.raises(DataError, match=r"task 'upper': it is drawn once in 2,0.* rows, too rarely to be learned"):
+        Mixture(tasks, mix, length=10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "size", "expected"), [(None, 4, [4, 2]), (5, 4, [4, 1]), (99, 3, [3, 3]), (1, 8, [1])]
+)
+def test_lots(limit: int | None, size: int, expected: list[int], place: Path, encoder: Encoder) -> None:
+    split = _tasks(place, encoder)["add"].test
+    lots = list(in_lots(split, 2, limit=limit, size=size))
+    assert [len(lot) for lot in lots] == expected
+    together = list(chain.from_iterable(lots))
+    assert [example.input_ids for example in together] == list(split.rows["input_ids"])[: len(together)]
+    assert {example.task for example in together} == {2}
+
+
+def test_tasks_of_one_file_stand_in_the_order_of_the_mix(place: Path, encoder: Encoder) -> None:
+    def turn(mix: dict[str, Any]) -> None:
+        mix["tasks"] = dict(reversed(mix["tasks"].items()))
+
+    reorder: Callable[[Any], None] = turn
+    rewrite(place / "mix.yaml", reorder)
+    assert list(_tasks(place, encoder)) == ["add", "upper", "copy"]

@@ -1,0 +1,240 @@
+"""Every field of the sections that training reads changes something that can be seen.
+
+A field that nothing reads would be a setting that silently does nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from malora_cli.data.batch import TrainExample
+from malora_cli.errors import DataError
+from malora_cli.modeling import base as base_module
+from malora_cli.recipe.schema import ModelSettings, OutputSettings, TrainSettings
+from malora_cli.results import RunRecord
+from malora_cli.train import run as run_module
+from malora_cli.train import trainer as trainer_module
+from train_runs import adapter, load, measured, train_run, workplace
+
+_NUMBERS = itertools.count()
+
+Look = Callable[[RunRecord], Any]
+
+
+def _rates(record: RunRecord) -> list[float]:
+    return [event.learning_rate for event in record.metrics.train()]
+
+
+def _weights(record: RunRecord) -> list[list[float]]:
+    return [weight.flatten().tolist() for weight in adapter(record).values()]
+
+
+def _checkpoints(record: RunRecord) -> list[str]:
+    return sorted(path.name for path in record.checkpoints_dir.iterdir())
+
+
+def _rows(record: RunRecord) -> list[int]:
+    return [sum(task.examples for task in event.tasks.values()) for event in record.metrics.train()]
+
+
+#: A value of every field, and what differs from a run without it.
+TRAIN: dict[str, tuple[str, Look]] = {
+    "steps": ("4", lambda record: record.manifest.steps),
+    "batch_size": ("12", _rows),
+    "learning_rate": ("0.02", lambda record: max(_rates(record))),
+    "schedule": ("linear", _rates),
+    "warmup_ratio": ("0.5", lambda record: _rates(record)[1]),
+    "weight_decay": ("0.5", _weights),
+    "max_grad_norm": ("0.001", _weights),
+    "seed": ("1", _weights),
+    "log_every": ("2", lambda record: [event.step for event in record.metrics.train()]),
+    "eval_every": ("2", lambda record: [event.step for event in record.metrics.evals()]),
+    "eval_rows": ("3", lambda record: record.metrics.evals()[0].tasks["add"].examples),
+    "checkpoint_every": ("5", _checkpoints),
+    "keep_checkpoints": ("1", _checkpoints),
+}
+#: Fields with a test of their own below.
+APART = {"epochs", "max_length", "micro_batch_size", "gradient_checkpointing", "report_to"}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    return workplace(tmp_path_factory.mktemp("settings"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def usual(recipe: Path) -> RunRecord:
+    return train_run(recipe, "output.name=usual", "train.checkpoint_every=3")
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    return (f"output.name=run-{number}" for number in _NUMBERS)
+
+
+def test_no_field_is_forgotten() -> None:
+    assert TRAIN.keys() | APART == TrainSettings.model_fields.keys()
+    assert set(ModelSettings.model_fields) == {"base", "revision", "dtype", "attention", "trust_remote_code"}
+    assert set(OutputSettings.model_fields) == {"folder", "name"}
+
+
+@pytest.mark.parametrize("field", TRAIN)
+def test_a_field_of_train_changes_something(field: str, recipe: Path, usual: RunRecord, name: Iterator[str]) -> None:
+    value, look = TRAIN[field]
+    changed = train_run(recipe, "train.checkpoint_every=3", f"train.{field}={value}", next(name))
+    assert look(changed) != look(usual)
+
+
+def test_epochs_take_the_place_of_steps(recipe: Path, name: Iterator[str]) -> None:
+    settings = ["train.steps=null", "train.batch_size=39", "train.micro_batch_size=39"]
+    assert train_run(recipe, *settings, "train.epochs=1", next(name)).manifest.steps == 2
+    assert train_run(recipe, *settings, "train.epochs=1.2", next(name)).manifest.steps == 3
+
+
+def test_the_longest_row(recipe: Path, name: Iterator[str]) -> None:
+    with pytest.raises(DataError, match=r"task 'upper': .* every row is longer than train.max_length 31 tokens"):
+        train_run(recipe, "train.max_length=31", next(name))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_rows_that_go_through_the_model_at_once(
+    rows: int, recipe: Path, name: Iterator[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    collate = trainer_module.collate
+
+    def spy(examples: list[TrainExample]) -> Any:
+        seen.append(len(examples))
+        return collate(examples)
+
+    monkeypatch.setattr(trainer_module, "collate", spy)
+    train_run(recipe, f"train.micro_batch_size={rows}", "train.steps=1", "train.eval_rows=1", next(name))
+    assert seen[3:-3] == [rows] * (6 // rows)  # between the evaluations of the three tasks
+
+
+@pytest.mark.parametrize(("on", "passes"), [("false", 1), ("true", 2)])
+def test_gradient_checkpointing_runs_the_layers_again(
+    on: str, passes: int, recipe: Path, name: Iterator[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    forward = LlamaMLP.forward
+
+    def spy(self: LlamaMLP, x: Any) -> Any:
+        calls.append(self.training)
+        return forward(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", spy)
+    settings = [f"train.gradient_checkpointing={on}", "train.steps=1", "train.micro_batch_size=6"]
+    train_run(recipe, *settings, next(name))
+    assert sum(calls) == passes * 2  # two layers
+
+
+class SeenError(Exception):
+    """Enough was seen."""
+
+
+def test_trackers_are_handed_on(recipe: Path, name: Iterator[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: dict[str, Any] = {}
+
+    def spy(**arguments: Any) -> None:
+        handed.update(arguments)
+        raise SeenError
+
+    monkeypatch.setattr(run_module, "TrainingArguments", spy)
+    monkeypatch.setattr(run_module, "get_available_reporting_integrations", lambda: ["wandb", "mlflow"])
+    override = next(name)
+    with pytest.raises(SeenError):
+        train_run(recipe, "train.report_to=[wandb, mlflow]", override)
+    assert (handed["report_to"], handed["run_name"]) == (["wandb", "mlflow"], override.partition("=")[2])
+
+
+def test_trackers_receive_the_loss_of_every_task(
+    recipe: Path, name: Iterator[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[dict[str, float]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, *arguments: Any, logs: dict[str, float], **_: Any) -> None:  # type: ignore[override]
+            received.append(logs)
+
+        def on_evaluate(self, *arguments: Any, metrics: dict[str, float], **_: Any) -> None:  # type: ignore[override]
+            received.append(metrics)
+
+    start = trainer_module.MaloraTrainer.__init__
+
+    def with_tracker(self: Any, *arguments: Any, **options: Any) -> None:
+        start(self, *arguments, **options)
+        self.add_callback(Tracker())
+
+    monkeypatch.setattr(trainer_module.MaloraTrainer, "__init__", with_tracker)
+    record = train_run(recipe, "train.steps=2", "train.batch_size=12", "train.micro_batch_size=6", next(name))
+    assert [sorted(key for key in entry if "/" in key) for entry in received] == [
+        ["eval_loss/add", "eval_loss/copy", "eval_loss/upper"],
+        ["loss/add", "loss/copy", "loss/upper"],
+        ["loss/add", "loss/copy", "loss/upper"],
+        ["eval_loss/add", "eval_loss/copy", "eval_loss/upper"],
+    ]
+    assert received[1]["loss/add"] == record.metrics.train()[0].tasks["add"].loss
+
+
+def test_the_model_is_loaded_as_the_recipe_says(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def spy(location: str, **arguments: Any) -> Any:
+        asked.append({"location": location, **arguments})
+        raise SeenError
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", spy)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
+    settings = load(
+        recipe,
+        "model={base: owner/name, revision: abc, dtype: bfloat16, attention: eager, trust_remote_code: true}",
+    ).recipe.model
+    found = base_module.resolve_base(settings)
+    for read in (base_module.load_tokenizer, base_module.load_base):
+        with pytest.raises(SeenError):
+            read(found, settings)
+    hub = {"location": "owner/name", "revision": "abc", "trust_remote_code": True}
+    assert asked[0].items() >= hub.items()
+    assert asked[1].items() >= (hub | {"dtype": torch.bfloat16, "attn_implementation": "eager"}).items()
+
+
+@pytest.mark.parametrize(("field", "value"), [("attention", "eager"), ("dtype", "bfloat16")])
+def test_a_run_uses_the_models_settings(
+    field: str, value: str, recipe: Path, name: Iterator[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[PreTrainedModel] = []
+
+    def spy(*arguments: Any) -> PreTrainedModel:
+        models.append(base_module.load_base(*arguments))
+        return models[-1]
+
+    monkeypatch.setattr(run_module, "load_base", spy)
+    train_run(recipe, f"model.{field}={value}", "train.steps=1", next(name))
+    config = models[0].config
+    assert value in {config._attn_implementation, str(config.dtype).removeprefix("torch.")}
+
+
+def test_another_base_is_another_run(recipe: Path, usual: RunRecord, tmp_path: Path, name: Iterator[str]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(usual.manifest.base_model)
+    model.lm_head.weight.data.mul_(2)
+    model.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(usual.manifest.base_model).save_pretrained(tmp_path / "other")
+    record = train_run(recipe, f"model.base={tmp_path / 'other'}", "train.steps=1", next(name))
+    assert record.manifest.base_model == str(tmp_path / "other")
+    assert record.manifest.base_model_sha256 != usual.manifest.base_model_sha256
+    assert measured(record)[0]["tasks"] != measured(usual)[0]["tasks"]
+
+
+def test_output_settings_name_the_folder(recipe: Path, tmp_path: Path) -> None:
+    record = train_run(recipe, f"output.folder={tmp_path / 'elsewhere'}", "output.name=mine", "train.steps=1")
+    assert record.path == tmp_path / "elsewhere" / "mine"
+    assert record.finished
