@@ -36,8 +36,6 @@ def prepare_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs what it then raises
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that spin while they wait make training crawl as soon as another program wants one of the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Their warnings are for programmers; ours are one line each.
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"malora_cli\..*")
