@@ -319,3 +319,14 @@ def test_the_command_takes_the_newest_run(full: RunRecord) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.split() == ["run:", str(full.path), "report:", str(full.report_path)]
     assert json.loads((full.path / "manifest.json").read_text())["steps"] == 100, "the run itself is left alone"
+
+
+def test_a_partial_evaluation_does_not_hide_the_other_tasks_experts(full: RunRecord) -> None:
+    before = page(full).text("experts")
+    whole = full.evaluations()[-1]
+    name = next(iter(whole.tasks))
+    load = {name: whole.expert_load[name]} if whole.expert_load else {name: {"layers 0-1": [0.5, 0.5]}}
+    partial = {"tasks": {name: whole.tasks[name]}, "expert_load": load, "created": "2999-01-01T00:00:00+00:00"}
+    whole.model_copy(update=partial).save(full.eval_dir / "z.json")
+    after = page(full).text("experts")
+    assert all(task in after for task in whole.tasks if task in before)

@@ -51,14 +51,14 @@ def from_uniform(shares: list[float]) -> float:
 
 
 def _newest(run: RunView) -> tuple[int, dict[str, ExpertShare]] | None:
-    """Step and expert load of the newest measurement; at the same step, what `malora eval` found on more rows."""
+    """Step and load of the newest measurement; at one step that of most tasks, then what `malora eval` found."""
     logged = [(event.step, 0, event.expert_load) for event in run.evals if event.expert_load]
     logged += [
         (result.step, i, result.expert_load) for i, result in enumerate(run.evaluations, 1) if result.expert_load
     ]
     if not logged:
         return None
-    step, _, load = max(logged, key=lambda entry: entry[:2])
+    step, _, load = max(logged, key=lambda entry: (entry[0], len(entry[2]), entry[1]))
     return step, load
 
 
