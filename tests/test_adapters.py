@@ -20,8 +20,9 @@ from safetensors import safe_open
 from torch import nn
 
 from malora_cli import MaloraConfig, MoloraConfig
-from malora_cli.adapters.initialisation import init_molora, kaiming_uniform, shared_subspace
+from malora_cli.adapters.initialisation import kaiming_uniform, shared_subspace
 from malora_cli.adapters.layer import MixtureLinear
+from malora_cli.adapters.structure import IndependentExperts
 from tiny_models import LAYERS, gemma3_with_pictures, randomise, tiny, tokens
 
 SIZES = {"in_features": 64, "num_experts": 3, "r": 4, "subspace_rank": 8}
@@ -76,7 +77,7 @@ def test_entries_vary_like_loras() -> None:
     start = shared_subspace(n, num_experts=8, r=12, subspace_rank=32, beta=2.0)
     variance = (start.coefficient_ERS @ start.down_SI).var().item()
     assert variance == pytest.approx(1 / (3 * n), rel=0.05)
-    a = init_molora(n, num_experts=8, r=12)
+    a = IndependentExperts(n, n, 8, 12).start()["down"]
     assert a.shape == (96, n)
     assert a.var().item() == pytest.approx(1 / (3 * n), rel=0.05)
     assert a.abs().max() <= 1 / math.sqrt(n)
@@ -148,7 +149,7 @@ def test_the_package_loads_no_torch_until_a_configuration_is_asked_for() -> None
     code = (
         "import sys, malora_cli; assert not {'torch', 'peft', 'transformers'} & set(sys.modules);"
         "from malora_cli import MaloraConfig; import peft;"
-        "assert 'MALORA' in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING; print(MaloraConfig().shared_rank)"
+        "assert 'MALORA' in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING; print(MaloraConfig().subspace_rank)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "32"), done.stderr

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from malora_cli.adapters import layer as layer_module
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MoloraConfig
-from malora_cli.adapters.fused import can_fuse
+from malora_cli.adapters.fused import can_fuse, draw_kept
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import Routing
 
@@ -20,6 +20,14 @@ CONFIGS = {
     "dropout": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, lora_dropout=0.4),
     "literal": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, renormalize=False),
 }
+
+
+class _Kept(nn.Module):
+    """A dropout by plain arithmetic, with the fused kernel's draw."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, factor = draw_kept(x.flatten(0, -2), 0.4)
+        return x * kept.view_as(x) * factor
 
 
 def _layer(config: MixtureConfig, *, bias: bool) -> MixtureLinear:
@@ -48,6 +56,8 @@ def test_equals_the_plain_kernel(config: MixtureConfig, bias: bool, follow: bool
     made, x = _layer(config, bias=bias), torch.randn(2, 5, 7).requires_grad_(follow)
     fused = _outcome(made, x)
     monkeypatch.setattr(layer_module, "can_fuse", lambda *_: False)
+    if config.lora_dropout:
+        made.malora_dropout["default"] = _Kept()
     plain = _outcome(made, x)
     assert (fused[1] is None) == (not follow)
     for ours, reference in zip(fused, plain, strict=True):
@@ -80,16 +90,38 @@ def test_an_input_that_others_use_as_well_gets_the_sum_of_the_gradients(monkeypa
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.999, 1e-9])
+def test_dropout_keeps_the_share_it_says_and_the_mean(p: float) -> None:
+    torch.manual_seed(0)
+    kept, factor = draw_kept(torch.empty(1001, 999), p)
+    assert kept.dtype == torch.bool
+    assert kept.float().mean().item() == pytest.approx(1 - p, abs=3 * (p * (1 - p) / kept.numel()) ** 0.5 + 1e-5)
+    assert factor == pytest.approx(1 / (1 - p), rel=0.02 if p > 0.9 else 1e-4)
+    again, _ = draw_kept(torch.empty(1001, 999), p)
+    assert p < 1e-6 or not torch.equal(kept, again)
+    torch.manual_seed(0)
+    assert torch.equal(draw_kept(torch.empty(1001, 999), p)[0], kept)
+
+
+def test_dropout_of_neighbours_is_independent() -> None:
+    """Four entries share one number of the generator."""
+    torch.manual_seed(0)
+    kept = draw_kept(torch.empty(1, 4 * 50_000), 0.3)[0].view(-1, 4).float() - 0.7
+    covariance = kept.T @ kept / len(kept)
+    torch.testing.assert_close(covariance, 0.21 * torch.eye(4), atol=0.005, rtol=0)
+
+
 def test_is_used_only_where_nothing_else_looks_at_the_base_layer() -> None:
-    up, x = torch.zeros(2, 2), torch.zeros(1, 3)
+    up, x, plain = torch.zeros(2, 2), torch.zeros(1, 3), nn.Dropout(0.5)
     frozen = nn.Linear(3, 2).requires_grad_(False)
-    assert can_fuse(frozen, x, up)
-    assert not can_fuse(nn.Linear(3, 2), x, up)
-    assert not can_fuse(frozen, x.double(), up)
-    assert not can_fuse(nn.Linear(3, 2, dtype=torch.bfloat16).requires_grad_(False), x, up)
-    assert not can_fuse(nn.Identity(), x, up)
+    assert can_fuse(frozen, x, up, plain)
+    assert not can_fuse(nn.Linear(3, 2), x, up, plain)
+    assert not can_fuse(frozen, x.double(), up, plain)
+    assert not can_fuse(nn.Linear(3, 2, dtype=torch.bfloat16).requires_grad_(False), x, up, plain)
+    assert not can_fuse(nn.Identity(), x, up, plain)
+    assert not can_fuse(frozen, x, up, nn.AlphaDropout(0.5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not can_fuse(frozen, x, up)
+        assert not can_fuse(frozen, x, up, plain)
     watched = nn.Linear(3, 2).requires_grad_(False)
     watched.register_forward_hook(lambda *_: None)
-    assert not can_fuse(watched, x, up)
+    assert not can_fuse(watched, x, up, plain)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 import two_processes
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MoloraConfig
-from malora_cli.adapters.kernel import Load, balance_loss, expert_load, route
+from malora_cli.adapters.kernel import Load, balance_loss, expert_load
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import Routing, RoutingTally
+from two_processes import route
 
 IN, OUT, TOKENS = 10, 7, 12
 FACTOR = 0.7  # far above what is sensible, so that a wrong balance gradient shows

@@ -8,7 +8,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from malora_cli.adapters.kernel import balance_loss, expert_load, load_of_all_processes, route
+from malora_cli.adapters.kernel import (
+    Gates,
+    balance_loss,
+    expert_load,
+    gates_of,
+    load_of_all_processes,
+    router_logits,
+)
 
 SPLIT = (3, 8)  # tokens of the first process, of both
 
@@ -19,6 +26,11 @@ def whole_batch() -> tuple[Tensor, Tensor]:
     x_TI, router_EI = torch.randn(SPLIT[1], 6), torch.randn(4, 6)
     x_TI[: SPLIT[0]] += router_EI[1]
     return x_TI, router_EI.requires_grad_()
+
+
+def route(x_TI: Tensor, router_EI: Tensor, *, top_k: int, renormalize: bool) -> Gates:
+    """The gates of tokens, from end to end."""
+    return gates_of(router_logits(x_TI, router_EI), top_k=top_k, renormalize=renormalize)
 
 
 def balance(x_TI: Tensor, router_EI: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from malora_cli.adapters.config import MaloraConfig, MoloraConfig
+    from malora_cli.adapters.config import HydraLoraConfig, MaloraConfig, MoloraConfig
 
 __version__ = "0.1.0"
-__all__ = ["MaloraConfig", "MoloraConfig", "__version__"]
+__all__ = ["HydraLoraConfig", "MaloraConfig", "MoloraConfig", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("MaloraConfig", "MoloraConfig"):
+    if name in ("HydraLoraConfig", "MaloraConfig", "MoloraConfig"):
         # Importing the tuner is what makes PEFT know the methods.
         from malora_cli.adapters import config, tuner  # noqa: F401
 

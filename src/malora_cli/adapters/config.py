@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Self
 
 from peft import PeftConfig
 
-from malora_cli.adapters.constraints import mixture_problems
+from malora_cli.adapters.constraints import mixture_problems, subspace_problems
+from malora_cli.adapters.structure import (
+    IndependentExperts,
+    OwnSubspaces,
+    SharedDown,
+    SharedSubspace,
+    SharedUp,
+    Structure,
+    Subspace,
+)
 
 #: What the names of all our weights begin with.
 MIXTURE_PREFIX = "malora_"
@@ -18,6 +29,7 @@ class MixtureType(str, Enum):  # noqa: UP042 - PEFT writes and compares the valu
 
     MALORA = "MALORA"
     MOLORA = "MOLORA"
+    HYDRALORA = "HYDRALORA"
 
 
 @dataclass
@@ -26,14 +38,18 @@ class MixtureConfig(PeftConfig):
 
     Args:
         r: Expert rank (MoLoRA's r, MALoRA's expanded r').
-        num_experts: Experts N in each adapted linear.
+        num_experts: Experts N in each adapted linear. A list divides the layers of the model into as many groups of
+            consecutive ones, of one size as nearly as can be, and gives the number for each, the first layers first.
         top_k: Experts K active for a token.
         lora_alpha: The update is scaled by ``lora_alpha / r``, once.
         lora_dropout: Dropout on the input of the down-projection; never on the router's.
         balance_factor: Weight of the mean over routers of the load-balancing loss.
+        router: "linear" gives every adapted linear a router of its own; "block" one router to the linears that stand in
+            one module, such as q, k and v, which routes by the input of the first of them.
         renormalize: Divide the K kept gates by their sum. Off is Eq. 4 of the paper read literally, under which
             the gates sum to about K/N in the beginning and experts learn at that fraction of the pace.
-        frozen: Parts of every expert that keep their initial values: "down" and, where there is one, "coefficient".
+        frozen: Parts of the experts that keep their initial values: "down", "up" and, where there is one,
+            "coefficient".
         target_modules: Names (or a regular expression) of the linears to adapt; None takes the paper's for the
             model's architecture: every linear of a block but the attention output.
         exclude_modules: Names (or a regular expression) of linears to leave alone.
@@ -43,11 +59,12 @@ class MixtureConfig(PeftConfig):
     """
 
     r: int = field(default=8, metadata={"help": "Expert rank."})
-    num_experts: int = field(default=8, metadata={"help": "Experts in each adapted linear."})
+    num_experts: int | list[int] = field(default=8, metadata={"help": "Experts in each adapted linear."})
     top_k: int = field(default=2, metadata={"help": "Experts active for a token."})
     lora_alpha: float = field(default=16, metadata={"help": "The update is scaled by lora_alpha / r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the down-projection."})
     balance_factor: float = field(default=0.01, metadata={"help": "Weight of the load-balancing loss."})
+    router: str = field(default="linear", metadata={"help": "What has a router of its own: linear or block."})
     renormalize: bool = field(default=True, metadata={"help": "Divide the kept gates by their sum."})
     frozen: list[str] = field(default_factory=list, metadata={"help": "Parts that keep their initial values."})
     target_modules: list[str] | set[str] | str | None = field(default=None, metadata={"help": "Linears to adapt."})
@@ -60,30 +77,38 @@ class MixtureConfig(PeftConfig):
         super().__post_init__()
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
-        counts = self._counts().items()
+        if isinstance(self.num_experts, tuple):  # as recipes have it, and JSON has not
+            self.num_experts = list(self.num_experts)
+        if problems := self._problems():
+            raise ValueError(f"{type(self).__name__}: {'; '.join(problems)}")
+
+    def _problems(self) -> list[str]:
+        """What is wrong with the numbers, each as a sentence."""
+        experts = self.num_experts if isinstance(self.num_experts, list) else [self.num_experts]
+        counts = [("r", self.r), *(("num_experts", count) for count in experts), ("top_k", self.top_k)]
         problems = [
             f"{name} must be a whole number of at least 1, not {value}"
             for name, value in counts
             if not isinstance(value, int) or value < 1
         ]
-        problems += mixture_problems(
-            r=self.r, num_experts=self.num_experts, top_k=self.top_k, subspace_rank=self.shared_rank
-        )
+        if not experts:
+            problems.append("num_experts is an empty list")
+        elif not problems:
+            problems += mixture_problems(num_experts=experts, top_k=self.top_k, renormalize=self.renormalize)
+        if self.router not in ("linear", "block"):
+            problems.append(f"router must be 'linear' or 'block', not '{self.router}'")
         if not 0.0 <= self.lora_dropout < 1.0:
             problems.append(f"lora_dropout must lie in [0, 1), not {self.lora_dropout}")
         if not self.lora_alpha > 0:
             problems.append(f"lora_alpha must be above 0, not {self.lora_alpha}")
         if not self.balance_factor >= 0:
             problems.append(f"balance_factor must be at least 0, not {self.balance_factor}")
-        parts = ["down"] if self.shared_rank is None else ["down", "coefficient"]
-        problems += [
-            f"frozen has no part '{part}'; known: {', '.join(parts)}" for part in self.frozen if part not in parts
-        ]
-        if problems:
-            raise ValueError(f"{type(self).__name__}: {'; '.join(problems)}")
-
-    def _counts(self) -> dict[str, int]:
-        return {"r": self.r, "num_experts": self.num_experts, "top_k": self.top_k}
+        if not problems:
+            parts = self.structure(1, 1).shapes
+            problems += [
+                f"frozen has no part '{part}'; known: {', '.join(parts)}" for part in self.frozen if part not in parts
+            ]
+        return problems
 
     @property
     def scaling(self) -> float:
@@ -91,9 +116,25 @@ class MixtureConfig(PeftConfig):
         return self.lora_alpha / self.r
 
     @property
-    def shared_rank(self) -> int | None:
-        """Rank of the down-projection that all experts share; None where each has its own."""
-        return None
+    def experts(self) -> int:
+        """N, of a configuration that holds for one layer."""
+        return self.num_experts if isinstance(self.num_experts, int) else max(self.num_experts)
+
+    def of_layer(self, layer: int, depth: int) -> Self:
+        """The configuration of one layer of a model, with the number of experts of the layer's group.
+
+        Args:
+            layer: The layer's number, from 0.
+            depth: Layers of the model.
+        """
+        if isinstance(self.num_experts, int):
+            return self
+        groups = len(self.num_experts)
+        return replace(self, num_experts=self.num_experts[min(layer * groups // depth, groups - 1)])
+
+    @abstractmethod
+    def structure(self, in_features: int, out_features: int) -> Structure:
+        """How the experts of a linear of these sizes are factored."""
 
 
 @dataclass
@@ -112,6 +153,39 @@ class MoloraConfig(MixtureConfig):
         super().__post_init__()
         self.peft_type = MixtureType.MOLORA
 
+    def structure(self, in_features: int, out_features: int) -> Structure:
+        """A_t and B_t for every expert."""
+        return IndependentExperts(in_features, out_features, self.experts, self.r, same_start=self.same_init)
+
+
+@dataclass
+class HydraLoraConfig(MixtureConfig):
+    """HydraLoRA: one A for all experts, a B_t for each: ``y = W0 x + s * sum_t g_t(x) B_t A x``.
+
+    Its gates are the whole softmax, so ``top_k`` is the number of experts unless it is given, and there is no balance
+    loss unless ``balance_factor`` is set.
+
+    Source: Tian et al., HydraLoRA, NeurIPS 2024 (arXiv 2404.19245).
+    """
+
+    num_experts: int | list[int] = field(default=4, metadata={"help": "Experts in each adapted linear."})
+    top_k: int = field(default=0, metadata={"help": "Experts active for a token; 0 is all of them."})
+    balance_factor: float = field(default=0.0, metadata={"help": "Weight of the load-balancing loss."})
+
+    def __post_init__(self) -> None:
+        if self.top_k == 0 and isinstance(self.num_experts, int):
+            self.top_k = self.num_experts
+        super().__post_init__()
+        self.peft_type = MixtureType.HYDRALORA
+
+    def structure(self, in_features: int, out_features: int) -> Structure:
+        """One A, and B_t for every expert."""
+        return SharedDown(in_features, out_features, self.experts, self.r)
+
+
+#: What a MALoRA shares or splits, by ``MaloraConfig.subspace``.
+SUBSPACES: dict[str, type[Subspace]] = {"shared": SharedSubspace, "own": OwnSubspaces, "up": SharedUp}
+
 
 @dataclass
 class MaloraConfig(MixtureConfig):
@@ -123,25 +197,41 @@ class MaloraConfig(MixtureConfig):
     Args:
         subspace_rank: Rank d of the shared subspace, at least ``r``.
         beta: Balance between learning S_A (gradient ~ 1/beta) and the P_t (gradient ~ beta).
+        subspace: "shared", or an ablation: "own" gives every expert a subspace S_t of rank d / N of its own, and "up"
+            decomposes the up-projections in place of the down-projections, ``B_t = S_B Q_t``.
 
-    Source: Wang et al., MALoRA, Findings of NAACL 2025 (arXiv 2410.22782), Eq. 5-10.
+    Source: Wang et al., MALoRA, Findings of NAACL 2025 (arXiv 2410.22782), Eq. 5-10; Table 3 for the ablations.
     """
 
     r: int = field(default=12, metadata={"help": "Expanded expert rank r'."})
     lora_alpha: float = field(default=24, metadata={"help": "The update is scaled by lora_alpha / r."})
     subspace_rank: int = field(default=32, metadata={"help": "Rank d of the shared subspace, at least r."})
     beta: float = field(default=1.0, metadata={"help": "Gradients of S_A scale with 1/beta, those of P_t with beta."})
+    subspace: str = field(default="shared", metadata={"help": "shared, or an ablation: own or up."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.beta < float("inf"):
-            raise ValueError(f"MaloraConfig: beta must be above 0, not {self.beta}")
         self.peft_type = MixtureType.MALORA
 
-    def _counts(self) -> dict[str, int]:
-        return {**super()._counts(), "subspace_rank": self.subspace_rank}
+    def _problems(self) -> list[str]:
+        problems = []
+        if self.subspace not in SUBSPACES:
+            problems.append(f"subspace must be one of {', '.join(SUBSPACES)}, not '{self.subspace}'")
+        if not isinstance(self.subspace_rank, int) or self.subspace_rank < 1:
+            problems.append(f"subspace_rank must be a whole number of at least 1, not {self.subspace_rank}")
+        if not 0 < self.beta < float("inf"):
+            problems.append(f"beta must be above 0, not {self.beta}")
+        if problems:
+            return problems
+        return super()._problems() + subspace_problems(
+            r=self.r,
+            num_experts=self.num_experts,
+            subspace_rank=self.subspace_rank,
+            own=self.subspace == "own",
+        )
 
-    @property
-    def shared_rank(self) -> int:
-        """Rank d of the shared subspace."""
-        return self.subspace_rank
+    def structure(self, in_features: int, out_features: int) -> Structure:
+        """P_t and B_t for every expert around the subspace."""
+        return SUBSPACES[self.subspace](
+            in_features, out_features, self.experts, self.r, rank=self.subspace_rank, beta=self.beta
+        )

@@ -4,11 +4,12 @@ Autograd would make a new tensor of the size of the layer's input or output for 
 functions own the frozen product as well, so each term is written into what is there already, and they keep only what
 the backward pass cannot compute again for less. `kernel.mixture_delta` is the reference, and what runs everywhere else.
 
-Shape suffixes as in ``kernel``.
+Shape suffixes as in ``kernel``; M stands for the ranks of the down-projection and the experts of a router together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
@@ -16,13 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from malora_cli.adapters.kernel import Gates, gates_of
+from malora_cli.adapters.kernel import Factors, Gates
+
+_LOTS = 1 << 16
 
 
-def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor) -> TypeGuard[nn.Linear]:
+def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the frozen product of ``base_layer`` may be taken over: a plain float32 linear that nothing watches."""
     return (
         type(base_layer) is nn.Linear
+        and type(dropout) in (nn.Dropout, nn.Identity)
         and x.dtype == up.dtype == base_layer.weight.dtype == torch.float32
         and not base_layer.weight.requires_grad
         and not torch.is_autocast_enabled(x.device.type)
@@ -30,6 +34,21 @@ def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor) -> TypeGuard[nn.Linea
         and not base_layer._forward_pre_hooks
         and not base_layer._backward_hooks
     )
+
+
+def draw_kept(x_TI: Tensor, p: float) -> tuple[Tensor, float]:
+    """Which entries of the input a dropout keeps, and what it multiplies them by.
+
+    Four entries share one number of the generator, 16 bits each: on a CPU, drawing numbers is most of what dropout
+    costs. The rate is that of ``p`` in units of 2^-16, and the factor is exact for it, so nothing is biased.
+
+    Returns:
+        Mask, shape of ``x_TI``, and ``1 / (1 - rate)``.
+    """
+    lots = torch.empty(-(-x_TI.numel() // 4), dtype=torch.int64, device=x_TI.device).random_(-(1 << 63), None)
+    dropped = min(round(p * _LOTS), _LOTS - 1)
+    kept = lots.view(torch.int16)[: x_TI.numel()].view_as(x_TI) >= dropped - _LOTS // 2
+    return kept, _LOTS / (_LOTS - dropped)
 
 
 class _Project(torch.autograd.Function):
@@ -42,10 +61,28 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_TI: Tensor, grad_TM: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, grad_TI: Tensor, grad_TM: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, m_MI = ctx.saved_tensors
         grad_x = grad_TI.addmm_(grad_TM, m_MI) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_TM.T @ x_TI
+        grad_m = grad_TM.T @ x_TI if ctx.needs_input_grad[1] else None
+        return grad_x, grad_m
+
+
+class _ProjectKept(torch.autograd.Function):
+    """``x`` itself and ``(x * kept) M^T``: the same behind a dropout, whose output is made again, not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, m_MI: Tensor, kept_TI: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x_TI, m_MI, kept_TI)
+        return x_TI.view_as(x_TI), (x_TI * kept_TI) @ m_MI.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TI: Tensor, grad_TM: Tensor) -> tuple[Tensor | None, ...]:
+        x_TI, m_MI, kept_TI = ctx.saved_tensors
+        grad_m = grad_TM.T @ (x_TI * kept_TI) if ctx.needs_input_grad[1] else None
+        grad_x = grad_TI.add_((grad_TM @ m_MI).mul_(kept_TI)) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_m, None
 
 
 class _Update(torch.autograd.Function):
@@ -71,11 +108,11 @@ class _Update(torch.autograd.Function):
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         z_TS, gate_TE, weight_OI, coefficient_QS, up_OQ = ctx.saved_tensors
         hidden_TQ = _hidden(z_TS, coefficient_QS)
-        grad_up = grad_TO.T @ _gated(hidden_TQ, gate_TE)
+        grad_up = grad_TO.T @ _gated(hidden_TQ, gate_TE) if ctx.needs_input_grad[6] else None
         grad_TER = (grad_TO @ up_OQ).unflatten(-1, (gate_TE.shape[-1], -1))
         grad_gate = (grad_TER * hidden_TQ.view_as(grad_TER)).sum(-1)
         grad_hidden = grad_TER.mul_(gate_TE.unsqueeze(-1)).flatten(-2)
-        grad_coefficient = None if coefficient_QS is None else grad_hidden.T @ z_TS
+        grad_coefficient = grad_hidden.T @ z_TS if ctx.needs_input_grad[5] else None
         grad_z = grad_hidden if coefficient_QS is None else grad_hidden @ coefficient_QS
         grad_x = grad_TO @ weight_OI if ctx.needs_input_grad[0] else None
         return grad_x, grad_z, grad_gate, None, None, grad_coefficient, grad_up
@@ -92,43 +129,47 @@ def _gated(hidden_TQ: Tensor, gate_TE: Tensor) -> Tensor:
 def fused_mixture(
     base_layer: nn.Linear,
     x: Tensor,
+    factors: Factors,
     *,
-    dropout: nn.Module,
-    down_SI: Tensor,
-    coefficient_QS: Tensor | None,
-    up_OQ: Tensor,
-    router_EI: Tensor,
+    dropout: float,
+    router_EI: Tensor | None,
+    gates_of: Callable[[Tensor | None], Gates],
     scaling: float,
-    top_k: int,
-    renormalize: bool,
 ) -> tuple[Tensor, Gates]:
     """The adapted layer's whole output, and its gates.
 
     Args:
         base_layer: The frozen linear, for which `can_fuse` holds.
         x: Input, shape ``(..., I)``.
-        dropout: On the input of the down-projection; never on the router's.
-        down_SI: As for `kernel.mixture_delta`, and so are the others.
-        coefficient_QS: The experts' coefficients; None where they are the identity.
-        up_OQ: The experts' up-projections.
-        router_EI: Router weight.
+        factors: The experts.
+        dropout: Rate of the dropout on the input of the down-projection; the router's input has none.
+        router_EI: Router weight; None where another linear of the block has the router.
+        gates_of: The gates for the router's logits; they are None where there is no router here.
         scaling: ``alpha / r``.
-        top_k: Experts kept for a token.
-        renormalize: Divide the kept gates by their sum.
     """
     x_TI = x.flatten(0, -2)
-    if dropout.training and not isinstance(dropout, nn.Identity):
-        followed_TI, logits_TE = _Project.apply(x_TI, router_EI)
-        z_TS = F.linear(dropout(followed_TI), down_SI)
+    down_SI, coefficient_QS, up_OQ = factors
+    # What comes out of a function asks for a gradient even where the input itself does not, as in the first layer.
+    followed_TI, logits_TE = x_TI, None
+    if not dropout and router_EI is not None:
+        through_TI, projected_TM = _Project.apply(x_TI, torch.cat([down_SI, router_EI]))
+        z_TS, logits_TE = projected_TM.split([len(down_SI), len(router_EI)], dim=-1)
+        followed_TI = through_TI if x.requires_grad else x_TI
     else:
-        followed_TI, projected = _Project.apply(x_TI, torch.cat([down_SI, router_EI]))
-        z_TS, logits_TE = projected.split([len(down_SI), len(router_EI)], dim=-1)
-    gates = gates_of(logits_TE, top_k=top_k, renormalize=renormalize)
-    # What came out of a function asks for a gradient even where the input itself does not, as in the first layer.
+        if router_EI is not None:
+            through_TI, logits_TE = _Project.apply(followed_TI, router_EI)
+            followed_TI = through_TI if x.requires_grad else x_TI
+        if dropout:
+            kept_TI, factor = draw_kept(x_TI, dropout)
+            through_TI, z_TS = _ProjectKept.apply(followed_TI, down_SI * factor, kept_TI)
+        else:
+            through_TI, z_TS = _Project.apply(followed_TI, down_SI)
+        followed_TI = through_TI if x.requires_grad else x_TI
+    gates = gates_of(logits_TE)
     y_TO: Tensor = _Update.apply(
-        followed_TI if x.requires_grad else x_TI,
+        followed_TI,
         z_TS,
-        gates.gate_TE * scaling,
+        gates.gate_TE.flatten(0, -2) * scaling,
         base_layer.weight,
         base_layer.bias,
         coefficient_QS,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class SharedSubspace(NamedTuple):
+class Split(NamedTuple):
     """S_A, shape ``(S, I)``, and the P_t, shape ``(E, R, S)``; float32."""
 
     down_SI: Tensor
@@ -35,14 +35,7 @@ def kaiming_uniform(*shape: int) -> Tensor:
     return torch.empty(*shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound)
 
 
-def init_molora(in_features: int, *, num_experts: int, r: int, same: bool = False) -> Tensor:
-    """The experts' A_t stacked, each LoRA's own draw, or one draw for all of them; shape ``(E*R, I)``."""
-    if same:
-        return kaiming_uniform(r, in_features).repeat(num_experts, 1)
-    return kaiming_uniform(num_experts * r, in_features)
-
-
-def shared_subspace(in_features: int, *, num_experts: int, r: int, subspace_rank: int, beta: float) -> SharedSubspace:
+def shared_subspace(in_features: int, *, num_experts: int, r: int, subspace_rank: int, beta: float) -> Split:
     """Split one draw ``K_t = U_t Sigma_t V_t`` for each expert into a shared S_A and its own P_t.
 
     ``P_t = (U_t Sigma_t)[:r] / beta`` and ``S_A = beta V_0``, so that expert 0 starts at ``P_0 S_A = K_0[:r]``: LoRA's
@@ -66,4 +59,25 @@ def shared_subspace(in_features: int, *, num_experts: int, r: int, subspace_rank
     down_SI[:rank] = beta * v[0]
     coefficient_ERS = torch.zeros(num_experts, r, subspace_rank)
     coefficient_ERS[..., :rank] = (u * sigma.unsqueeze(-2))[:, :r] / beta
-    return SharedSubspace(down_SI, coefficient_ERS)
+    return Split(down_SI, coefficient_ERS)
+
+
+def own_subspaces(in_features: int, *, num_experts: int, r: int, subspace_rank: int, beta: float) -> Split:
+    """The same split with a subspace for each expert, of a rank that may be below the experts' own.
+
+    One draw ``K_t``, shape ``(max(r, subspace_rank), in_features)``, for each expert; ``S_t = beta V_t`` and ``P_t =
+    (U_t Sigma_t)[:r] / beta``, both cut to the ``subspace_rank`` largest singular values: of that rank, the nearest to
+    LoRA's own start. With ``subspace_rank >= r`` and nothing cut, ``P_t S_t`` are the first rows of ``K_t``.
+
+    Returns:
+        S_t stacked, shape ``(num_experts * subspace_rank, in_features)``, and P_t, shape ``(E, R, subspace_rank)``.
+    """
+    draw_EKI = kaiming_uniform(num_experts, max(r, subspace_rank), in_features)
+    with _one_thread():
+        u, sigma, v = torch.linalg.svd(draw_EKI, full_matrices=False)
+    rank = min(subspace_rank, sigma.shape[-1])
+    down_ESI = torch.zeros(num_experts, subspace_rank, in_features)
+    down_ESI[:, :rank] = beta * v[:, :rank]
+    coefficient_ERS = torch.zeros(num_experts, r, subspace_rank)
+    coefficient_ERS[..., :rank] = (u * sigma.unsqueeze(-2))[:, :r, :rank] / beta
+    return Split(down_ESI.flatten(0, 1), coefficient_ERS)

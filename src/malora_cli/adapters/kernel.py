@@ -4,6 +4,7 @@ Shape suffixes in this room:
 
     T  tokens (any leading dimensions, flattened or not)     I  in_features      O  out_features
     E  experts      R  expert rank      S  rank of the down-projection: d where it is shared, E*R where it is not
+    Q  ranks of all experts side by side, E*R
 
 Source: MALoRA (arXiv 2410.22782), Eq. 4-7; Switch Transformers (arXiv 2101.03961), Eq. 4-6 for the balance loss.
 """
@@ -25,53 +26,62 @@ class Gates(NamedTuple):
     probability_TE: Tensor  # the full softmax
 
 
-def route(x_TI: Tensor, router_EI: Tensor, *, top_k: int, renormalize: bool) -> Gates:
-    """Softmax over all experts, then the top k of each token (Eq. 4), in float32 whatever the autocast dtype.
+class Factors(NamedTuple):
+    """The experts of one linear as the kernel takes them."""
+
+    down_SI: Tensor  # D: the shared S_A, or the experts' A_t stacked
+    coefficient_QS: Tensor | None  # C: the experts' P_t stacked; None where it is the identity (S = Q)
+    up_OQ: Tensor  # U: the experts' B_t side by side
+
+
+def router_logits(x_TI: Tensor, router_EI: Tensor) -> Tensor:
+    """``W_g x`` in float32 whatever the autocast dtype.
 
     A router in bfloat16 picks other experts than the one that is trained: its logits differ in the third digit.
 
     Args:
         x_TI: Input of the adapted linear, before any dropout.
         router_EI: Router weight W_g.
-        top_k: Experts kept for a token.
-        renormalize: Divide the kept gates by their sum.
     """
     with torch.autocast(device_type=x_TI.device.type, enabled=False):
-        logits_TE = F.linear(x_TI.float(), router_EI.float())
-    return gates_of(logits_TE, top_k=top_k, renormalize=renormalize)
+        return F.linear(x_TI.float(), router_EI.float())
 
 
 def gates_of(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Gates:
-    """The gates for a router's float32 logits; the arguments are those of `route`."""
+    """Softmax over all experts, then the top k of each token (Eq. 4).
+
+    Args:
+        logits_TE: Of the router, float32.
+        top_k: Experts kept for a token.
+        renormalize: Divide the kept gates by their sum.
+    """
     probability_TE = logits_TE.softmax(dim=-1)
+    if top_k == probability_TE.shape[-1]:
+        return Gates(probability_TE, probability_TE)
     kept_TK, expert_TK = probability_TE.topk(top_k, dim=-1)
     if renormalize:
         kept_TK = kept_TK / kept_TK.sum(dim=-1, keepdim=True)
     return Gates(torch.zeros_like(probability_TE).scatter(-1, expert_TK, kept_TK), probability_TE)
 
 
-def mixture_delta(
-    x_TI: Tensor, gate_TE: Tensor, down_SI: Tensor, coefficient_QS: Tensor | None, up_OQ: Tensor, *, scaling: float
-) -> Tensor:
+def mixture_delta(x_TI: Tensor, gate_TE: Tensor, factors: Factors, *, scaling: float) -> Tensor:
     """The gated low-rank update of every token.
 
     Args:
         x_TI: Input, after dropout.
         gate_TE: Gates.
-        down_SI: D: the shared S_A, or the experts' A_t stacked.
-        coefficient_QS: C: the experts' P_t stacked, ``Q = E*R`` rows; None where C is the identity (``S = Q``).
-        up_OQ: U: the experts' B_t side by side.
+        factors: The experts.
         scaling: ``alpha / r``; it goes into the gates, the smallest tensor there is.
 
     Returns:
         Shape ``(..., O)``.
     """
-    hidden = F.linear(x_TI, down_SI)
-    if coefficient_QS is not None:
-        hidden = F.linear(hidden, coefficient_QS)
+    hidden = F.linear(x_TI, factors.down_SI)
+    if factors.coefficient_QS is not None:
+        hidden = F.linear(hidden, factors.coefficient_QS)
     gate_TE1 = (gate_TE * scaling).to(hidden.dtype).unsqueeze(-1)
     gated = hidden.unflatten(-1, (gate_TE.shape[-1], -1)) * gate_TE1
-    return F.linear(gated.flatten(-2), up_OQ)
+    return F.linear(gated.flatten(-2), factors.up_OQ)
 
 
 class Load(NamedTuple):

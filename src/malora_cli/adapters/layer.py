@@ -9,18 +9,21 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
-from malora_cli.adapters.config import MIXTURE_PREFIX, MaloraConfig, MixtureConfig, MoloraConfig
+from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig
 from malora_cli.adapters.fused import can_fuse, fused_mixture
-from malora_cli.adapters.initialisation import init_molora, kaiming_uniform, shared_subspace
+from malora_cli.adapters.initialisation import kaiming_uniform
 from malora_cli.adapters.kernel import (
+    Factors,
     Gates,
     balance_loss,
     expert_load,
+    gates_of,
     load_of_all_processes,
     mixture_delta,
-    route,
+    router_logits,
 )
-from malora_cli.adapters.routing import Routing, attach_balance
+from malora_cli.adapters.routing import BlockRouter, Routing, attach_balance
+from malora_cli.adapters.structure import Structure
 
 NO_MERGE = (
     "a routed mixture has no single merged weight: every token takes its own experts. "
@@ -35,8 +38,9 @@ _NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttent
 class MixtureLinear(nn.Module, BaseTunerLayer):
     """A linear layer with routed low-rank experts, one set for every adapter.
 
-    Experts lie side by side in one matrix each, so that the kernel needs no copy: ``malora_down`` (S, I),
-    ``malora_coefficient`` (E*R, S, absent where it is the identity), ``malora_up`` (O, E*R), ``malora_router`` (E, I).
+    Experts lie side by side in one matrix each, so that the kernel needs no copy: ``malora_down``,
+    ``malora_coefficient`` (absent where it is the identity) and ``malora_up``, of the shapes that the configuration's
+    `Structure` says, and ``malora_router`` (E, I), absent where another linear of the block has the router.
 
     Args:
         base_layer: The frozen linear: ``nn.Linear``, transformers' ``Conv1D`` or a quantised one.
@@ -44,6 +48,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         config: Its configuration.
         routing: Shared by all routed layers of the model.
         name: The layer's name in the model, for the tally.
+        block: The router that this linear shares with others, for the first adapter.
     """
 
     # Of BaseTunerLayer, which is not typed.
@@ -55,10 +60,17 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     frozen_peft_weight_names: dict[str, tuple[str, ...]]
 
     adapter_layer_names = ("malora_down", "malora_coefficient", "malora_up", "malora_router")
-    other_param_names = ("malora_dropout", "malora_config")
+    other_param_names = ("malora_dropout", "malora_config", "malora_structure", "malora_block")
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, *, config: MixtureConfig, routing: Routing, name: str
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        *,
+        config: MixtureConfig,
+        routing: Routing,
+        name: str,
+        block: BlockRouter | None = None,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -72,33 +84,35 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         self.malora_router = nn.ParameterDict()
         self.malora_dropout = nn.ModuleDict()
         self.malora_config: dict[str, MixtureConfig] = {}
+        self.malora_structure: dict[str, Structure] = {}
+        self.malora_block: dict[str, BlockRouter] = {}
         self.malora_routing = routing
         self._router_index = len(routing.names)
         routing.names.append(name)
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
+        self.update_layer(adapter_name, config, block)
 
-    def update_layer(self, adapter_name: str, config: MixtureConfig) -> None:
+    def update_layer(self, adapter_name: str, config: MixtureConfig, block: BlockRouter | None = None) -> None:
         """Add one adapter's parameters, initialised so that the layer's output does not change.
 
         Parameters are float32 on the base layer's device, as PEFT makes them of half-precision bases.
         """
-        experts_rank = config.num_experts * config.r
-        down_rank = config.shared_rank or experts_rank
         self.malora_config[adapter_name] = config
+        self.malora_structure[adapter_name] = config.structure(self.in_features, self.out_features)
         # Of BaseTunerLayer, which keeps these as they are whenever it makes an adapter's weights trainable.
         frozen = tuple(f"{MIXTURE_PREFIX}{part}" for part in config.frozen)
         self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, adapter_name: frozen}
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.malora_dropout[adapter_name] = dropout.train(self.training)  # a model in evaluation stays there
-        self.malora_down[adapter_name] = self._empty(down_rank, self.in_features)
-        if config.shared_rank is not None:
-            self.malora_coefficient[adapter_name] = self._empty(experts_rank, down_rank)
-        self.malora_up[adapter_name] = self._empty(self.out_features, experts_rank)
-        self.malora_router[adapter_name] = self._empty(config.num_experts, self.in_features)
-        self.malora_routing.routers.setdefault(adapter_name, set()).add(self._router_index)
+        for part, shape in self.malora_structure[adapter_name].shapes.items():
+            getattr(self, f"{MIXTURE_PREFIX}{part}")[adapter_name] = self._empty(*shape)
+        if block is not None:
+            self.malora_block[adapter_name] = block
+        if block is None or block.joined(self._router_index):
+            self.malora_router[adapter_name] = self._empty(config.experts, self.in_features)
+            self.malora_routing.routers.setdefault(adapter_name, set()).add(self._router_index)
         self.reset_parameters(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -116,70 +130,75 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str) -> None:
         """Draw one adapter's initial values from the global generator (Eq. 8-10); nothing to do on the meta device."""
-        down, config = self.malora_down[adapter_name], self.malora_config[adapter_name]
-        if down.is_meta:
+        if self.malora_up[adapter_name].is_meta:
             return
-        if isinstance(config, MaloraConfig):
-            start = shared_subspace(
-                self.in_features,
-                num_experts=config.num_experts,
-                r=config.r,
-                subspace_rank=config.subspace_rank,
-                beta=config.beta,
+        structure = self.malora_structure[adapter_name]
+        start = structure.start()
+        for part in structure.shapes:
+            weight = getattr(self, f"{MIXTURE_PREFIX}{part}")[adapter_name]
+            weight.copy_(start[part]) if part in start else weight.zero_()
+        if adapter_name in self.malora_router:
+            self.malora_router[adapter_name].copy_(
+                kaiming_uniform(self.malora_config[adapter_name].experts, self.in_features)
             )
-            down.copy_(start.down_SI)
-            self.malora_coefficient[adapter_name].copy_(start.coefficient_ERS.flatten(0, 1))
-        else:
-            same = isinstance(config, MoloraConfig) and config.same_init
-            down.copy_(init_molora(self.in_features, num_experts=config.num_experts, r=config.r, same=same))
-        self.malora_up[adapter_name].zero_()
-        self.malora_router[adapter_name].copy_(kaiming_uniform(config.num_experts, self.in_features))
+
+    def factors(self, adapter_name: str) -> Factors:
+        """One adapter's experts as the kernel takes them."""
+        structure = self.malora_structure[adapter_name]
+        return structure.factors(
+            {part: getattr(self, f"{MIXTURE_PREFIX}{part}")[adapter_name] for part in structure.shapes}
+        )
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the gated update of every active adapter, in the base output's dtype."""
         names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.malora_up]
         base = self.base_layer
-        if len(names) == 1 and not args and not kwargs and can_fuse(base, x, self.malora_up[names[0]]):
-            return self._attend_to_routing(*self._fused(base, x, names[0]), names[0])
+        if len(names) == 1 and not args and not kwargs:
+            (name,) = names
+            if can_fuse(base, x, self.malora_up[name], self.malora_dropout[name]):
+                return self._attend_to_routing(*self._fused(base, x, name), name)
         y: Tensor = base(x, *args, **kwargs)
         for name in names:
             y = self._attend_to_routing(*self._added(x, y, name), name)
         return y
 
     def _fused(self, base: nn.Linear, x: Tensor, name: str) -> tuple[Tensor, Gates]:
-        config = self.malora_config[name]
+        dropout = self.malora_dropout[name]
         return fused_mixture(
             base,
             x,
-            dropout=self.malora_dropout[name],
-            down_SI=self.malora_down[name],
-            coefficient_QS=self.malora_coefficient.get(name),
-            up_OQ=self.malora_up[name],
-            router_EI=self.malora_router[name],
-            scaling=config.scaling,
-            top_k=config.top_k,
-            renormalize=config.renormalize,
+            self.factors(name),
+            dropout=getattr(dropout, "p", 0.0) if dropout.training else 0.0,
+            router_EI=self.malora_router.get(name),
+            gates_of=lambda logits: self._gates(logits, x, name),
+            scaling=self.malora_config[name].scaling,
         )
 
     def _added(self, x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Gates]:
-        config = self.malora_config[name]
-        gates = route(x, self.malora_router[name], top_k=config.top_k, renormalize=config.renormalize)
+        logits = router_logits(x, self.malora_router[name]) if name in self.malora_router else None
+        gates = self._gates(logits, x, name)
         if not torch.is_autocast_enabled(x.device.type):  # autocast would bring a float32 copy back at once
             x = x.to(self.malora_up[name].dtype)
         delta = mixture_delta(
-            self.malora_dropout[name](x),
-            gates.gate_TE,
-            self.malora_down[name],
-            self.malora_coefficient.get(name),
-            self.malora_up[name],
-            scaling=config.scaling,
+            self.malora_dropout[name](x), gates.gate_TE, self.factors(name), scaling=self.malora_config[name].scaling
         )
         return y + delta.to(y.dtype), gates
+
+    def _gates(self, logits_TE: Tensor | None, x: Tensor, name: str) -> Gates:
+        """The gates for these logits, or those that the first linear of the block has for the same tokens."""
+        config, block = self.malora_config[name], self.malora_block.get(name)
+        if logits_TE is None:
+            assert block is not None
+            return block.take(self._router_index, x.shape)
+        gates = gates_of(logits_TE, top_k=config.top_k, renormalize=config.renormalize)
+        return gates if block is None else block.give(gates)
 
     def _attend_to_routing(self, y: Tensor, gates: Gates, name: str) -> Tensor:
         """Tally what the router chose and attach the balance loss, where either is asked for."""
         config, routing = self.malora_config[name], self.malora_routing
-        balanced = self.training and config.balance_factor > 0 and torch.is_grad_enabled()
+        # A block's router is balanced once, by the linear that has it.
+        routes = name in self.malora_router
+        balanced = routes and self.training and config.balance_factor > 0 and torch.is_grad_enabled()
         if not balanced and routing.tally is None:
             return y
         mask = routing.token_mask
@@ -197,6 +216,8 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove one adapter, from the count of its routers as well."""
         self.malora_routing.routers.get(adapter_name, set()).discard(self._router_index)
+        if adapter_name in self.malora_block:
+            self.malora_block[adapter_name].left(self._router_index)
         super().delete_adapter(adapter_name)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -210,6 +231,6 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     def extra_repr(self) -> str:
         """The numbers of each adapter, for ``print(model)``."""
         return ", ".join(
-            f"{name}: experts={c.num_experts}, top_k={c.top_k}, r={c.r}, shared_rank={c.shared_rank}"
+            f"{name}: {type(self.malora_structure[name]).__name__}, experts={c.experts}, top_k={c.top_k}, r={c.r}"
             for name, c in self.malora_config.items()
         )

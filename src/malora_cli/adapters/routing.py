@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from malora_cli.adapters.kernel import Load
+from malora_cli.adapters.kernel import Gates, Load
 
 
 class RoutingTally:
@@ -62,6 +62,64 @@ class RoutingTally:
         return float((self.balance_L[used_L] / self.calls_L[used_L]).mean())
 
 
+def layer_number(module: str) -> int:
+    """Number of the layer that a module stands in, by its name in the model; 0 where there is none."""
+    match = re.search(r"\.(\d+)(\.|$)", module)
+    return int(match[1]) if match else 0
+
+
+class BlockRouter:
+    """The router that the linears of one module share, such as q, k and v.
+
+    The linear that joined first has its weight and routes by its own input; the others take the gates from here, within
+    the same forward pass. A pass that is computed again hands them on again.
+    """
+
+    def __init__(self) -> None:
+        self._members: list[int] = []
+        self._waiting: set[int] = set()
+        self._gates: Gates | None = None
+
+    def joined(self, linear: int) -> bool:
+        """Add a linear by its number; whether it is the first, which has the router."""
+        self._members.append(linear)
+        return self._members[0] == linear
+
+    def left(self, linear: int) -> None:
+        """Forget a linear whose adapter is deleted."""
+        self._members.remove(linear)
+
+    def give(self, gates: Gates) -> Gates:
+        """Keep the gates until every other linear has taken them."""
+        self._waiting = set(self._members[1:])
+        self._gates = gates if self._waiting else None
+        return gates
+
+    def take(self, linear: int, shape: torch.Size) -> Gates:
+        """The gates for an input of this shape.
+
+        Raises:
+            RuntimeError: The first linear has not seen these tokens, so the block calls its linears in another order
+                than it lists them.
+        """
+        gates = self._gates
+        if gates is None or linear not in self._waiting or gates.gate_TE.shape[:-1].numel() != shape[:-1].numel():
+            raise RuntimeError(
+                "a linear that shares its block's router was called before the first one of the block; "
+                "set router to 'linear' for this model"
+            )
+        self._waiting.discard(linear)
+        if not self._waiting:
+            self._gates = None
+        return Gates(*(value.view(*shape[:-1], -1) for value in gates))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> BlockRouter:
+        """Without the gates of a pass that was cut short: a tensor with a history cannot be copied."""
+        copied = BlockRouter()
+        copied._members = list(self._members)
+        return copied
+
+
 @dataclass
 class Routing:
     """Shared by all routed layers of one model. Layers hold a reference; it is no module and has no parameters."""
@@ -79,7 +137,7 @@ class Routing:
 
     def layer_groups(self, groups: int = 3) -> dict[str, list[int]]:
         """Rows of the tally by group of consecutive layers, as ``{"layers 0-9": [0, 1, ...], ...}``."""
-        number = [int(match[1]) if (match := re.search(r"\.(\d+)\.", name)) else 0 for name in self.names]
+        number = [layer_number(name) for name in self.names]
         layers = sorted(set(number))
         size = -(-len(layers) // groups)
         chunks = [layers[start : start + size] for start in range(0, len(layers), size)]

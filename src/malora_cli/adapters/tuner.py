@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from malora_cli.adapters.config import MIXTURE_PREFIX, MaloraConfig, MixtureConfig, MixtureType, MoloraConfig
+from malora_cli.adapters.config import (
+    MIXTURE_PREFIX,
+    HydraLoraConfig,
+    MaloraConfig,
+    MixtureConfig,
+    MixtureType,
+    MoloraConfig,
+)
 from malora_cli.adapters.layer import NO_MERGE, MixtureLinear
-from malora_cli.adapters.routing import Routing, routing_of, scale_balance_with
+from malora_cli.adapters.routing import BlockRouter, Routing, layer_number, routing_of, scale_balance_with
 from malora_cli.adapters.targets import PAPER_TARGETS
 
 IGNORED_LABEL = -100
@@ -26,6 +34,8 @@ class MixtureModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: MixtureConfig, adapter_name: str) -> None:
         # A second adapter on the same model joins the routing that is there.
         self._routing = routing_of(model) or Routing()
+        self._blocks: dict[str, BlockRouter] = defaultdict(BlockRouter)
+        self._depth = 1 + max(layer_number(name) for name, _ in model.named_modules())
 
     def _create_and_replace(
         self,
@@ -37,10 +47,12 @@ class MixtureModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        config = peft_config.of_layer(layer_number(current_key), self._depth)
+        block = self._blocks[current_key.rpartition(".")[0]] if config.router == "block" else None
         if isinstance(target, MixtureLinear):
-            target.update_layer(adapter_name, peft_config)
+            target.update_layer(adapter_name, config, block)
             return
-        layer = MixtureLinear(target, adapter_name, config=peft_config, routing=self._routing, name=current_key)
+        layer = MixtureLinear(target, adapter_name, config=config, routing=self._routing, name=current_key, block=block)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -73,7 +85,12 @@ def _share_of_batch(kwargs: dict[str, Any]) -> Tensor | float:
 
 def register() -> None:
     """Make PEFT know our methods. Its own ``register_peft_method`` refuses names outside its enum."""
-    for kind, config in {MixtureType.MALORA: MaloraConfig, MixtureType.MOLORA: MoloraConfig}.items():
+    configs = {
+        MixtureType.MALORA: MaloraConfig,
+        MixtureType.MOLORA: MoloraConfig,
+        MixtureType.HYDRALORA: HydraLoraConfig,
+    }
+    for kind, config in configs.items():
         PEFT_TYPE_TO_CONFIG_MAPPING[kind] = config
         PEFT_TYPE_TO_TUNER_MAPPING[kind] = MixtureModel
         PEFT_TYPE_TO_PREFIX_MAPPING[kind] = MixtureModel.prefix

@@ -53,17 +53,24 @@ def export_static_lora(model: PeftModel, gate_LE: Tensor, folder: Path, *, base:
     assert isinstance(config, MixtureConfig)
     assert routing is not None
     weights: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
     for name, gate_E in zip(routing.names, gate_LE, strict=True):
         layer = model.get_base_model().get_submodule(name)
         assert isinstance(layer, MixtureLinear)
-        up_OQ, coefficient = layer.malora_up[adapter], layer.malora_coefficient.get(adapter)
-        static = static_up(up_OQ, coefficient, gate_E.to(up_OQ.device), scaling=config.scaling)
-        weights[f"base_model.model.{name}.lora_A.weight"] = layer.malora_down[adapter].detach().cpu().contiguous()
+        factors, experts = layer.factors(adapter), layer.malora_config[adapter].experts
+        static = static_up(
+            factors.up_OQ, factors.coefficient_QS, gate_E[:experts].to(factors.up_OQ.device), scaling=config.scaling
+        )
+        weights[f"base_model.model.{name}.lora_A.weight"] = factors.down_SI.detach().cpu().contiguous()
         weights[f"base_model.model.{name}.lora_B.weight"] = static.cpu().contiguous()
-    rank = config.shared_rank or config.num_experts * config.r
+        ranks[name] = len(factors.down_SI)
+    rank = max(ranks.values())
+    lower = {name: count for name, count in ranks.items() if count != rank}
     lora = LoraConfig(
         r=rank,
         lora_alpha=rank,  # the scaling is in B already
+        rank_pattern=lower,
+        alpha_pattern=dict(lower),
         target_modules=config.target_modules,
         exclude_modules=config.exclude_modules,
         layers_to_transform=config.layers_to_transform,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from malora_cli.adapters.constraints import subspace_problems
 from malora_cli.adapters.methods._mixture import MixtureSettings
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class Malora(MixtureSettings):
     beta: PositiveFloat = Field(
         default=1.0, description="balance between learning what is shared (~ 1/beta) and what is not (~ beta)"
     )
+
+    def _further_problems(self) -> list[str]:
+        return subspace_problems(r=self.r, num_experts=self.num_experts, subspace_rank=self.subspace_rank)
 
     def peft_config(self, targets: list[str] | str) -> PeftConfig:
         """The configuration of the adapter on the linears with these names, or that match this expression."""
