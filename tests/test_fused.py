@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from malora_cli.adapters import fused as fused_module
 from malora_cli.adapters import layer as layer_module
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MoloraConfig
 from malora_cli.adapters.fused import can_fuse, draw_kept
+from malora_cli.adapters.gathered import gathering_pays
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import Routing
 
@@ -63,6 +65,36 @@ def test_equals_the_plain_kernel(config: MixtureConfig, bias: bool, follow: bool
     for ours, reference in zip(fused, plain, strict=True):
         if reference is not None:
             torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_gathering_each_experts_tokens_changes_nothing(config: MixtureConfig, monkeypatch: Any) -> None:
+    made, x = _layer(config, bias=True), torch.randn(2, 5, 7).requires_grad_()
+    with torch.no_grad():
+        made.malora_router["default"][3].fill_(0)
+        made.malora_router["default"][3, 0] = -9  # an expert that few or none want
+    x.data[..., 0] = 1.0
+    dense = _outcome(made, x)
+    calls = []
+    monkeypatch.setattr(fused_module, "gathering_pays", lambda *_: calls.append(1) or True)
+    gathered = _outcome(made, x)
+    assert calls
+    for ours, reference in zip(gathered, dense, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_gathering_is_for_large_mixtures_of_few_active_experts() -> None:
+    def pays(tokens: int, experts: int, r: int, top_k: int = 2, device: str = "cpu") -> bool:
+        return gathering_pays(
+            torch.empty(tokens, experts, device=device), torch.empty(5, experts * r, device=device), top_k
+        )
+
+    assert not pays(4096, 8, 12)  # the paper's
+    assert pays(4096, 64, 8)
+    assert pays(1024, 8, 64)
+    assert not pays(1, 64, 8)
+    assert not pays(4096, 64, 8, top_k=64)
+    assert not pays(4096, 64, 8, device="meta")
 
 
 def test_the_input_and_the_frozen_weight_stay_as_they_are() -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
 from malora_cli.adapters.kernel import Factors, Gates
 
 _LOTS = 1 << 16
@@ -98,32 +99,38 @@ class _Update(torch.autograd.Function):
         bias_O: Tensor | None,
         coefficient_QS: Tensor | None,
         up_OQ: Tensor,
+        gather: bool,
     ) -> Tensor:
         ctx.save_for_backward(z_TS, gate_TE, weight_OI, coefficient_QS, up_OQ)
+        ctx.gather = gather
         y_TO = F.linear(x_TI, weight_OI, bias_O)
-        return y_TO.addmm_(_gated(_hidden(z_TS, coefficient_QS), gate_TE), up_OQ.T)
+        gated_TER = _hidden(z_TS, coefficient_QS, gate_TE) * gate_TE.unsqueeze(-1)
+        if gather:
+            return add_gathered(y_TO, gated_TER, gate_TE, up_OQ)
+        return y_TO.addmm_(gated_TER.flatten(-2), up_OQ.T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         z_TS, gate_TE, weight_OI, coefficient_QS, up_OQ = ctx.saved_tensors
-        hidden_TQ = _hidden(z_TS, coefficient_QS)
-        grad_up = grad_TO.T @ _gated(hidden_TQ, gate_TE) if ctx.needs_input_grad[6] else None
-        grad_TER = (grad_TO @ up_OQ).unflatten(-1, (gate_TE.shape[-1], -1))
-        grad_gate = (grad_TER * hidden_TQ.view_as(grad_TER)).sum(-1)
+        hidden_TER = _hidden(z_TS, coefficient_QS, gate_TE)
+        gated_TER = hidden_TER * gate_TE.unsqueeze(-1)
+        if ctx.gather:
+            grad_TER, grad_up = gradients_gathered(grad_TO, gated_TER, gate_TE, up_OQ)
+        else:
+            grad_TER = (grad_TO @ up_OQ).view_as(hidden_TER)
+            grad_up = grad_TO.T @ gated_TER.flatten(-2)
+        grad_gate = (grad_TER * hidden_TER).sum(-1)
         grad_hidden = grad_TER.mul_(gate_TE.unsqueeze(-1)).flatten(-2)
         grad_coefficient = grad_hidden.T @ z_TS if ctx.needs_input_grad[5] else None
         grad_z = grad_hidden if coefficient_QS is None else grad_hidden @ coefficient_QS
         grad_x = grad_TO @ weight_OI if ctx.needs_input_grad[0] else None
-        return grad_x, grad_z, grad_gate, None, None, grad_coefficient, grad_up
+        return grad_x, grad_z, grad_gate, None, None, grad_coefficient, grad_up, None
 
 
-def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None) -> Tensor:
-    return z_TS if coefficient_QS is None else z_TS @ coefficient_QS.T
-
-
-def _gated(hidden_TQ: Tensor, gate_TE: Tensor) -> Tensor:
-    return (hidden_TQ.unflatten(-1, (gate_TE.shape[-1], -1)) * gate_TE.unsqueeze(-1)).flatten(-2)
+def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, gate_TE: Tensor) -> Tensor:
+    hidden_TQ = z_TS if coefficient_QS is None else z_TS @ coefficient_QS.T
+    return hidden_TQ.unflatten(-1, (gate_TE.shape[-1], -1))
 
 
 def fused_mixture(
@@ -135,6 +142,7 @@ def fused_mixture(
     router_EI: Tensor | None,
     gates_of: Callable[[Tensor | None], Gates],
     scaling: float,
+    top_k: int,
 ) -> tuple[Tensor, Gates]:
     """The adapted layer's whole output, and its gates.
 
@@ -146,6 +154,7 @@ def fused_mixture(
         router_EI: Router weight; None where another linear of the block has the router.
         gates_of: The gates for the router's logits; they are None where there is no router here.
         scaling: ``alpha / r``.
+        top_k: Experts kept for a token.
     """
     x_TI = x.flatten(0, -2)
     down_SI, coefficient_QS, up_OQ = factors
@@ -174,5 +183,6 @@ def fused_mixture(
         base_layer.bias,
         coefficient_QS,
         up_OQ,
+        gathering_pays(gates.gate_TE, up_OQ, top_k),
     )
     return y_TO.unflatten(0, x.shape[:-1]), gates

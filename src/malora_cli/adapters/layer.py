@@ -172,6 +172,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
             router_EI=self.malora_router.get(name),
             gates_of=lambda logits: self._gates(logits, x, name),
             scaling=self.malora_config[name].scaling,
+            top_k=self.malora_config[name].top_k,
         )
 
     def _added(self, x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Gates]:
