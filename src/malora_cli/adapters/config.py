@@ -104,7 +104,7 @@ class MixtureConfig(PeftConfig):
         if not self.balance_factor >= 0:
             problems.append(f"balance_factor must be at least 0, not {self.balance_factor}")
         if not problems:
-            parts = self.structure(1, 1).shapes
+            parts = self.structure(1, 1).parts
             problems += [
                 f"frozen has no part '{part}'; known: {', '.join(parts)}" for part in self.frozen if part not in parts
             ]

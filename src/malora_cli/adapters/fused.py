@@ -1,8 +1,9 @@
-"""The kernel with the frozen product inside, for training in float32 without autocast.
+"""The kernel with the frozen product inside, for float32 without autocast.
 
-Autograd would make a new tensor of the size of the layer's input or output for every term and add them up. These two
-functions own the frozen product as well, so each term is written into what is there already, and they keep only what
-the backward pass cannot compute again for less. `kernel.mixture_delta` is the reference, and what runs everywhere else.
+Autograd would make a new tensor of the size of the layer's input or output for every term and add them up. The two
+functions of the training path own the frozen product as well, so each term is written into what is there already, and
+they keep only what the backward pass cannot compute again for less. `kernel.mixture_delta` is the reference, and what
+runs everywhere else.
 
 Shape suffixes as in ``kernel``; M stands for the ranks of the down-projection and the experts of a router together.
 """
@@ -133,6 +134,34 @@ def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, gate_TE: Tensor) -> Ten
     return hidden_TQ.unflatten(-1, (gate_TE.shape[-1], -1))
 
 
+def inferred_mixture(
+    base_layer: nn.Linear,
+    x: Tensor,
+    factors: Factors,
+    *,
+    router_EI: Tensor | None,
+    gates_of: Callable[[Tensor | None], Gates],
+    scaling: float,
+    top_k: int,
+) -> tuple[Tensor, Gates]:
+    """The adapted layer's whole output where no gradient is wanted, in as few calls as can be.
+
+    At one token a step, as in decoding, it is the number of calls that counts. The arguments are those of
+    `fused_mixture`.
+    """
+    x_TI = x.flatten(0, -2)
+    down_SI, coefficient_QS, up_OQ = factors
+    gates = gates_of(None if router_EI is None else F.linear(x_TI, router_EI))
+    gate_TE = gates.gate_TE.flatten(0, -2) * scaling
+    gated_TER = _hidden(F.linear(x_TI, down_SI), coefficient_QS, gate_TE) * gate_TE.unsqueeze(-1)
+    y_TO = F.linear(x_TI, base_layer.weight, base_layer.bias)
+    if gathering_pays(gate_TE, up_OQ, top_k):
+        add_gathered(y_TO, gated_TER, gate_TE, up_OQ)
+    else:
+        y_TO.addmm_(gated_TER.flatten(-2), up_OQ.T)
+    return y_TO.view(*x.shape[:-1], -1), gates
+
+
 def fused_mixture(
     base_layer: nn.Linear,
     x: Tensor,
@@ -144,7 +173,7 @@ def fused_mixture(
     scaling: float,
     top_k: int,
 ) -> tuple[Tensor, Gates]:
-    """The adapted layer's whole output, and its gates.
+    """The adapted layer's whole output, for training, and its gates.
 
     Args:
         base_layer: The frozen linear, for which `can_fuse` holds.

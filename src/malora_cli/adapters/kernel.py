@@ -23,7 +23,12 @@ class Gates(NamedTuple):
     """What a router says of each token; both float32, shape ``(..., E)``."""
 
     gate_TE: Tensor  # the kept gates, 0 for experts outside the top k
-    probability_TE: Tensor  # the full softmax
+    logits_TE: Tensor
+
+    @property
+    def probability_TE(self) -> Tensor:
+        """The softmax over all experts, which nothing but the balance loss and what is reported of a router needs."""
+        return self.logits_TE.softmax(dim=-1)
 
 
 class Factors(NamedTuple):
@@ -43,8 +48,10 @@ def router_logits(x_TI: Tensor, router_EI: Tensor) -> Tensor:
         x_TI: Input of the adapted linear, before any dropout.
         router_EI: Router weight W_g.
     """
-    with torch.autocast(device_type=x_TI.device.type, enabled=False):
-        return F.linear(x_TI.float(), router_EI.float())
+    if torch.is_autocast_enabled(x_TI.device.type):
+        with torch.autocast(device_type=x_TI.device.type, enabled=False):
+            return F.linear(x_TI.float(), router_EI.float())
+    return F.linear(x_TI.float(), router_EI.float())
 
 
 def gates_of(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Gates:
@@ -55,13 +62,15 @@ def gates_of(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Gates:
         top_k: Experts kept for a token.
         renormalize: Divide the kept gates by their sum.
     """
-    probability_TE = logits_TE.softmax(dim=-1)
-    if top_k == probability_TE.shape[-1]:
-        return Gates(probability_TE, probability_TE)
-    kept_TK, expert_TK = probability_TE.topk(top_k, dim=-1)
+    if top_k == logits_TE.shape[-1]:
+        return Gates(logits_TE.softmax(dim=-1), logits_TE)
+    # The order of logits is that of probabilities, and renormalised gates are a softmax over the kept logits alone.
     if renormalize:
-        kept_TK = kept_TK / kept_TK.sum(dim=-1, keepdim=True)
-    return Gates(torch.zeros_like(probability_TE).scatter(-1, expert_TK, kept_TK), probability_TE)
+        kept_TK, expert_TK = logits_TE.topk(top_k, dim=-1)
+        kept_TK = kept_TK.softmax(dim=-1)
+    else:
+        kept_TK, expert_TK = logits_TE.softmax(dim=-1).topk(top_k, dim=-1)
+    return Gates(torch.zeros_like(logits_TE).scatter_(-1, expert_TK, kept_TK), logits_TE)
 
 
 def mixture_delta(x_TI: Tensor, gate_TE: Tensor, factors: Factors, *, scaling: float) -> Tensor:

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
 from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig
-from malora_cli.adapters.fused import can_fuse, fused_mixture
+from malora_cli.adapters.fused import can_fuse, fused_mixture, inferred_mixture
 from malora_cli.adapters.initialisation import kaiming_uniform
 from malora_cli.adapters.kernel import (
     Factors,
@@ -107,7 +107,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.malora_dropout[adapter_name] = dropout.train(self.training)  # a model in evaluation stays there
         for part, shape in self.malora_structure[adapter_name].shapes.items():
-            getattr(self, f"{MIXTURE_PREFIX}{part}")[adapter_name] = self._empty(*shape)
+            getattr(self, MIXTURE_PREFIX + part)[adapter_name] = self._empty(*shape)
         if block is not None:
             self.malora_block[adapter_name] = block
         if block is None or block.joined(self._router_index):
@@ -134,8 +134,8 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
             return
         structure = self.malora_structure[adapter_name]
         start = structure.start()
-        for part in structure.shapes:
-            weight = getattr(self, f"{MIXTURE_PREFIX}{part}")[adapter_name]
+        for part in structure.parts:
+            weight = getattr(self, MIXTURE_PREFIX + part)[adapter_name]
             weight.copy_(start[part]) if part in start else weight.zero_()
         if adapter_name in self.malora_router:
             self.malora_router[adapter_name].copy_(
@@ -145,9 +145,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     def factors(self, adapter_name: str) -> Factors:
         """One adapter's experts as the kernel takes them."""
         structure = self.malora_structure[adapter_name]
-        return structure.factors(
-            {part: getattr(self, f"{MIXTURE_PREFIX}{part}")[adapter_name] for part in structure.shapes}
-        )
+        return structure.factors({part: getattr(self, MIXTURE_PREFIX + part)[adapter_name] for part in structure.parts})
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the gated update of every active adapter, in the base output's dtype."""
@@ -163,17 +161,17 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         return y
 
     def _fused(self, base: nn.Linear, x: Tensor, name: str) -> tuple[Tensor, Gates]:
-        dropout = self.malora_dropout[name]
-        return fused_mixture(
-            base,
-            x,
-            self.factors(name),
-            dropout=getattr(dropout, "p", 0.0) if dropout.training else 0.0,
-            router_EI=self.malora_router.get(name),
-            gates_of=lambda logits: self._gates(logits, x, name),
-            scaling=self.malora_config[name].scaling,
-            top_k=self.malora_config[name].top_k,
-        )
+        config, dropout = self.malora_config[name], self.malora_dropout[name]
+        rate = getattr(dropout, "p", 0.0) if dropout.training else 0.0
+        common: dict[str, Any] = {
+            "router_EI": self.malora_router.get(name),
+            "gates_of": lambda logits: self._gates(logits, x, name),
+            "scaling": config.scaling,
+            "top_k": config.top_k,
+        }
+        if rate or torch.is_grad_enabled():
+            return fused_mixture(base, x, self.factors(name), dropout=rate, **common)
+        return inferred_mixture(base, x, self.factors(name), **common)
 
     def _added(self, x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Gates]:
         logits = router_logits(x, self.malora_router[name]) if name in self.malora_router else None

@@ -111,7 +111,7 @@ class BlockRouter:
         self._waiting.discard(linear)
         if not self._waiting:
             self._gates = None
-        return Gates(*(value.view(*shape[:-1], -1) for value in gates))
+        return Gates(gates.gate_TE.view(*shape[:-1], -1), gates.logits_TE.view(*shape[:-1], -1))
 
     def __deepcopy__(self, memo: dict[int, object]) -> BlockRouter:
         """Without the gates of a pass that was cut short: a tensor with a history cannot be copied."""

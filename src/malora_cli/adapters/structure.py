@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ class Structure:
     out_features: int
     num_experts: int
     r: int
+
+    #: Names of the parts.
+    parts: ClassVar[tuple[str, ...]] = ("down", "up")
 
     @property
     @abstractmethod
@@ -110,6 +114,8 @@ class Subspace(Structure):
         rank: Rank d of the subspace.
         beta: Balance between general and task-specific learning.
     """
+
+    parts: ClassVar[tuple[str, ...]] = ("down", "coefficient", "up")
 
     rank: int
     beta: float

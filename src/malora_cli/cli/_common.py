@@ -35,6 +35,7 @@ def prepare_libraries() -> None:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs what it then raises
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, on starting and stopping
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Their warnings are for programmers; ours are one line each.
     warnings.simplefilter("ignore")

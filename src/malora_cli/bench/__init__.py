@@ -1,0 +1,1 @@
+"""What methods cost: a training step and decoding, all methods side by side on the same frozen weights."""
