@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from malora_cli.adapters.kernel import (
-    Gates,
     balance_loss,
     expert_load,
-    gates_of,
     load_of_all_processes,
     router_logits,
+    top_gates,
 )
 
 SPLIT = (3, 8)  # tokens of the first process, of both
@@ -28,9 +28,15 @@ def whole_batch() -> tuple[Tensor, Tensor]:
     return x_TI, router_EI.requires_grad_()
 
 
-def route(x_TI: Tensor, router_EI: Tensor, *, top_k: int, renormalize: bool) -> Gates:
-    """The gates of tokens, from end to end."""
-    return gates_of(router_logits(x_TI, router_EI), top_k=top_k, renormalize=renormalize)
+class Routed(NamedTuple):
+    gate_TE: Tensor
+    probability_TE: Tensor
+
+
+def route(x_TI: Tensor, router_EI: Tensor, *, top_k: int, renormalize: bool) -> Routed:
+    """The gates of tokens and the whole softmax, from end to end."""
+    logits_TE = router_logits(x_TI, router_EI)
+    return Routed(top_gates(logits_TE, top_k=top_k, renormalize=renormalize), logits_TE.softmax(-1))
 
 
 def balance(x_TI: Tensor, router_EI: Tensor) -> Tensor:

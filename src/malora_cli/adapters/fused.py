@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
-from malora_cli.adapters.kernel import Factors, Gates
+from malora_cli.adapters.kernel import Factors
 
 _LOTS = 1 << 16
 
@@ -54,41 +54,55 @@ def draw_kept(x_TI: Tensor, p: float) -> tuple[Tensor, float]:
 
 
 class _Project(torch.autograd.Function):
-    """``x`` itself and ``x M^T``; the gradient that ``x`` has met by then is added to in place."""
+    """``x`` itself, ``(x * kept) D^T * factor`` and ``x W_g^T``.
+
+    The gradient that ``x`` has met by the time of the backward pass is added to in place, and the output of the dropout
+    is made again there. Without a dropout the two products are one.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, m_MI: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x_TI, m_MI)
-        return x_TI.view_as(x_TI), x_TI @ m_MI.T
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_TI: Tensor, grad_TM: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, m_MI = ctx.saved_tensors
-        grad_x = grad_TI.addmm_(grad_TM, m_MI) if ctx.needs_input_grad[0] else None
-        grad_m = grad_TM.T @ x_TI if ctx.needs_input_grad[1] else None
-        return grad_x, grad_m
-
-
-class _ProjectKept(torch.autograd.Function):
-    """``x`` itself and ``(x * kept) M^T``: the same behind a dropout, whose output is made again, not kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, m_MI: Tensor, kept_TI: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x_TI, m_MI, kept_TI)
-        return x_TI.view_as(x_TI), (x_TI * kept_TI) @ m_MI.T
+    def forward(
+        ctx: Any, x_TI: Tensor, down_SI: Tensor, router_EI: Tensor | None, kept_TI: Tensor | None, factor: float
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        ctx.factor, ctx.sizes = factor, None
+        followed_TI = x_TI.view_as(x_TI)
+        if router_EI is not None and kept_TI is None:
+            both_MI = torch.cat([down_SI, router_EI])
+            ctx.sizes = [len(down_SI), len(router_EI)]
+            ctx.save_for_backward(x_TI, both_MI, None, None)
+            return followed_TI, *F.linear(x_TI, both_MI).split(ctx.sizes, dim=-1)
+        ctx.save_for_backward(x_TI, down_SI, router_EI, kept_TI)
+        z_TS = F.linear(_dropped(x_TI, kept_TI), down_SI).mul_(factor)
+        return followed_TI, z_TS, None if router_EI is None else F.linear(x_TI, router_EI)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_TI: Tensor, grad_TM: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, m_MI, kept_TI = ctx.saved_tensors
-        grad_m = grad_TM.T @ (x_TI * kept_TI) if ctx.needs_input_grad[1] else None
-        grad_x = grad_TI.add_((grad_TM @ m_MI).mul_(kept_TI)) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_m, None
+    def backward(
+        ctx: Any, grad_TI: Tensor, grad_TS: Tensor, grad_TE: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+        """``grad_TE`` is None where there is no router."""
+        x_TI, down_MI, router_EI, kept_TI = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[0]
+        if ctx.sizes is not None:
+            grad_TM = torch.cat([grad_TS, grad_TE], dim=-1)
+            grad_down, grad_router = (grad_TM.T @ x_TI).split(ctx.sizes)
+            return grad_TI.addmm_(grad_TM, down_MI) if wanted else None, grad_down, grad_router, None, None
+        grad_TS = grad_TS * ctx.factor
+        grad_down = grad_TS.T @ _dropped(x_TI, kept_TI)
+        grad_router = None if router_EI is None else grad_TE.T @ x_TI
+        if wanted:
+            if router_EI is not None:
+                grad_TI.addmm_(grad_TE, router_EI)
+            grad_TI.add_(_dropped(grad_TS @ down_MI, kept_TI))
+        return grad_TI if wanted else None, grad_down, grad_router, None, None
+
+
+def _dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
+    return x_TI if kept_TI is None else x_TI * kept_TI
 
 
 class _Update(torch.autograd.Function):
-    """``x W^T + b + ((z C^T) * gate) U^T``; the hidden states are computed again in the backward pass."""
+    """``x W^T + b + s ((z C^T) * gate) U^T``; the hidden states are computed again in the backward pass."""
 
     @staticmethod
     def forward(
@@ -96,70 +110,56 @@ class _Update(torch.autograd.Function):
         x_TI: Tensor,
         z_TS: Tensor,
         gate_TE: Tensor,
-        weight_OI: Tensor,
-        bias_O: Tensor | None,
         coefficient_QS: Tensor | None,
         up_OQ: Tensor,
+        base_layer: nn.Linear,
+        scaling: float,
         gather: bool,
     ) -> Tensor:
-        ctx.save_for_backward(z_TS, gate_TE, weight_OI, coefficient_QS, up_OQ)
-        ctx.gather = gather
-        y_TO = F.linear(x_TI, weight_OI, bias_O)
-        gated_TER = _hidden(z_TS, coefficient_QS, gate_TE) * gate_TE.unsqueeze(-1)
-        if gather:
-            return add_gathered(y_TO, gated_TER, gate_TE, up_OQ)
-        return y_TO.addmm_(gated_TER.flatten(-2), up_OQ.T)
+        ctx.save_for_backward(z_TS, gate_TE, base_layer.weight, coefficient_QS, up_OQ)
+        ctx.scaling, ctx.gather = scaling, gather
+        return _updated(x_TI, z_TS, gate_TE * scaling, coefficient_QS, up_OQ, base_layer, gather)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         z_TS, gate_TE, weight_OI, coefficient_QS, up_OQ = ctx.saved_tensors
+        scaled_TE1 = (gate_TE * ctx.scaling).unsqueeze(-1)
         hidden_TER = _hidden(z_TS, coefficient_QS, gate_TE)
-        gated_TER = hidden_TER * gate_TE.unsqueeze(-1)
+        gated_TER = hidden_TER * scaled_TE1
         if ctx.gather:
             grad_TER, grad_up = gradients_gathered(grad_TO, gated_TER, gate_TE, up_OQ)
         else:
             grad_TER = (grad_TO @ up_OQ).view_as(hidden_TER)
             grad_up = grad_TO.T @ gated_TER.flatten(-2)
-        grad_gate = (grad_TER * hidden_TER).sum(-1)
-        grad_hidden = grad_TER.mul_(gate_TE.unsqueeze(-1)).flatten(-2)
-        grad_coefficient = grad_hidden.T @ z_TS if ctx.needs_input_grad[5] else None
+        grad_gate = hidden_TER.mul_(grad_TER).sum(-1).mul_(ctx.scaling)
+        grad_hidden = grad_TER.mul_(scaled_TE1).flatten(-2)
+        grad_coefficient = grad_hidden.T @ z_TS if ctx.needs_input_grad[3] else None
         grad_z = grad_hidden if coefficient_QS is None else grad_hidden @ coefficient_QS
         grad_x = grad_TO @ weight_OI if ctx.needs_input_grad[0] else None
-        return grad_x, grad_z, grad_gate, None, None, grad_coefficient, grad_up, None
+        return grad_x, grad_z, grad_gate, grad_coefficient, grad_up, None, None, None
 
 
 def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, gate_TE: Tensor) -> Tensor:
-    hidden_TQ = z_TS if coefficient_QS is None else z_TS @ coefficient_QS.T
-    return hidden_TQ.unflatten(-1, (gate_TE.shape[-1], -1))
+    """``z C^T`` by expert, a tensor of its own."""
+    hidden_TQ = z_TS.clone() if coefficient_QS is None else F.linear(z_TS, coefficient_QS)
+    return hidden_TQ.view(*gate_TE.shape, -1)
 
 
-def inferred_mixture(
+def _updated(
+    x_TI: Tensor,
+    z_TS: Tensor,
+    scaled_TE: Tensor,
+    coefficient_QS: Tensor | None,
+    up_OQ: Tensor,
     base_layer: nn.Linear,
-    x: Tensor,
-    factors: Factors,
-    *,
-    router_EI: Tensor | None,
-    gates_of: Callable[[Tensor | None], Gates],
-    scaling: float,
-    top_k: int,
-) -> tuple[Tensor, Gates]:
-    """The adapted layer's whole output where no gradient is wanted, in as few calls as can be.
-
-    At one token a step, as in decoding, it is the number of calls that counts. The arguments are those of
-    `fused_mixture`.
-    """
-    x_TI = x.flatten(0, -2)
-    down_SI, coefficient_QS, up_OQ = factors
-    gates = gates_of(None if router_EI is None else F.linear(x_TI, router_EI))
-    gate_TE = gates.gate_TE.flatten(0, -2) * scaling
-    gated_TER = _hidden(F.linear(x_TI, down_SI), coefficient_QS, gate_TE) * gate_TE.unsqueeze(-1)
+    gather: bool,
+) -> Tensor:
+    gated_TER = _hidden(z_TS, coefficient_QS, scaled_TE).mul_(scaled_TE.unsqueeze(-1))
     y_TO = F.linear(x_TI, base_layer.weight, base_layer.bias)
-    if gathering_pays(gate_TE, up_OQ, top_k):
-        add_gathered(y_TO, gated_TER, gate_TE, up_OQ)
-    else:
-        y_TO.addmm_(gated_TER.flatten(-2), up_OQ.T)
-    return y_TO.view(*x.shape[:-1], -1), gates
+    if gather:
+        return add_gathered(y_TO, gated_TER, scaled_TE, up_OQ)
+    return y_TO.addmm_(gated_TER.flatten(-2), up_OQ.T)
 
 
 def fused_mixture(
@@ -169,11 +169,11 @@ def fused_mixture(
     *,
     dropout: float,
     router_EI: Tensor | None,
-    gates_of: Callable[[Tensor | None], Gates],
+    gate_of: Callable[[Tensor | None], Tensor],
     scaling: float,
     top_k: int,
-) -> tuple[Tensor, Gates]:
-    """The adapted layer's whole output, for training, and its gates.
+) -> Tensor:
+    """The adapted layer's whole output.
 
     Args:
         base_layer: The frozen linear, for which `can_fuse` holds.
@@ -181,37 +181,31 @@ def fused_mixture(
         factors: The experts.
         dropout: Rate of the dropout on the input of the down-projection; the router's input has none.
         router_EI: Router weight; None where another linear of the block has the router.
-        gates_of: The gates for the router's logits; they are None where there is no router here.
+        gate_of: The gates for the router's logits, shape ``(T, E)``; they are None where there is no router here.
         scaling: ``alpha / r``.
         top_k: Experts kept for a token.
     """
     x_TI = x.flatten(0, -2)
     down_SI, coefficient_QS, up_OQ = factors
-    # What comes out of a function asks for a gradient even where the input itself does not, as in the first layer.
-    followed_TI, logits_TE = x_TI, None
-    if not dropout and router_EI is not None:
-        through_TI, projected_TM = _Project.apply(x_TI, torch.cat([down_SI, router_EI]))
-        z_TS, logits_TE = projected_TM.split([len(down_SI), len(router_EI)], dim=-1)
-        followed_TI = through_TI if x.requires_grad else x_TI
-    else:
-        if router_EI is not None:
-            through_TI, logits_TE = _Project.apply(followed_TI, router_EI)
-            followed_TI = through_TI if x.requires_grad else x_TI
-        if dropout:
-            kept_TI, factor = draw_kept(x_TI, dropout)
-            through_TI, z_TS = _ProjectKept.apply(followed_TI, down_SI * factor, kept_TI)
-        else:
-            through_TI, z_TS = _Project.apply(followed_TI, down_SI)
-        followed_TI = through_TI if x.requires_grad else x_TI
-    gates = gates_of(logits_TE)
-    y_TO: Tensor = _Update.apply(
-        followed_TI,
+    if not dropout and not torch.is_grad_enabled():
+        # At one token a step, as in decoding, it is the number of calls that counts.
+        gate_TE = gate_of(None if router_EI is None else F.linear(x_TI, router_EI))
+        gather = gathering_pays(gate_TE, up_OQ, top_k)
+        z_TS = F.linear(x_TI, down_SI)
+        y_TO = _updated(x_TI, z_TS, gate_TE * scaling, coefficient_QS, up_OQ, base_layer, gather)
+        return y_TO.view(*x.shape[:-1], -1)
+    kept_TI, factor = draw_kept(x_TI, dropout) if dropout else (None, 1.0)
+    followed_TI, z_TS, logits_TE = _Project.apply(x_TI, down_SI, router_EI, kept_TI, factor)
+    gate_TE = gate_of(logits_TE)
+    y_TO = _Update.apply(
+        # What comes out of a function asks for a gradient even where the input itself does not, as in the first layer.
+        followed_TI if x.requires_grad else x_TI,
         z_TS,
-        gates.gate_TE.flatten(0, -2) * scaling,
-        base_layer.weight,
-        base_layer.bias,
+        gate_TE,
         coefficient_QS,
         up_OQ,
-        gathering_pays(gates.gate_TE, up_OQ, top_k),
+        base_layer,
+        scaling,
+        gathering_pays(gate_TE, up_OQ, top_k),
     )
-    return y_TO.unflatten(0, x.shape[:-1]), gates
+    return y_TO.unflatten(0, x.shape[:-1])

@@ -19,18 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Gates(NamedTuple):
-    """What a router says of each token; both float32, shape ``(..., E)``."""
-
-    gate_TE: Tensor  # the kept gates, 0 for experts outside the top k
-    logits_TE: Tensor
-
-    @property
-    def probability_TE(self) -> Tensor:
-        """The softmax over all experts, which nothing but the balance loss and what is reported of a router needs."""
-        return self.logits_TE.softmax(dim=-1)
-
-
 class Factors(NamedTuple):
     """The experts of one linear as the kernel takes them."""
 
@@ -54,8 +42,8 @@ def router_logits(x_TI: Tensor, router_EI: Tensor) -> Tensor:
     return F.linear(x_TI.float(), router_EI.float())
 
 
-def gates_of(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Gates:
-    """Softmax over all experts, then the top k of each token (Eq. 4).
+def top_gates(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Tensor:
+    """Softmax over all experts, then the top k of each token (Eq. 4); 0 for experts outside the top k.
 
     Args:
         logits_TE: Of the router, float32.
@@ -63,14 +51,14 @@ def gates_of(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Gates:
         renormalize: Divide the kept gates by their sum.
     """
     if top_k == logits_TE.shape[-1]:
-        return Gates(logits_TE.softmax(dim=-1), logits_TE)
+        return logits_TE.softmax(dim=-1)
     # The order of logits is that of probabilities, and renormalised gates are a softmax over the kept logits alone.
     if renormalize:
         kept_TK, expert_TK = logits_TE.topk(top_k, dim=-1)
         kept_TK = kept_TK.softmax(dim=-1)
     else:
         kept_TK, expert_TK = logits_TE.softmax(dim=-1).topk(top_k, dim=-1)
-    return Gates(torch.zeros_like(logits_TE).scatter_(-1, expert_TK, kept_TK), logits_TE)
+    return torch.zeros_like(logits_TE).scatter_(-1, expert_TK, kept_TK)
 
 
 def mixture_delta(x_TI: Tensor, gate_TE: Tensor, factors: Factors, *, scaling: float) -> Tensor:
@@ -131,6 +119,16 @@ def load_of_all_processes(load: Load) -> Load:
     return Load(assigned_E, gate_E, tokens[0] / dist.get_world_size())
 
 
+def balance_pull(load: Load) -> Tensor:
+    """``N f_t / T``: the gradient of the balance loss by an expert's probability, the same for every real token.
+
+    Args:
+        load: Of one router, or that of `load_of_all_processes`.
+    """
+    share_E = load.assigned_E / load.assigned_E.sum().clamp(min=1)
+    return share_E * (share_E.numel() / load.tokens.clamp(min=1))
+
+
 def balance_loss(probability_TE: Tensor, load: Load, token_mask: Tensor | None) -> Tensor:
     """Switch-style load-balancing loss of one router: ``N * sum_t f_t p_t``, 1.0 when uniform.
 
@@ -144,6 +142,4 @@ def balance_loss(probability_TE: Tensor, load: Load, token_mask: Tensor | None) 
     flat_TE = probability_TE.flatten(0, -2)
     if token_mask is not None:
         flat_TE = flat_TE * token_mask.reshape(-1, 1).to(flat_TE)
-    mean_E = flat_TE.sum(0) / load.tokens.clamp(min=1)
-    share_E = load.assigned_E / load.assigned_E.sum().clamp(min=1)
-    return share_E.numel() * (share_E * mean_E).sum()
+    return (flat_TE.sum(0) * balance_pull(load)).sum()

@@ -10,19 +10,19 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
 from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig
-from malora_cli.adapters.fused import can_fuse, fused_mixture, inferred_mixture
+from malora_cli.adapters.fused import can_fuse, fused_mixture
 from malora_cli.adapters.initialisation import kaiming_uniform
 from malora_cli.adapters.kernel import (
     Factors,
-    Gates,
     balance_loss,
+    balance_pull,
     expert_load,
-    gates_of,
     load_of_all_processes,
     mixture_delta,
     router_logits,
+    top_gates,
 )
-from malora_cli.adapters.routing import BlockRouter, Routing, attach_balance
+from malora_cli.adapters.routing import Balance, BlockRouter, Routing, gates_with_balance
 from malora_cli.adapters.structure import Structure
 
 NO_MERGE = (
@@ -154,63 +154,65 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         if len(names) == 1 and not args and not kwargs:
             (name,) = names
             if can_fuse(base, x, self.malora_up[name], self.malora_dropout[name]):
-                return self._attend_to_routing(*self._fused(base, x, name), name)
+                return self._fused(base, x, name)
         y: Tensor = base(x, *args, **kwargs)
         for name in names:
-            y = self._attend_to_routing(*self._added(x, y, name), name)
+            y = y + self._delta(x, name).to(y.dtype)
         return y
 
-    def _fused(self, base: nn.Linear, x: Tensor, name: str) -> tuple[Tensor, Gates]:
+    def _fused(self, base: nn.Linear, x: Tensor, name: str) -> Tensor:
         config, dropout = self.malora_config[name], self.malora_dropout[name]
-        rate = getattr(dropout, "p", 0.0) if dropout.training else 0.0
-        common: dict[str, Any] = {
-            "router_EI": self.malora_router.get(name),
-            "gates_of": lambda logits: self._gates(logits, x, name),
-            "scaling": config.scaling,
-            "top_k": config.top_k,
-        }
-        if rate or torch.is_grad_enabled():
-            return fused_mixture(base, x, self.factors(name), dropout=rate, **common)
-        return inferred_mixture(base, x, self.factors(name), **common)
+        return fused_mixture(
+            base,
+            x,
+            self.factors(name),
+            dropout=getattr(dropout, "p", 0.0) if dropout.training else 0.0,
+            router_EI=self.malora_router.get(name),
+            gate_of=lambda logits_TE: self._gate(logits_TE, x, name).flatten(0, -2),
+            scaling=config.scaling,
+            top_k=config.top_k,
+        )
 
-    def _added(self, x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Gates]:
+    def _delta(self, x: Tensor, name: str) -> Tensor:
         logits = router_logits(x, self.malora_router[name]) if name in self.malora_router else None
-        gates = self._gates(logits, x, name)
+        gate = self._gate(logits, x, name)
         if not torch.is_autocast_enabled(x.device.type):  # autocast would bring a float32 copy back at once
             x = x.to(self.malora_up[name].dtype)
-        delta = mixture_delta(
-            self.malora_dropout[name](x), gates.gate_TE, self.factors(name), scaling=self.malora_config[name].scaling
-        )
-        return y + delta.to(y.dtype), gates
+        scaling = self.malora_config[name].scaling
+        return mixture_delta(self.malora_dropout[name](x), gate, self.factors(name), scaling=scaling)
 
-    def _gates(self, logits_TE: Tensor | None, x: Tensor, name: str) -> Gates:
-        """The gates for these logits, or those that the first linear of the block has for the same tokens."""
-        config, block = self.malora_config[name], self.malora_block.get(name)
-        if logits_TE is None:
+    def _gate(self, logits: Tensor | None, x: Tensor, name: str) -> Tensor:
+        """The gates for these logits, or those that the first linear of the block has for the same tokens.
+
+        Where it is asked for, tallies what the router chose, and lets the gates' backward pass add the balance loss.
+        """
+        config, routing, block = self.malora_config[name], self.malora_routing, self.malora_block.get(name)
+        tokens = x.numel() // x.shape[-1]
+        if logits is None:
             assert block is not None
-            return block.take(self._router_index, x.shape)
-        gates = gates_of(logits_TE, top_k=config.top_k, renormalize=config.renormalize)
-        return gates if block is None else block.give(gates)
-
-    def _attend_to_routing(self, y: Tensor, gates: Gates, name: str) -> Tensor:
-        """Tally what the router chose and attach the balance loss, where either is asked for."""
-        config, routing = self.malora_config[name], self.malora_routing
-        # A block's router is balanced once, by the linear that has it.
-        routes = name in self.malora_router
-        balanced = routes and self.training and config.balance_factor > 0 and torch.is_grad_enabled()
-        if not balanced and routing.tally is None:
-            return y
-        mask = routing.token_mask
-        if mask is not None and mask.numel() != gates.gate_TE[..., 0].numel():
-            mask = None  # a mask over the cache as well, as in generation: it does not describe these tokens
-        load = expert_load(gates.gate_TE, mask)
-        balance = balance_loss(gates.probability_TE, load_of_all_processes(load), mask) if balanced else None
-        if routing.tally is not None:
-            routing.tally.add(self._router_index, load, balance)
-        if balance is None:
-            return y
-        # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
-        return attach_balance(y, balance, config.balance_factor / len(routing.routers[name]), routing)
+            gate = block.take(self._router_index, tokens).view(*x.shape[:-1], -1)
+            if routing.tally is not None:
+                routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), None)
+            return gate
+        gate = top_gates(logits.detach(), top_k=config.top_k, renormalize=config.renormalize)
+        balanced = self.training and config.balance_factor > 0 and logits.requires_grad
+        balance = None
+        if balanced or routing.tally is not None:
+            mask = routing.mask_of(tokens)
+            load = expert_load(gate, mask)
+            whole = load_of_all_processes(load) if balanced else load
+            if balanced:
+                # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
+                factor = config.balance_factor / len(routing.routers[name])
+                balance = Balance(balance_pull(whole), factor, mask, routing)
+            if routing.tally is not None:
+                value = balance_loss(logits.detach().softmax(-1), whole, mask) if balanced else None
+                routing.tally.add(self._router_index, load, value)
+        if logits.requires_grad:
+            gate = gates_with_balance(logits, gate, renormalize=config.renormalize, balance=balance)
+        if block is not None:
+            block.give(gate)
+        return gate
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove one adapter, from the count of its routers as well."""

@@ -1,6 +1,6 @@
 """What the routers of one model share: the token mask, the weight of the balance loss, and a tally of their choices.
 
-The balance loss reaches the gradient through `attach_balance`, an identity on the layer's output: nothing is
+The balance loss reaches the gradient through the backward pass of the gates, see `gates_with_balance`: nothing is
 collected from modules afterwards, so it survives both kinds of gradient checkpointing, data-parallel wrappers and
 accumulation. Its weight is not known in the forward pass (a trainer divides, or scales for float16, later), so
 `scale_balance_with` records in the backward pass what the trainer did to the loss, which comes before any layer's turn.
@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from malora_cli.adapters.kernel import Gates, Load
+from malora_cli.adapters.kernel import Load
 
 
 class RoutingTally:
@@ -78,7 +79,7 @@ class BlockRouter:
     def __init__(self) -> None:
         self._members: list[int] = []
         self._waiting: set[int] = set()
-        self._gates: Gates | None = None
+        self._gate_TE: Tensor | None = None
 
     def joined(self, linear: int) -> bool:
         """Add a linear by its number; whether it is the first, which has the router."""
@@ -89,29 +90,28 @@ class BlockRouter:
         """Forget a linear whose adapter is deleted."""
         self._members.remove(linear)
 
-    def give(self, gates: Gates) -> Gates:
+    def give(self, gate_TE: Tensor) -> None:
         """Keep the gates until every other linear has taken them."""
         self._waiting = set(self._members[1:])
-        self._gates = gates if self._waiting else None
-        return gates
+        self._gate_TE = gate_TE if self._waiting else None
 
-    def take(self, linear: int, shape: torch.Size) -> Gates:
-        """The gates for an input of this shape.
+    def take(self, linear: int, tokens: int) -> Tensor:
+        """The gates for an input of so many tokens.
 
         Raises:
             RuntimeError: The first linear has not seen these tokens, so the block calls its linears in another order
                 than it lists them.
         """
-        gates = self._gates
-        if gates is None or linear not in self._waiting or gates.gate_TE.shape[:-1].numel() != shape[:-1].numel():
+        gate_TE = self._gate_TE
+        if gate_TE is None or linear not in self._waiting or gate_TE.numel() // gate_TE.shape[-1] != tokens:
             raise RuntimeError(
                 "a linear that shares its block's router was called before the first one of the block; "
                 "set router to 'linear' for this model"
             )
         self._waiting.discard(linear)
         if not self._waiting:
-            self._gates = None
-        return Gates(gates.gate_TE.view(*shape[:-1], -1), gates.logits_TE.view(*shape[:-1], -1))
+            self._gate_TE = None
+        return gate_TE
 
     def __deepcopy__(self, memo: dict[int, object]) -> BlockRouter:
         """Without the gates of a pass that was cut short: a tensor with a history cannot be copied."""
@@ -129,6 +129,11 @@ class Routing:
     token_mask: Tensor | None = None  # of the newest forward pass; kept until the next for recomputation
     balance_weight: Tensor | float = 1.0  # of the newest loss, see `scale_balance_with`
     tally: RoutingTally | None = None  # None: nothing is recorded
+
+    def mask_of(self, tokens: int) -> Tensor | None:
+        """The mask where it describes these tokens; that of a cache as well, as in generation, does not."""
+        mask = self.token_mask
+        return mask if mask is not None and mask.numel() == tokens else None
 
     def new_tally(self, model: nn.Module) -> RoutingTally:
         """An empty tally, on the routers' device, with room for the largest number of experts of any adapter."""
@@ -184,24 +189,67 @@ def tallying(model: nn.Module) -> Iterator[RoutingTally]:
         routing.tally = outer
 
 
-class _AttachBalance(torch.autograd.Function):
-    """Identity on ``y`` that sends ``factor * weight`` back into the balance loss."""
+@dataclass(frozen=True)
+class Balance:
+    """What the backward pass of one router's gates adds for its balance loss.
+
+    Args:
+        pull_E: See `kernel.balance_pull`.
+        factor: Weight of this router's loss, before ``routing.balance_weight``.
+        token_mask: 1 for real tokens, 0 for padding; None when all are real.
+        routing: Knows the weight once the backward pass has begun.
+    """
+
+    pull_E: Tensor
+    factor: float
+    token_mask: Tensor | None
+    routing: Routing
+
+
+class _Gate(torch.autograd.Function):
+    """The gates themselves. One node with a gradient of its own stands for a dozen: their cost is in their number.
+
+    For kept gates g, renormalised, ``dL/dlogits = g * (dL/dg - sum_t g_t dL/dg_t)``, and experts outside the top k have
+    g = 0. Of the balance loss, ``p * (pull - sum_t p_t pull_t)`` for every real token, p the whole softmax.
+    """
 
     @staticmethod
-    def forward(ctx, y: Tensor, balance: Tensor, factor: float, routing: Routing) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.factor, ctx.routing = factor, routing
-        ctx.like = balance.detach()
-        return y.view_as(y)
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, logits_TE: Tensor, gate_TE: Tensor, renormalize: bool, balance: Balance | None
+    ) -> Tensor:
+        ctx.save_for_backward(logits_TE, gate_TE)
+        ctx.renormalize, ctx.balance = renormalize, balance
+        return gate_TE.view_as(gate_TE)
 
     @staticmethod
-    def backward(ctx, grad_y: Tensor):  # type: ignore[no-untyped-def]
-        return grad_y, torch.ones_like(ctx.like) * ctx.factor * ctx.routing.balance_weight, None, None
+    @once_differentiable
+    def backward(ctx, grad_TE: Tensor):  # type: ignore[no-untyped-def]
+        logits_TE, gate_TE = ctx.saved_tensors
+        balance: Balance | None = ctx.balance
+        probability_TE = None if ctx.renormalize and balance is None else logits_TE.softmax(-1)
+        grad_logits = grad_TE * gate_TE
+        spread_TE = gate_TE if ctx.renormalize else probability_TE
+        grad_logits -= spread_TE * grad_logits.sum(-1, keepdim=True)
+        if balance is not None and probability_TE is not None:
+            pull_TE = probability_TE * (balance.pull_E * (balance.factor * balance.routing.balance_weight))
+            pull_TE -= probability_TE * pull_TE.sum(-1, keepdim=True)
+            if balance.token_mask is not None:
+                pull_TE *= balance.token_mask.reshape(*pull_TE.shape[:-1], 1)
+            grad_logits += pull_TE
+        return grad_logits, None, None, None
 
 
-def attach_balance(y: Tensor, balance: Tensor, factor: float, routing: Routing) -> Tensor:
-    """``y`` itself; its backward pass adds ``factor * routing.balance_weight`` times the gradient of ``balance``."""
-    attached: Tensor = _AttachBalance.apply(y, balance, factor, routing)
-    return attached
+def gates_with_balance(logits_TE: Tensor, gate_TE: Tensor, *, renormalize: bool, balance: Balance | None) -> Tensor:
+    """The gates of a router's logits; their backward pass adds the gradient of the balance loss.
+
+    Args:
+        logits_TE: Of the router, float32.
+        gate_TE: Their `kernel.top_gates`, without a history.
+        renormalize: Whether the kept gates are divided by their sum.
+        balance: None where there is no balance loss.
+    """
+    gates: Tensor = _Gate.apply(logits_TE, gate_TE, renormalize, balance)
+    return gates
 
 
 class _ScaleBalance(torch.autograd.Function):

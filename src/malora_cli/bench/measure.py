@@ -66,7 +66,7 @@ class Stepper:
         self.model, self.workload = model, workload
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.trainable = sum(parameter.numel() for parameter in trained)
-        self.optimiser = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+        self.optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=True) if trained else None
         self.batch = _batch(workload, _vocabulary(model))
 
     def __call__(self) -> tuple[float, ...]:
