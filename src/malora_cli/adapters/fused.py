@@ -14,12 +14,12 @@ from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
 from malora_cli.adapters.kernel import Factors
+from malora_cli.adapters.product import add_product, product
 
 _LOTS = 1 << 16
 
@@ -45,11 +45,12 @@ def draw_kept(x_TI: Tensor, p: float) -> tuple[Tensor, float]:
     costs. The rate is that of ``p`` in units of 2^-16, and the factor is exact for it, so nothing is biased.
 
     Returns:
-        Mask, shape of ``x_TI``, and ``1 / (1 - rate)``.
+        Mask, shape of ``x_TI``, 1 for kept, and ``1 / (1 - rate)``. It is int8: products with bool take twice as long.
     """
     lots = torch.empty(-(-x_TI.numel() // 4), dtype=torch.int64, device=x_TI.device).random_(-(1 << 63), None)
     dropped = min(round(p * _LOTS), _LOTS - 1)
-    kept = lots.view(torch.int16)[: x_TI.numel()].view_as(x_TI) >= dropped - _LOTS // 2
+    kept = torch.empty(x_TI.shape, dtype=torch.int8, device=x_TI.device)
+    torch.ge(lots.view(torch.int16)[: x_TI.numel()].view_as(x_TI), dropped - _LOTS // 2, out=kept)
     return kept, _LOTS / (_LOTS - dropped)
 
 
@@ -70,10 +71,10 @@ class _Project(torch.autograd.Function):
             both_MI = torch.cat([down_SI, router_EI])
             ctx.sizes = [len(down_SI), len(router_EI)]
             ctx.save_for_backward(x_TI, both_MI, None, None)
-            return followed_TI, *F.linear(x_TI, both_MI).split(ctx.sizes, dim=-1)
+            return followed_TI, *product(x_TI, both_MI).split(ctx.sizes, dim=-1)
         ctx.save_for_backward(x_TI, down_SI, router_EI, kept_TI)
-        z_TS = F.linear(_dropped(x_TI, kept_TI), down_SI).mul_(factor)
-        return followed_TI, z_TS, None if router_EI is None else F.linear(x_TI, router_EI)
+        z_TS = product(_dropped(x_TI, kept_TI), down_SI).mul_(factor)
+        return followed_TI, z_TS, None if router_EI is None else product(x_TI, router_EI)
 
     @staticmethod
     @once_differentiable
@@ -85,15 +86,17 @@ class _Project(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         if ctx.sizes is not None:
             grad_TM = torch.cat([grad_TS, grad_TE], dim=-1)
-            grad_down, grad_router = (grad_TM.T @ x_TI).split(ctx.sizes)
-            return grad_TI.addmm_(grad_TM, down_MI) if wanted else None, grad_down, grad_router, None, None
+            grad_down, grad_router = product(grad_TM.T, x_TI.T).split(ctx.sizes)
+            grad_x = add_product(grad_TI, grad_TM, down_MI.T) if wanted else None
+            return grad_x, grad_down, grad_router, None, None
         grad_TS = grad_TS * ctx.factor
-        grad_down = grad_TS.T @ _dropped(x_TI, kept_TI)
-        grad_router = None if router_EI is None else grad_TE.T @ x_TI
+        grad_down = product(grad_TS.T, _dropped(x_TI, kept_TI).T)
+        grad_router = None if router_EI is None else product(grad_TE.T, x_TI.T)
         if wanted:
             if router_EI is not None:
-                grad_TI.addmm_(grad_TE, router_EI)
-            grad_TI.add_(_dropped(grad_TS @ down_MI, kept_TI))
+                add_product(grad_TI, grad_TE, router_EI.T)
+            grad_dropped = product(grad_TS, down_MI.T)
+            grad_TI.add_(grad_dropped if kept_TI is None else grad_dropped.mul_(kept_TI))
         return grad_TI if wanted else None, grad_down, grad_router, None, None
 
 
@@ -130,19 +133,19 @@ class _Update(torch.autograd.Function):
         if ctx.gather:
             grad_TER, grad_up = gradients_gathered(grad_TO, gated_TER, gate_TE, up_OQ)
         else:
-            grad_TER = (grad_TO @ up_OQ).view_as(hidden_TER)
-            grad_up = grad_TO.T @ gated_TER.flatten(-2)
+            grad_TER = product(grad_TO, up_OQ.T).view_as(hidden_TER)
+            grad_up = product(gated_TER.flatten(-2).T, grad_TO.T).T
         grad_gate = hidden_TER.mul_(grad_TER).sum(-1).mul_(ctx.scaling)
         grad_hidden = grad_TER.mul_(scaled_TE1).flatten(-2)
-        grad_coefficient = grad_hidden.T @ z_TS if ctx.needs_input_grad[3] else None
-        grad_z = grad_hidden if coefficient_QS is None else grad_hidden @ coefficient_QS
-        grad_x = grad_TO @ weight_OI if ctx.needs_input_grad[0] else None
+        grad_coefficient = product(grad_hidden.T, z_TS.T) if ctx.needs_input_grad[3] else None
+        grad_z = grad_hidden if coefficient_QS is None else product(grad_hidden, coefficient_QS.T)
+        grad_x = product(grad_TO, weight_OI.T) if ctx.needs_input_grad[0] else None
         return grad_x, grad_z, grad_gate, grad_coefficient, grad_up, None, None, None
 
 
 def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, gate_TE: Tensor) -> Tensor:
     """``z C^T`` by expert, a tensor of its own."""
-    hidden_TQ = z_TS.clone() if coefficient_QS is None else F.linear(z_TS, coefficient_QS)
+    hidden_TQ = z_TS.clone() if coefficient_QS is None else product(z_TS, coefficient_QS)
     return hidden_TQ.view(*gate_TE.shape, -1)
 
 
@@ -156,10 +159,10 @@ def _updated(
     gather: bool,
 ) -> Tensor:
     gated_TER = _hidden(z_TS, coefficient_QS, scaled_TE).mul_(scaled_TE.unsqueeze(-1))
-    y_TO = F.linear(x_TI, base_layer.weight, base_layer.bias)
+    y_TO = product(x_TI, base_layer.weight, base_layer.bias)
     if gather:
         return add_gathered(y_TO, gated_TER, scaled_TE, up_OQ)
-    return y_TO.addmm_(gated_TER.flatten(-2), up_OQ.T)
+    return add_product(y_TO, gated_TER.flatten(-2), up_OQ)
 
 
 def fused_mixture(
@@ -189,9 +192,9 @@ def fused_mixture(
     down_SI, coefficient_QS, up_OQ = factors
     if not dropout and not torch.is_grad_enabled():
         # At one token a step, as in decoding, it is the number of calls that counts.
-        gate_TE = gate_of(None if router_EI is None else F.linear(x_TI, router_EI))
+        gate_TE = gate_of(None if router_EI is None else product(x_TI, router_EI))
         gather = gathering_pays(gate_TE, up_OQ, top_k)
-        z_TS = F.linear(x_TI, down_SI)
+        z_TS = product(x_TI, down_SI)
         y_TO = _updated(x_TI, z_TS, gate_TE * scaling, coefficient_QS, up_OQ, base_layer, gather)
         return y_TO.view(*x.shape[:-1], -1)
     kept_TI, factor = draw_kept(x_TI, dropout) if dropout else (None, 1.0)

@@ -226,13 +226,13 @@ class _Gate(torch.autograd.Function):
     def backward(ctx, grad_TE: Tensor):  # type: ignore[no-untyped-def]
         logits_TE, gate_TE = ctx.saved_tensors
         balance: Balance | None = ctx.balance
-        probability_TE = None if ctx.renormalize and balance is None else logits_TE.softmax(-1)
+        probability_TE = logits_TE.softmax(-1) if balance is not None or not ctx.renormalize else gate_TE
         grad_logits = grad_TE * gate_TE
-        spread_TE = gate_TE if ctx.renormalize else probability_TE
-        grad_logits -= spread_TE * grad_logits.sum(-1, keepdim=True)
-        if balance is not None and probability_TE is not None:
-            pull_TE = probability_TE * (balance.pull_E * (balance.factor * balance.routing.balance_weight))
-            pull_TE -= probability_TE * pull_TE.sum(-1, keepdim=True)
+        mean_T1 = grad_logits.sum(-1, keepdim=True)
+        grad_logits.addcmul_(gate_TE if ctx.renormalize else probability_TE, mean_T1, value=-1)
+        if balance is not None:
+            pull_E = balance.pull_E * (balance.factor * balance.routing.balance_weight)
+            pull_TE = (pull_E - (probability_TE * pull_E).sum(-1, keepdim=True)).mul_(probability_TE)
             if balance.token_mask is not None:
                 pull_TE *= balance.token_mask.reshape(*pull_TE.shape[:-1], 1)
             grad_logits += pull_TE
