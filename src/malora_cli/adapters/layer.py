@@ -153,25 +153,22 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         base = self.base_layer
         if len(names) == 1 and not args and not kwargs:
             (name,) = names
-            if can_fuse(base, x, self.malora_up[name], self.malora_dropout[name]):
-                return self._fused(base, x, name)
+            factors, dropout = self.factors(name), self.malora_dropout[name]
+            if can_fuse(base, x, factors.up_OQ, dropout):
+                return fused_mixture(
+                    base,
+                    x,
+                    factors,
+                    dropout=dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0,
+                    router_EI=self.malora_router.get(name),
+                    gate_of=lambda logits_TE: self._gate(logits_TE, x, name).flatten(0, -2),
+                    scaling=self.malora_config[name].scaling,
+                    top_k=self.malora_config[name].top_k,
+                )
         y: Tensor = base(x, *args, **kwargs)
         for name in names:
             y = y + self._delta(x, name).to(y.dtype)
         return y
-
-    def _fused(self, base: nn.Linear, x: Tensor, name: str) -> Tensor:
-        config, dropout = self.malora_config[name], self.malora_dropout[name]
-        return fused_mixture(
-            base,
-            x,
-            self.factors(name),
-            dropout=getattr(dropout, "p", 0.0) if dropout.training else 0.0,
-            router_EI=self.malora_router.get(name),
-            gate_of=lambda logits_TE: self._gate(logits_TE, x, name).flatten(0, -2),
-            scaling=config.scaling,
-            top_k=config.top_k,
-        )
 
     def _delta(self, x: Tensor, name: str) -> Tensor:
         logits = router_logits(x, self.malora_router[name]) if name in self.malora_router else None

@@ -32,7 +32,7 @@ def prefers_onednn() -> bool:
 
 def _by_onednn(a_MK: Tensor, b_NK: Tensor) -> bool:
     return (
-        a_MK.numel() * len(b_NK) >= _WORTH_IT
+        a_MK.numel() * b_NK.shape[0] >= _WORTH_IT
         and a_MK.device.type == "cpu"
         and a_MK.dtype == b_NK.dtype == torch.float32
         and prefers_onednn()
