@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from malora_cli.adapters.frozen import FrozenLinear
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
 from malora_cli.adapters.kernel import Factors
 from malora_cli.adapters.product import add_product, product
@@ -27,7 +28,7 @@ _LOTS = 1 << 16
 def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the frozen product of ``base_layer`` may be taken over: a plain float32 linear that nothing watches."""
     return (
-        type(base_layer) is nn.Linear
+        type(base_layer) in (nn.Linear, FrozenLinear)
         and type(dropout) in (nn.Dropout, nn.Identity)
         and x.dtype == up.dtype == base_layer.weight.dtype == torch.float32
         and not base_layer.weight.requires_grad

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from malora_cli.adapters.frozen import quicken
 from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.targets import PAPER_TARGETS
 from malora_cli.bench.loop import wrap_in_loops
@@ -19,10 +20,10 @@ from malora_cli.modeling import load_base, resolve_base, wrap
 from malora_cli.recipe import ModelSettings
 from malora_cli.registry import did_you_mean
 
-#: Rows that are no method of ours: the frozen model, whose time is the limit, and what other toolkits do.
-FROZEN, LOOP = "frozen", "loop-molora"
-#: What every row is compared with.
-PEER = "lora"
+#: Rows that are no method of ours: the frozen model, and what other toolkits do. Of these, `PEER` is what every row is
+#: compared with. They run as their users run them, on linears that nothing has quickened.
+FROZEN, PEER, PEFT_DORA, LOOP = "frozen", "peft-lora", "peft-dora", "loop-molora"
+_STOCK = (FROZEN, PEER, PEFT_DORA, LOOP)
 #: Sizes of well-known models, for random weights: what a layer costs does not depend on what it has learned.
 SHAPES: dict[str, dict[str, int]] = {
     "llama2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32},
@@ -75,7 +76,7 @@ class Workload:
             raise ModelError("there is no GPU here", where="--device cuda", fix="Take --device cpu.")
         if self.model is not None:
             settings = ModelSettings(base=self.model, dtype=self.dtype)
-            return load_base(resolve_base(settings), settings).to(self.device)
+            return load_base(resolve_base(settings), settings, quick=False).to(self.device)
         if self.shape not in SHAPES:
             raise ModelError(f"no shape '{self.shape}' is known; {did_you_mean(self.shape, SHAPES)}", where="--shape")
         config = LlamaConfig(vocab_size=_VOCABULARY, num_hidden_layers=self.layers, **SHAPES[self.shape])
@@ -90,7 +91,7 @@ def check_rows(names: Sequence[str]) -> list[str]:
     Raises:
         RecipeError: A name is no row.
     """
-    known = [FROZEN, PEER, "dora", LOOP, *(name for name in METHODS if name not in (PEER, "dora"))]
+    known = [*_STOCK, *METHODS]
     for name in names:
         if name not in known:
             raise RecipeError(f"there is no row '{name}'; {did_you_mean(name, known)}", where="--methods")
@@ -112,5 +113,7 @@ def build(name: str, base: PreTrainedModel, workload: Workload) -> nn.Module:
             raise ModelError(f"loops are not written for a '{model.config.model_type}' model", where=LOOP)
         wrap_in_loops(model, targets, dropout=0.05 if workload.dropout is None else workload.dropout)
         return model
+    if name not in _STOCK:
+        quicken(model)
     changed = {} if workload.dropout is None else {"lora_dropout": workload.dropout}
-    return wrap(model, METHODS[name](**changed)).train()
+    return wrap(model, METHODS[name.removeprefix("peft-")](**changed)).train()

@@ -17,7 +17,7 @@ def step_table(costs: Iterable[StepCost]) -> Table:
     """One row a method: parameters, seconds of a step's parts, the ratio to PEFT's LoRA and peak memory."""
     table = plain_table(
         ("method",),
-        ("trainable", "forward s", "backward s", "optimiser s", "step s", "/ lora", "quartiles", "peak GiB"),
+        ("trainable", "forward s", "backward s", "optimiser s", "step s", "/ PEFT LoRA", "quartiles", "peak GiB"),
     )
     for cost in costs:
         times = (cost.forward_seconds, cost.backward_seconds, cost.optimiser_seconds, cost.step_seconds)
@@ -34,7 +34,7 @@ def step_table(costs: Iterable[StepCost]) -> Table:
 
 def decode_table(costs: Iterable[DecodeCost]) -> Table:
     """One row a method and batch size: tokens a second, and the ratio to PEFT's LoRA."""
-    table = plain_table(("method",), ("batch", "tokens/s", "/ lora"))
+    table = plain_table(("method",), ("batch", "tokens/s", "/ PEFT LoRA"))
     for cost in costs:
         table.add_row(Text(cost.name), str(cost.batch), f"{cost.tokens_per_second:.1f}", f"{cost.ratio:.2f}")
     return table

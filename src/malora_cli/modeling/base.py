@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from malora_cli.adapters.frozen import quicken
 from malora_cli.errors import ModelError
 from malora_cli.modeling.gguf import converted_folder
 from malora_cli.modeling.loss import reads_across_examples
@@ -149,10 +150,15 @@ def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokeni
     return tokenizer
 
 
-def load_base(base: BaseModel, settings: ModelSettings) -> PreTrainedModel:
+def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -> PreTrainedModel:
     """The base model with its weights, on the process's GPU where there is one.
 
     Only safetensors are read: a pickled checkpoint is refused.
+
+    Args:
+        base: The model.
+        settings: How it is loaded.
+        quick: Let its linears take the faster product while they are frozen, see `adapters.frozen`.
 
     Raises:
         ModelError: It cannot be had, lacks weights, or cannot tell the examples of a row apart.
@@ -173,6 +179,8 @@ def load_base(base: BaseModel, settings: ModelSettings) -> PreTrainedModel:
         raise ModelError(f"{len(missing)} of its weights are missing, as {missing[0]}", where=f"model '{base.name}'")
     if torch.cuda.is_available() and model.device.type == "cpu":
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    if quick:
+        quicken(model)
     if reads_across_examples(model):
         raise ModelError(
             f"a '{model.config.model_type}' model reads across the examples of a batch, which stand in one row",

@@ -1,0 +1,131 @@
+"""Products by either library, and the frozen linears that take the faster one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from malora_cli.adapters import frozen, product
+from malora_cli.adapters.frozen import FrozenLinear, quicken
+from malora_cli.adapters.methods import METHODS
+from malora_cli.modeling import wrap
+from tiny_models import tiny, tokens
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN for every product, however small and whatever the processor."""
+    monkeypatch.setattr(product, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(frozen, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(product, "_WORTH_IT", 0)
+
+
+def matrix(rows: int, columns: int, *, strided: bool) -> Tensor:
+    torch.manual_seed(rows * columns)
+    return torch.randn(columns, rows + 3).T[:rows] if strided else torch.randn(rows, columns)
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("strided", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 64, 5), (37, 12, 96), (64, 300, 40)])
+def test_both_libraries_multiply_alike(
+    sizes: tuple[int, int, int], strided: tuple[bool, bool], bias: bool, onednn: None
+) -> None:
+    m, k, n = sizes
+    a, b = matrix(m, k, strided=strided[0]), matrix(n, k, strided=strided[1])
+    added = torch.randn(n) if bias else None
+    expected = (a.double() @ b.double().T + (0 if added is None else added.double())).float()
+    torch.testing.assert_close(product.product(a, b, added), expected, atol=1e-4, rtol=1e-5)
+    y = torch.ones(m, n)
+    assert product.add_product(y, a, b) is y
+    torch.testing.assert_close(y, (a.double() @ b.double().T).float() + 1, atol=1e-4, rtol=1e-5)
+
+
+@needs_onednn
+def test_onednn_is_for_products_that_are_worth_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "prefers_onednn", lambda: True)
+    assert product._by_onednn(torch.empty(512, 576), torch.empty(192, 576))
+    assert not product._by_onednn(torch.empty(1, 576), torch.empty(192, 576))
+    assert not product._by_onednn(torch.empty(512, 576).double(), torch.empty(192, 576).double())
+    assert not product._by_onednn(torch.empty(512, 576, device="meta"), torch.empty(192, 576, device="meta"))
+    monkeypatch.setattr(product, "prefers_onednn", lambda: False)
+    assert not product._by_onednn(torch.empty(512, 576), torch.empty(192, 576))
+
+
+@pytest.mark.parametrize(("vendor", "expected"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_the_processor_decides(vendor: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product.Path, "read_text", lambda *_, **__: f"vendor_id\t: {vendor}\n")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert product.prefers_onednn.__wrapped__() is expected
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert not product.prefers_onednn.__wrapped__()
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_frozen_linear_is_the_linear_it_was(bias: bool, onednn: None) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(12, 7, bias=bias).requires_grad_(False)
+    quick = copy.deepcopy(plain)
+    quicken(quick)
+    assert type(quick) is FrozenLinear
+    assert quick.state_dict().keys() == plain.state_dict().keys()
+    found = []
+    for module in (plain, quick):
+        x = torch.linspace(-1, 1, 2 * 5 * 12).view(2, 5, 12).requires_grad_()
+        y = module(x)
+        (y * torch.arange(y.numel()).view_as(y)).sum().backward()
+        found.append((y, x.grad))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-5)
+
+
+@needs_onednn
+def test_a_linear_that_trains_or_runs_under_autocast_is_left_to_torch(onednn: None) -> None:
+    module = nn.Linear(12, 7)
+    quicken(module)
+    x = torch.randn(3, 12)
+    module(x).sum().backward()
+    torch.testing.assert_close(module.weight.grad, x.sum(0).expand(7, 12))
+    module.requires_grad_(False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module(x).dtype == torch.bfloat16
+
+
+@needs_onednn
+def test_only_float32_linears_on_a_processor_are_quickened(onednn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [nn.Linear(2, 2), nn.Linear(2, 2).bfloat16(), nn.Linear(2, 2, device="meta"), nn.Conv1d(2, 2, 1)]
+    model = nn.ModuleList(kinds)
+    quicken(model)
+    assert [isinstance(module, FrozenLinear) for module in kinds] == [True, False, False, False]
+    monkeypatch.setattr(frozen, "prefers_onednn", lambda: False)
+    other = nn.Linear(2, 2)
+    quicken(other)
+    assert type(other) is nn.Linear
+
+
+@needs_onednn
+@pytest.mark.parametrize("method", ["lora", "malora", "molora"])
+def test_a_quickened_model_trains_to_the_same_gradients(method: str, onednn: None) -> None:
+    ids, found = tokens(2, 9), []
+    for quick in (False, True):
+        base = tiny("llama")
+        if quick:
+            quicken(base)
+        torch.manual_seed(0)
+        model = wrap(base, METHODS[method](lora_dropout=0.0)).train()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name or "malora_up" in name:
+                    parameter.fill_(0.02)
+        model(input_ids=ids, labels=ids).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-4, rtol=1e-3, msg=name)
