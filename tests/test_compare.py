@@ -88,10 +88,10 @@ def test_every_method_adapts_the_same_linears(home: Path) -> None:
 
 
 def test_a_method_may_learn_in_its_own_way(home: Path) -> None:
-    runs = planned(home, lora="train.learning_rate=0.125", malora="method.top_k=1")
+    runs = planned(home, lora="train.learning_rate=0.125", malora="method.top_k=3")
     lora, malora = (run.loaded.recipe for run in runs)
     assert (lora.train.learning_rate, malora.train.learning_rate) == (0.125, 0.01)
-    assert malora.method.model_dump()["top_k"] == 1
+    assert malora.method.model_dump()["top_k"] == 3
     assert malora.method.model_dump()["r"] == 4
 
 
