@@ -12,7 +12,9 @@ from malora_cli.reports import write_report
 from malora_cli.results import (
     EvalEvent,
     EvalResult,
+    ExpertGeometry,
     Manifest,
+    ProjectionGeometry,
     RunRecord,
     RunStatus,
     Scores,
@@ -156,6 +158,16 @@ def evaluation(tasks: dict[str, str], *, created: str = "2026-01-02T04:00:00+00:
     return EvalResult.model_validate(values)
 
 
+def projection(similarity: float | None, rank: float, of: float = 96) -> ProjectionGeometry:
+    return ProjectionGeometry(similarity=similarity, effective_rank=rank, rank=of, spectrum=[2.0, 1.0, 0.0])
+
+
+def geometry(similarity: float | None = 0.75, *, target: str = "q_proj") -> ExpertGeometry:
+    up = None if similarity is None else 0.05
+    sides = {"down": projection(similarity, 24), "up": projection(up, 72)}
+    return ExpertGeometry(groups={"layers 0-3": {target: sides, "up_proj": sides}})
+
+
 def bare_run(folder: Path) -> RunRecord:
     """A run that got as far as its manifest and recipe."""
     record = RunRecord(folder / "runs" / "trial")
@@ -171,7 +183,9 @@ def full_run(folder: Path) -> RunRecord:
     held_out(record, stderr=0.1)
     load = {name: {"layers 0-3": [0.5, 0.1, 0.15, 0.25]} for name in TASKS}
     load["cipher"] = {"layers 0-3": [0.25, 0.25, 0.25, 0.25]}
-    evaluation(TASKS, expert_load=load).save(record.eval_dir / "a.json")
+    entropy = {name: {"layers 0-3": 0.8} for name in TASKS}
+    evaluation(TASKS, expert_load=load, gate_entropy=entropy).save(record.eval_dir / "a.json")
+    geometry().save(record.experts_path)
     return record
 
 

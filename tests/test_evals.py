@@ -251,6 +251,8 @@ def test_limit_and_tasks_choose(recipe: Path, record: RunRecord) -> None:
     assert result.expert_load.keys() == {"upper"}
     for shares in result.expert_load["upper"].values():
         assert math.isclose(sum(shares), 1, rel_tol=1e-5)
+    assert result.gate_entropy is not None
+    assert all(0 < value <= 1 for value in result.gate_entropy["upper"].values())
     assert evaluate_run(record, loaded, tasks=["upper"], limit=100).tasks["upper"].rows == 6
 
 

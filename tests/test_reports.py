@@ -33,7 +33,19 @@ def test_the_page_lies_in_the_run_and_has_every_section(full: RunRecord) -> None
     path = write_report(full)
     assert path == full.path / "report" / "index.html"
     assert list(path.parent.iterdir()) == [path], "no scratch file is left"
-    order = ["headline", "scores", "losses", "seesaw", "experts", "balance", "mixture", "settings", "reproduce"]
+    order = [
+        "headline",
+        "scores",
+        "losses",
+        "seesaw",
+        "experts",
+        "entropy",
+        "similarity",
+        "balance",
+        "mixture",
+        "settings",
+        "reproduce",
+    ]
     assert list(Page(path.read_text(encoding="utf-8")).texts) == order
     assert set(SECTIONS) == set(order)
 

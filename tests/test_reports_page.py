@@ -14,7 +14,7 @@ import yaml
 from malora_cli.reports import write_report
 from malora_cli.reports.section import SECTIONS
 from malora_cli.results import EvalEvent, RunRecord, TrainEvent
-from report_runs import Page, evaluation, full_run, loss, manifest, page
+from report_runs import Page, evaluation, full_run, geometry, loss, manifest, page
 
 
 @pytest.fixture
@@ -43,8 +43,9 @@ def test_everything_from_users_is_escaped(tmp_path: Path) -> None:
             expert_share={evil: [0.5, 0.5]},
         )
     )
-    result = evaluation({evil: evil}, created=evil)
+    result = evaluation({evil: evil}, created=evil, gate_entropy={evil: {evil: 0.5}})
     result.save(record.eval_dir / "a.json")
+    geometry(target=evil).save(record.experts_path)
     shown = page(record)
     assert set(shown.texts) == set(SECTIONS)
     assert {"script", "b>bold"}.isdisjoint(tag for tag, _ in shown.tags)

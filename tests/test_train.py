@@ -21,7 +21,7 @@ from malora_cli.errors import MaloraError, RunError
 from malora_cli.modeling import load_adapter, load_base, resolve_base
 from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import token_nats
-from malora_cli.results import RunRecord
+from malora_cli.results import ExpertGeometry, RunRecord
 from malora_cli.train import run as run_module
 from malora_cli.train import trainer as trainer_module
 from malora_cli.train.run import gather
@@ -238,6 +238,11 @@ def test_metrics_are_complete(plain: RunRecord) -> None:
         assert all(
             sum(s) == pytest.approx(1, abs=1e-5) for load in evaluated.expert_load.values() for s in load.values()
         )
+        assert evaluated.gate_entropy is not None
+        assert list(evaluated.gate_entropy) == ["copy", "upper", "add"]
+        for entropy in evaluated.gate_entropy.values():
+            assert list(entropy) == ["layer 0", "layer 1"]
+            assert all(0 < value <= 1 for value in entropy.values())
     kinds = [json.loads(line)["kind"] for line in plain.metrics.path.read_text().splitlines()]
     assert kinds == ["eval", "train", "train", "train", "eval", "train", "train", "train", "eval"]
 
@@ -267,9 +272,21 @@ def test_expert_share_is_of_one_log_step(recipe: Path, name: Iterator[str], monk
     assert seen == [{sum(len(mixture[position].input_ids) for position in positions)} for positions in rows]
 
 
+def test_a_finished_run_says_what_its_experts_share(plain: RunRecord) -> None:
+    geometry = ExpertGeometry.load(plain.experts_path)
+    assert geometry is not None
+    assert list(geometry.groups) == ["layer 0", "layer 1"]
+    sides = geometry.groups["layer 1"]["up_proj"]
+    assert sides["down"].similarity is not None
+    assert sides["up"].effective_rank > 1  # B has left zero
+
+
 def test_lora_has_no_experts(recipe: Path, name: Iterator[str]) -> None:
-    for event in train_run(recipe, LORA, next(name)).metrics:
-        assert not {"expert_share", "expert_load", "balance_loss"} & event.model_dump(exclude_none=True).keys()
+    record = train_run(recipe, LORA, next(name))
+    for event in record.metrics:
+        known = event.model_dump(exclude_none=True).keys()
+        assert not {"expert_share", "expert_load", "gate_entropy", "balance_loss"} & known
+    assert not record.experts_path.exists()
 
 
 def test_no_balance_loss_where_it_weighs_nothing(recipe: Path, name: Iterator[str]) -> None:

@@ -11,6 +11,7 @@ Source: MALoRA (arXiv 2410.22782), Eq. 4-7; Switch Transformers (arXiv 2101.0396
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -103,6 +104,18 @@ def expert_load(gate_TE: Tensor, token_mask: Tensor | None) -> Load:
     # Sums, not a matrix product: autocast would round that to bfloat16, which counts to 256.
     weight_T1 = token_mask.reshape(-1, 1).to(flat_TE)
     return Load((weight_T1 * chosen_TE).sum(0), (weight_T1 * flat_TE).sum(0), weight_T1.sum())
+
+
+def gate_entropy(probability_TE: Tensor, token_mask: Tensor | None) -> Tensor:
+    """Entropy of a router's softmax over the largest it can have, summed over the real tokens: 1 each when uniform.
+
+    Args:
+        probability_TE: Full softmax of the router.
+        token_mask: As in `expert_load`.
+    """
+    flat_TE = probability_TE.detach().flatten(0, -2)
+    entropy_T = torch.special.entr(flat_TE).sum(-1) / math.log(max(flat_TE.shape[-1], 2))
+    return (entropy_T if token_mask is None else entropy_T * token_mask.flatten().to(entropy_T)).sum()
 
 
 def load_of_all_processes(load: Load) -> Load:

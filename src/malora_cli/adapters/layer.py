@@ -17,6 +17,7 @@ from malora_cli.adapters.kernel import (
     balance_loss,
     balance_pull,
     expert_load,
+    gate_entropy,
     load_of_all_processes,
     mixture_delta,
     router_logits,
@@ -187,13 +188,14 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         tokens = x.numel() // x.shape[-1]
         if logits is None:
             assert block is not None
-            gate = block.take(self._router_index, tokens).view(*x.shape[:-1], -1)
+            gate, entropy = block.take(self._router_index, tokens)
+            gate = gate.view(*x.shape[:-1], -1)
             if routing.tally is not None:
-                routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), None)
+                routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), None, entropy)
             return gate
         gate = top_gates(logits.detach(), top_k=config.top_k, renormalize=config.renormalize)
         balanced = self.training and config.balance_factor > 0 and logits.requires_grad
-        balance = None
+        balance = entropy = None
         if balanced or routing.tally is not None:
             mask = routing.mask_of(tokens)
             load = expert_load(gate, mask)
@@ -203,12 +205,14 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
                 factor = config.balance_factor / len(routing.routers[name])
                 balance = Balance(balance_pull(whole), factor, mask, routing)
             if routing.tally is not None:
-                value = balance_loss(logits.detach().softmax(-1), whole, mask) if balanced else None
-                routing.tally.add(self._router_index, load, value)
+                probability = logits.detach().softmax(-1)
+                entropy = gate_entropy(probability, mask)
+                value = balance_loss(probability, whole, mask) if balanced else None
+                routing.tally.add(self._router_index, load, value, entropy)
         if logits.requires_grad:
             gate = gates_with_balance(logits, gate, renormalize=config.renormalize, balance=balance)
         if block is not None:
-            block.give(gate)
+            block.give(gate, entropy)
         return gate
 
     def delete_adapter(self, adapter_name: str) -> None:

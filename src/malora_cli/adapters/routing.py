@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,13 @@ class RoutingTally:
         self.tokens_L = torch.zeros(routers, device=device)
         self.balance_L = torch.zeros(routers, device=device)
         self.calls_L = torch.zeros(routers, device=device)
+        self.entropy_L = torch.zeros(routers, device=device)
 
     @torch.no_grad()
-    def add(self, router: int, load: Load, balance: Tensor | None) -> None:
-        """Add one forward pass of one router."""
+    def add(self, router: int, load: Load, balance: Tensor | None, entropy: Tensor | None) -> None:
+        """Add one forward pass of one router; ``entropy`` is that of its real tokens, see `kernel.gate_entropy`."""
+        if entropy is not None:
+            self.entropy_L[router] += entropy
         experts = load.assigned_E.numel()
         self.assigned_LE[router, :experts] += load.assigned_E
         self.gate_LE[router, :experts] += load.gate_E
@@ -55,6 +59,11 @@ class RoutingTally:
     def mean_gate_LE(self) -> Tensor:
         """Mean gate of each expert over tokens."""
         return self.gate_LE / self.tokens_L.clamp(min=1).unsqueeze(1)
+
+    @property
+    def mean_entropy_L(self) -> Tensor:
+        """Mean over tokens of the entropy of each router's softmax, 0 (certain) to 1 (uniform)."""
+        return self.entropy_L / self.tokens_L.clamp(min=1)
 
     @property
     def balance(self) -> float:
@@ -80,6 +89,7 @@ class BlockRouter:
         self._members: list[int] = []
         self._waiting: set[int] = set()
         self._gate_TE: Tensor | None = None
+        self._entropy: Tensor | None = None
 
     def joined(self, linear: int) -> bool:
         """Add a linear by its number; whether it is the first, which has the router."""
@@ -90,13 +100,13 @@ class BlockRouter:
         """Forget a linear whose adapter is deleted."""
         self._members.remove(linear)
 
-    def give(self, gate_TE: Tensor) -> None:
-        """Keep the gates until every other linear has taken them."""
+    def give(self, gate_TE: Tensor, entropy: Tensor | None) -> None:
+        """Keep the gates, and their entropy where it is tallied, until every other linear has taken them."""
         self._waiting = set(self._members[1:])
-        self._gate_TE = gate_TE if self._waiting else None
+        self._gate_TE, self._entropy = gate_TE if self._waiting else None, entropy
 
-    def take(self, linear: int, tokens: int) -> Tensor:
-        """The gates for an input of so many tokens.
+    def take(self, linear: int, tokens: int) -> tuple[Tensor, Tensor | None]:
+        """The gates for an input of so many tokens, and their entropy where it is tallied.
 
         Raises:
             RuntimeError: The first linear has not seen these tokens, so the block calls its linears in another order
@@ -111,7 +121,7 @@ class BlockRouter:
         self._waiting.discard(linear)
         if not self._waiting:
             self._gate_TE = None
-        return gate_TE
+        return gate_TE, self._entropy
 
     def __deepcopy__(self, memo: dict[int, object]) -> BlockRouter:
         """Without the gates of a pass that was cut short: a tensor with a history cannot be copied."""
@@ -168,6 +178,15 @@ class Routing:
             rows = {group: [row for row in members if seen[row]] for group, members in groups}
             loads[name] = {group: share_LE[found].mean(0).tolist() for group, found in rows.items() if found}
         return loads
+
+    def entropy_by_group(self, tallies: Mapping[str, RoutingTally]) -> dict[str, dict[str, float]]:
+        """Mean entropy of the routers' softmax, by tally and layer group, over the routers that saw a token."""
+        groups, found = self.layer_groups().items(), {}
+        for name, tally in tallies.items():
+            entropy, seen = tally.mean_entropy_L.tolist(), tally.tokens_L.tolist()
+            rows = {group: [entropy[row] for row in members if seen[row]] for group, members in groups}
+            found[name] = {group: fmean(values) for group, values in rows.items() if values}
+        return found
 
 
 def routing_of(model: nn.Module) -> Routing | None:

@@ -98,6 +98,7 @@ def evaluate_run(
             for task in loaded
         },
         expert_load=routing.load_by_group(tallies) if routing is not None else None,
+        gate_entropy=routing.entropy_by_group(tallies) if routing is not None else None,
     )
     # Finer than `created`, so that no evaluation takes the place of another, and the newest still sorts last.
     name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")

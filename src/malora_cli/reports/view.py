@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from malora_cli.errors import RunError
-from malora_cli.results import EvalEvent, EvalResult, Manifest, RunRecord, RunStatus, TrainEvent
+from malora_cli.results import EvalEvent, EvalResult, ExpertGeometry, Manifest, RunRecord, RunStatus, TrainEvent
 
 #: Distinct colours that the style sheet has; see ``--task-0`` and following there.
 COLOURS = 8
@@ -55,6 +55,7 @@ class RunView:
         train: Log steps, oldest first.
         evals: Evaluations during training, oldest first, one a step.
         evaluations: Finished ``malora eval`` results, oldest first.
+        experts: Analysis of the trained experts, of finished runs of routed methods.
     """
 
     name: str
@@ -64,6 +65,7 @@ class RunView:
     train: tuple[TrainEvent, ...]
     evals: tuple[EvalEvent, ...]
     evaluations: tuple[EvalResult, ...]
+    experts: ExpertGeometry | None = None
 
     @classmethod
     def read(cls, record: RunRecord) -> RunView:
@@ -78,6 +80,7 @@ class RunView:
             events = list(record.metrics)
             recipe = record.recipe if record.recipe_path.is_file() else {}
             evaluations = record.evaluations()
+            experts = ExpertGeometry.load(record.experts_path)
         except (ValueError, TypeError, yaml.YAMLError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(f"a file of the run cannot be read ({reason})", where=str(record.path)) from error
@@ -90,6 +93,7 @@ class RunView:
             train=tuple(event for event in events if isinstance(event, TrainEvent)),
             evals=tuple(evals[step] for step in sorted(evals)),
             evaluations=tuple(evaluations),
+            experts=experts,
         )
 
     @cached_property

@@ -9,7 +9,7 @@ from statistics import fmean
 from pydantic import BaseModel, ConfigDict, Field
 
 from malora_cli.results.files import damaged, read_json, write_json
-from malora_cli.results.metrics import ExpertShare
+from malora_cli.results.metrics import ExpertShare, GateEntropy
 
 
 class _Record(BaseModel):
@@ -43,6 +43,7 @@ class EvalResult(_Record):
     seconds: float
     tasks: dict[str, TaskEval]
     expert_load: dict[str, ExpertShare] | None = Field(default=None, description="by task, then layer group")
+    gate_entropy: dict[str, GateEntropy] | None = Field(default=None, description="by task, then layer group")
 
     def domains(self) -> dict[str, tuple[Scores, Scores]]:
         """Macro-average (base, adapter) of every domain: every task of it counts the same."""

@@ -20,6 +20,10 @@ from malora_cli.results.files import damaged, write_text
 ExpertShare = dict[str, list[float]]
 
 
+#: Mean entropy of a router's softmax over its largest value, 0 (certain) to 1 (uniform), by layer group.
+GateEntropy = dict[str, float]
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -76,6 +80,7 @@ class EvalEvent(_Row):
     seconds: float
     tasks: dict[str, TaskLoss]
     expert_load: dict[str, ExpertShare] | None = Field(default=None, description="by task, then layer group")
+    gate_entropy: dict[str, GateEntropy] | None = Field(default=None, description="by task, then layer group")
 
 
 Event = TrainEvent | EvalEvent

@@ -5,6 +5,7 @@ RUN/manifest.json    versions, seeds, hashes of data and base model, status
 RUN/metrics.jsonl    every log step and evaluation (see metrics.py)
 RUN/checkpoints/     step-000100/ ...: what a killed run resumes from
 RUN/adapter/         the trained adapter in PEFT's format
+RUN/experts.json     what the trained experts have in common, for routed methods
 RUN/eval/            one JSON an evaluation, and the predictions behind it
 RUN/report/          index.html
 """
@@ -101,6 +102,11 @@ class RunRecord:
     def adapter_dir(self) -> Path:
         """The trained adapter in PEFT's format."""
         return self.path / "adapter"
+
+    @property
+    def experts_path(self) -> Path:
+        """The analysis of the trained experts, see `ExpertGeometry`."""
+        return self.path / "experts.json"
 
     @property
     def eval_dir(self) -> Path:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
+from malora_cli.adapters.analysis import analyse_experts
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Mixture, Split, Task, load_tasks
 from malora_cli.errors import MaloraError, RecipeError, RunError
@@ -108,6 +109,8 @@ def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecor
     with view.running(materials.steps, [task.name for task in materials.tasks]):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.save_pretrained(record.adapter_dir)
+    if (geometry := analyse_experts(model)) is not None:
+        geometry.save(record.experts_path)
     done = {"status": RunStatus.FINISHED, "steps": trainer.state.global_step, "train_seconds": trainer.seconds}
     record.write_manifest(manifest.model_copy(update=done))
     return record

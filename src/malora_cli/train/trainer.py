@@ -189,8 +189,13 @@ class MaloraTrainer(Trainer):
             losses[task.name] = result.loss
             if result.tally is not None:
                 tallies[task.name] = result.tally
-        load = self.routing.load_by_group(tallies) if self.routing is not None else None
-        event = EvalEvent(step=self.state.global_step, seconds=self.seconds, tasks=losses, expert_load=load)
+        event = EvalEvent(
+            step=self.state.global_step,
+            seconds=self.seconds,
+            tasks=losses,
+            expert_load=self.routing.load_by_group(tallies) if self.routing is not None else None,
+            gate_entropy=self.routing.entropy_by_group(tallies) if self.routing is not None else None,
+        )
         self.pace.report(event)
         metrics = {f"eval_loss/{name}": task.loss for name, task in losses.items() if task.loss is not None}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -1,0 +1,66 @@
+"""How sure the routers are about each task: the entropy of their gates."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from malora_cli.reports.html import render
+from malora_cli.reports.section import Section
+from malora_cli.reports.view import RunView
+from malora_cli.results import EvalEvent, EvalResult
+from malora_cli.results.metrics import GateEntropy
+
+_TEMPLATE = """
+{% import "macros.html.j2" as m %}
+<p class="lead">Routers are at <b>{{ mean|percent }}</b> of the entropy of an even choice; surest about
+{{ m.chip(surest) }} ({{ by_task[surest.name]|percent }}){% if tasks|length > 1 %}, least sure about
+{{ m.chip(least) }} ({{ by_task[least.name]|percent }}){% endif %}.</p>
+<div class="scroll"><table class="heat load">
+<thead><tr><th>Task</th>{% for group in groups %}<th class="num">{{ group }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for task in tasks %}
+<tr><th scope="row">{{ m.chip(task) }}</th>
+{% for group in groups %}
+{% if group in entropy[task.name] %}
+<td class="cell load" style="--heat:{{ (70 * entropy[task.name][group])|round|int }}%">
+{{- (100 * entropy[task.name][group])|round|int }}</td>
+{% else %}<td></td>{% endif %}
+{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+<p class="note">Entropy of a router's softmax over all its experts, in percent of the most it can be, mean over the
+tokens of held-out rows and over routers, after {{ step|count }} steps. 100 is an even choice; 0 is a router that has
+made up its mind.</p>
+"""
+
+
+def _newest(run: RunView) -> tuple[int, dict[str, GateEntropy]] | None:
+    """Step and entropies of the newest measurement; at one step that of most tasks, then the last one made."""
+    measured: list[EvalEvent | EvalResult] = [*run.evals, *run.evaluations]
+    logged = [(found.step, found.gate_entropy) for found in measured if found.gate_entropy]
+    return max(reversed(logged), key=lambda entry: (entry[0], len(entry[1])), default=None)
+
+
+def _render(run: RunView) -> str | None:
+    newest = _newest(run)
+    if newest is None:
+        return None
+    step, entropy = newest
+    tasks = [task for task in run.ordered(entropy) if entropy[task.name]]
+    if not tasks:
+        return None
+    by_task = {task.name: fmean(entropy[task.name].values()) for task in tasks}
+    return render(
+        _TEMPLATE,
+        tasks=tasks,
+        groups=list(dict.fromkeys(group for task in tasks for group in entropy[task.name])),
+        entropy=entropy,
+        by_task=by_task,
+        mean=fmean(by_task.values()),
+        surest=min(tasks, key=lambda task: by_task[task.name]),
+        least=max(tasks, key=lambda task: by_task[task.name]),
+        step=step,
+    )
+
+
+SECTION = Section(title="Gate entropy", order=52, render=_render)

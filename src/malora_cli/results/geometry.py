@@ -1,0 +1,51 @@
+"""``experts.json``: what the experts of a finished run have in common, and how far they spread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from malora_cli.results.files import damaged, read_json, write_json
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ProjectionGeometry(_Record):
+    """The experts' down- or up-projections, means over the linears of one name in one layer group."""
+
+    similarity: float | None = Field(description="mean canonical correlation of two experts, 0 to 1; null with one")
+    effective_rank: float = Field(description="directions that all experts together amount to")
+    rank: float = Field(description="directions they could amount to")
+    spectrum: list[float] = Field(description="singular values of all experts together over their mean, largest first")
+
+
+#: The experts' "down" and "up" projections.
+Sides = dict[Literal["down", "up"], ProjectionGeometry]
+
+
+class ExpertGeometry(_Record):
+    """Every projection by layer group, then by the name of the linears."""
+
+    groups: dict[str, dict[str, Sides]]
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_json(path, self.model_dump())
+
+    @classmethod
+    def load(cls, path: Path) -> ExpertGeometry | None:
+        """Read the file; None where there is none, as with methods that route nothing.
+
+        Raises:
+            RunError: It is damaged.
+        """
+        if not path.is_file():
+            return None
+        try:
+            return cls.model_validate(read_json(path))
+        except (ValueError, OSError) as error:
+            raise damaged(path, "analysis of the experts", error, fix="Remove it.") from error
