@@ -32,14 +32,20 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": ("FalconConfig", {}),
     "opt": ("OPTConfig", {"word_embed_proj_dim": 32, "ffn_dim": 48}),
     "stablelm": ("StableLmConfig", {}),
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 128}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_head": 4, "n_positions": 128}),
 }
 
 
-def tiny(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+def tiny(
+    kind: str,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    layers: int = LAYERS,
+) -> PreTrainedModel:
     """A model of an architecture by its ``model_type``, with weights large enough for attention to matter."""
     name, own = _CONFIGS[kind]
-    config = getattr(transformers, name)(**{**_COMMON, **own})
+    config = getattr(transformers, name)(**{**_COMMON, **own, "num_hidden_layers": layers})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)

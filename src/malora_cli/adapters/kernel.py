@@ -142,6 +142,16 @@ def balance_pull(load: Load) -> Tensor:
     return share_E * (share_E.numel() / load.tokens.clamp(min=1))
 
 
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a scalar over all data-parallel processes, float32; the scalar itself where there is one process."""
+    value = value.detach().float()
+    if not dist.is_available() or not dist.is_initialized():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def balance_loss(probability_TE: Tensor, load: Load, token_mask: Tensor | None) -> Tensor:
     """Switch-style load-balancing loss of one router: ``N * sum_t f_t p_t``, 1.0 when uniform.
 

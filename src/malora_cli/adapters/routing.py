@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from malora_cli.adapters.kernel import Load
+from malora_cli.adapters.kernel import Load, mean_over_processes
 
 
 class RoutingTally:
@@ -72,10 +72,15 @@ class RoutingTally:
         return float((self.balance_L[used_L] / self.calls_L[used_L]).mean())
 
 
+def layer_of(module: str) -> tuple[str, int]:
+    """The list of layers that a module stands in, and the layer's number, by its name; ``("", 0)`` where none."""
+    match = re.search(r"\.(\d+)(\.|$)", module)
+    return (module[: match.start()], int(match[1])) if match else ("", 0)
+
+
 def layer_number(module: str) -> int:
     """Number of the layer that a module stands in, by its name in the model; 0 where there is none."""
-    match = re.search(r"\.(\d+)(\.|$)", module)
-    return int(match[1]) if match else 0
+    return layer_of(module)[1]
 
 
 class BlockRouter:
@@ -281,12 +286,34 @@ class _ScaleBalance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor):  # type: ignore[no-untyped-def]
-        ctx.routing.balance_weight = grad_loss.detach() * ctx.share
+        ctx.routing.balance_weight = mean_over_processes(grad_loss * ctx.share)
         return grad_loss, None, None
+
+
+class _ScaleBalanceByTokens(torch.autograd.Function):
+    """Identity on log-probabilities that records what their mean weighs in the loss they end in."""
+
+    @staticmethod
+    def forward(ctx, log_probs: Tensor, mask: Tensor, routing: Routing) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.routing = routing
+        ctx.save_for_backward(mask)
+        return log_probs.view_as(log_probs)
+
+    @staticmethod
+    def backward(ctx, grad_log_probs: Tensor):  # type: ignore[no-untyped-def]
+        (mask,) = ctx.saved_tensors
+        least, most = grad_log_probs.aminmax()
+        is_mean = (least == most) & (most <= 0)
+        weight = torch.where(is_mean, -most * mask.sum(), torch.ones_like(most))
+        ctx.routing.balance_weight = mean_over_processes(weight)
+        return grad_log_probs, None, None
 
 
 def scale_balance_with(loss: Tensor, share: Tensor | float, routing: Routing) -> Tensor:
     """``loss`` itself; the balance loss of this forward pass then weighs ``share * dTotal/dloss``.
+
+    The weight is the mean over data-parallel processes: their parts of one balance loss must weigh the same, however
+    their supervised tokens are distributed.
 
     Args:
         loss: The scalar that the trainer is about to scale and differentiate.
@@ -294,4 +321,19 @@ def scale_balance_with(loss: Tensor, share: Tensor | float, routing: Routing) ->
         routing: The model's routing.
     """
     scaled: Tensor = _ScaleBalance.apply(loss, share, routing)
+    return scaled
+
+
+def scale_balance_with_tokens(log_probs: Tensor, mask: Tensor, routing: Routing) -> Tensor:
+    """``log_probs`` themselves, for trainers that make their own loss of them, as TRL's do.
+
+    Where that is the mean over tokens, whatever it is divided by, the balance loss weighs as these tokens do. In any
+    other loss, such as one of preferences, nothing says how much one part of a batch is of the whole, and it weighs 1.
+
+    Args:
+        log_probs: Of every token, shape of ``mask``.
+        mask: True for supervised tokens.
+        routing: The model's routing.
+    """
+    scaled: Tensor = _ScaleBalanceByTokens.apply(log_probs, mask, routing)
     return scaled

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
@@ -18,7 +19,14 @@ from malora_cli.adapters.config import (
     MoloraConfig,
 )
 from malora_cli.adapters.layer import NO_MERGE, MixtureLinear
-from malora_cli.adapters.routing import BlockRouter, Routing, layer_number, routing_of, scale_balance_with
+from malora_cli.adapters.routing import (
+    BlockRouter,
+    Routing,
+    layer_of,
+    routing_of,
+    scale_balance_with,
+    scale_balance_with_tokens,
+)
 from malora_cli.adapters.targets import PAPER_TARGETS
 
 IGNORED_LABEL = -100
@@ -34,8 +42,12 @@ class MixtureModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: MixtureConfig, adapter_name: str) -> None:
         # A second adapter on the same model joins the routing that is there.
         self._routing = routing_of(model) or Routing()
-        self._blocks: dict[str, BlockRouter] = defaultdict(BlockRouter)
-        self._depth = 1 + max(layer_number(name) for name, _ in model.named_modules())
+        self._blocks: dict[tuple[str, str], BlockRouter] = defaultdict(BlockRouter)  # by adapter and module
+        # A model of pictures and text has a list of layers for each.
+        self._depth: dict[str, int] = defaultdict(int)
+        for name, _ in model.named_modules():
+            layers, number = layer_of(name)
+            self._depth[layers] = max(self._depth[layers], number + 1)
 
     def _create_and_replace(
         self,
@@ -47,8 +59,10 @@ class MixtureModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        config = peft_config.of_layer(layer_number(current_key), self._depth)
-        block = self._blocks[current_key.rpartition(".")[0]] if config.router == "block" else None
+        layers, number = layer_of(current_key)
+        config = peft_config.of_layer(number, self._depth[layers])
+        module = current_key.rpartition(".")[0]
+        block = self._blocks[adapter_name, module] if config.router == "block" else None
         if isinstance(target, MixtureLinear):
             target.update_layer(adapter_name, config, block)
             return
@@ -68,10 +82,19 @@ class MixtureModel(BaseTuner):
         output = super().forward(*args, **kwargs)
         if not self.training:  # nothing is computed again, and `generate` does not come by here to set its own
             self._routing.token_mask = None
-        loss = getattr(output, "loss", None)
-        if self.training and isinstance(loss, Tensor) and loss.requires_grad:
-            output.loss = scale_balance_with(loss, _share_of_batch(kwargs), self._routing)
+        if self.training and torch.is_grad_enabled():
+            self._follow_loss(output, kwargs)
         return output
+
+    def _follow_loss(self, output: Any, kwargs: dict[str, Any]) -> None:
+        """Let the balance loss weigh what the trainer makes the loss weigh, or the log-probabilities behind it."""
+        loss = getattr(output, "loss", None)
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            output.loss = scale_balance_with(loss, _share_of_batch(kwargs), self._routing)
+        # Of TRL's head, see `trl.trainer.utils.FusedCausalLMOutput`.
+        log_probs, mask = getattr(output, "log_probs", None), getattr(output, "label_mask", None)
+        if isinstance(log_probs, Tensor) and isinstance(mask, Tensor) and log_probs.requires_grad:
+            output.log_probs = scale_balance_with_tokens(log_probs, mask, self._routing)
 
 
 def _share_of_batch(kwargs: dict[str, Any]) -> Tensor | float:
