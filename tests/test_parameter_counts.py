@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,6 +42,15 @@ def llama2_7b() -> LlamaForCausalLM:
         ("molora", {"r": 16}, 294_322_176, "4.19"),
         ("malora", {}, 158_859_264, "2.30"),
         ("malora-small", {}, 109_142_016, "1.59"),
+        ("hydralora", {}, 146_178_048, "2.12"),
+        ("mixlora", {}, 145_227_776, "2.11"),
+        ("mola", {}, 94_494_720, "1.38"),
+        ("malora-fixed-subspace", {}, 166_133_760, "2.41"),
+        ("malora-frozen-coefficients", {}, 158_269_440, "2.29"),
+        ("malora-symmetric", {}, 151_977_984, "2.21"),
+        ("malora-unshared-subspace", {}, 158_343_168, "2.30"),
+        ("malora-decomposed-up", {}, 144_703_488, "2.10"),
+        ("molora-same-init", {}, 222_756_864, "3.20"),
     ],
 )
 def test_counts_are_the_papers(method: str, settings: dict[str, Any], trainable: int, percent: str) -> None:
@@ -53,6 +63,33 @@ def test_counts_are_the_papers(method: str, settings: dict[str, Any], trainable:
     assert set(table) == {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"}
     assert {modules for modules, _ in table.values()} == {MODULES}
     assert sum(parameters for _, parameters in table.values()) == trainable
+
+
+#: in_features and out_features of the linears that the paper adapts, in one layer.
+LINEARS = [(4096, 4096)] * 3 + [(4096, 11008)] * 2 + [(11008, 4096)]
+
+
+@pytest.mark.parametrize(
+    ("method", "of_linear"),
+    [
+        ("hydralora", lambda i, o: 24 * i + 4 * 24 * o + 4 * i),
+        ("mixlora", lambda i, o: 8 * 8 * (i + o)),
+        ("malora-fixed-subspace", lambda i, o: 8 * 16 * 32 + 8 * 16 * o + 8 * i),
+        ("malora-frozen-coefficients", lambda i, o: 32 * i + 8 * 12 * o + 8 * i),
+        ("malora-symmetric", lambda i, o: 64 * i + 8 * 8 * 64 + 8 * 8 * o + 8 * i),
+        ("malora-unshared-subspace", lambda i, o: 8 * 4 * i + 8 * 12 * 4 + 8 * 12 * o + 8 * i),
+        ("malora-decomposed-up", lambda i, o: 8 * 12 * i + 8 * 12 * 32 + 32 * o + 8 * i),
+    ],
+)
+def test_counts_follow_from_the_shapes(method: str, of_linear: Callable[[int, int], int]) -> None:
+    routers_of_blocks = 2 * 8 * 4096 if method == "mixlora" else 0  # attention and feed-forward, 8 experts
+    expected = MODULES * (sum(of_linear(i, o) for i, o in LINEARS) + routers_of_blocks)
+    assert count_parameters(wrap(llama2_7b(), METHODS[method]())).trainable == expected
+
+
+def test_mola_has_more_experts_in_the_upper_quarters() -> None:
+    expected = sum(8 * n * (8 * (i + o) + i) for n in (2, 4, 6, 8) for i, o in LINEARS)
+    assert count_parameters(wrap(llama2_7b(), METHODS["mola"]())).trainable == expected
 
 
 def test_reduction_against_molora_is_the_papers() -> None:

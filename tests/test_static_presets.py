@@ -1,0 +1,55 @@
+"""The LoRA that every routed preset is for fixed gates, read back by plain PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor
+
+from malora_cli.adapters.layer import MixtureLinear
+from malora_cli.adapters.routing import routing_of
+from malora_cli.export.static import export_static_lora
+from presets import ROUTED, routed
+from tiny_models import tiny, tokens
+
+IDS = tokens(2, 7)
+
+
+@pytest.mark.parametrize("method", ROUTED)
+def test_the_exported_lora_is_the_mixture_with_its_gates_held(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = routed(method).eval()
+    routing = routing_of(model)
+    assert routing is not None
+    gate_LE = torch.rand(len(routing.names), 4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        routed_logits = model(input_ids=IDS).logits
+
+    def held(layer: MixtureLinear, _logits: Tensor | None, x: Tensor, name: str) -> Tensor:
+        experts = layer.malora_config[name].experts
+        return gate_LE[layer._router_index, :experts].expand(*x.shape[:-1], experts)
+
+    monkeypatch.setattr(MixtureLinear, "_gate", held)
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+    export_static_lora(model, gate_LE, tmp_path / "lora", base="tiny")
+    loaded = PeftModel.from_pretrained(tiny("llama"), tmp_path / "lora")
+    assert type(loaded.peft_config["default"]) is LoraConfig
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=IDS).logits, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, routed_logits, atol=1e-2)
+
+
+def test_layers_with_other_numbers_of_experts_have_other_ranks(tmp_path: Path) -> None:
+    model = routed("mola")
+    routing = routing_of(model)
+    assert routing is not None
+    export_static_lora(model, torch.ones(len(routing.names), 4), tmp_path / "lora", base="tiny")
+    config = LoraConfig.from_pretrained(tmp_path / "lora")
+    assert config.r == 4 * 3
+    assert set(config.rank_pattern.values()) == {3 * 3}
+    assert all(".layers.0." in name for name in config.rank_pattern)
