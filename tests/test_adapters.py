@@ -16,6 +16,7 @@ import peft
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from safetensors import safe_open
 from torch import nn
 
@@ -321,6 +322,15 @@ def test_merging_is_refused_with_the_command_that_exports() -> None:
     base = model.unload()
     assert not adapted(base)
     assert torch.equal(base(input_ids=tokens(1, 4)).logits, tiny("llama")(input_ids=tokens(1, 4)).logits)
+
+
+def test_hotswapping_is_refused_for_what_it_cannot_swap(tmp_path: Path) -> None:
+    model = wrapped()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Hotswapping only supports LORA but MALORA was passed"):
+        hotswap_adapter(model, str(tmp_path), adapter_name="default")
+    with pytest.raises(ValueError, match="No adapter layers found"):
+        prepare_model_for_compiled_hotswap(model, target_rank=16)
 
 
 def test_meta_device_takes_no_draw() -> None:
