@@ -4,6 +4,7 @@
     python benchmarks/adapters.py layer       the same for one layer of LLaMA-2 7B's sizes
     python benchmarks/adapters.py decode      decoding with a cache, batch 1 and 16
     python benchmarks/adapters.py growth      one adapted linear against experts, rank and tokens, three ways
+    python benchmarks/adapters.py products    the float32 products of a step by PyTorch's default and by oneDNN
     python benchmarks/adapters.py build       putting MALoRA on a model of LLaMA-2 7B's sizes
     python benchmarks/adapters.py cuda        a training step of 16,384 tokens in bfloat16 on a GPU
 
@@ -19,8 +20,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
@@ -69,7 +72,8 @@ def cuda(rounds: int) -> None:
 def decode(rounds: int) -> None:
     """Decoding 32 tokens after 64."""
     workload = Workload(model=MODEL, tokens=64)
-    costs = run_decode([], workload, rounds=rounds)
+    rows = ["frozen", "loop-molora", "lora", "molora", "malora", "hydralora", "mixlora"]
+    costs = run_decode(rows, workload, rounds=rounds)
     console.print(decode_table(costs))
     write_figures(RESULTS / "decode.json", workload, costs)
 
@@ -124,6 +128,31 @@ def _one_linear(base: nn.Linear, tokens: int, experts: int, rank: int, rounds: i
     return {name: median(seconds) for name, seconds in found.items()}, "gathered" if chosen else "dense"
 
 
+def products(rounds: int) -> None:
+    """``a b^T`` for the sizes of SmolLM2-135M and of LLaMA-2 7B at 512 tokens."""
+    table = plain_table(("tokens", "inner", "outer"), ("default ms", "oneDNN ms", "ratio"))
+    rows = []
+    for inner, outer in ((576, 576), (576, 1536), (1536, 576), (96, 1536), (576, 40), (4096, 4096), (4096, 11008)):
+        a, b = torch.randn(512, inner), torch.randn(outer, inner)
+        ways: dict[str, Callable[[], Any]] = {
+            "default": lambda a=a, b=b: F.linear(a, b),
+            "onednn": lambda a=a, b=b: torch.ops.mkldnn._linear_pointwise.default(a, b, None, "none", [], ""),
+        }
+        found = in_turns({name: lambda way=way: _seconds(way) for name, way in ways.items()}, rounds, lambda _: None)
+        default, onednn = median(found["default"]), median(found["onednn"])
+        rows.append({"inner": inner, "outer": outer, "default_seconds": default, "onednn_seconds": onednn})
+        times = (f"{1000 * default:.2f}", f"{1000 * onednn:.2f}", f"{onednn / default:.2f}")
+        table.add_row("512", f"{inner:,}", f"{outer:,}", *times)
+    console.print(table)
+    write_json(RESULTS / "products.json", {"tokens": 512, "rows": rows})
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
 def build(_rounds: int) -> None:
     """Seconds to put MALoRA on LLaMA-2 7B: 192 linears, 1,536 singular value decompositions."""
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -141,7 +170,7 @@ def build(_rounds: int) -> None:
 
 def main() -> None:
     """Run one scenario."""
-    scenarios = {function.__name__: function for function in (smollm2, layer, decode, growth, build, cuda)}
+    scenarios = {function.__name__: function for function in (smollm2, layer, decode, growth, products, build, cuda)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=scenarios)
     parser.add_argument("--rounds", type=int, default=7)

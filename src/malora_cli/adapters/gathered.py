@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from malora_cli.adapters.product import product
+
 #: Ranks without a gate from which gathering was the faster way at 1,024 tokens and more on two CPU cores
 #: (``benchmarks/adapters.py growth``).
 _IDLE_RANKS = 192
@@ -36,7 +38,7 @@ def add_gathered(y_TO: Tensor, gated_TER: Tensor, gate_TE: Tensor, up_OQ: Tensor
     """
     for expert, up_OR in enumerate(up_OQ.split(gated_TER.shape[-1], dim=1)):
         token_M = gate_TE[:, expert].nonzero().squeeze(1)
-        y_TO.index_add_(0, token_M, gated_TER[token_M, expert] @ up_OR.T)
+        y_TO.index_add_(0, token_M, product(gated_TER[token_M, expert], up_OR))
     return y_TO
 
 
@@ -55,6 +57,6 @@ def gradients_gathered(grad_TO: Tensor, gated_TER: Tensor, gate_TE: Tensor, up_O
     for expert, (up_OR, grad_up_OR) in enumerate(columns):
         token_M = gate_TE[:, expert].nonzero().squeeze(1)
         grad_MO = grad_TO[token_M]
-        grad_TER[token_M, expert] = grad_MO @ up_OR
-        grad_up_OR.copy_(grad_MO.T @ gated_TER[token_M, expert])
+        grad_TER[token_M, expert] = product(grad_MO, up_OR.T)
+        grad_up_OR.copy_(product(gated_TER[token_M, expert].T, grad_MO.T).T)
     return grad_TER, grad_up_OQ
