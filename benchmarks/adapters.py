@@ -43,6 +43,8 @@ from malora_cli.results import write_json
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = "smollm2-135m-instruct"
+#: Experts and rank: the one grows at the paper's other, then both.
+GROWTH = [*((n, 12) for n in (4, 8, 16, 32, 64)), *((8, r) for r in (8, 16, 32, 64)), (64, 64)]
 console = Console(width=160)
 
 
@@ -84,7 +86,7 @@ def growth(rounds: int) -> None:
     base = nn.Linear(1024, 1024, bias=False).requires_grad_(False)
     table = plain_table(("tokens", "experts", "rank"), ("frozen ms", "dense", "gathered", "loop", "chosen"))
     rows = []
-    for tokens, experts, rank in itertools.product((256, 1024, 8192), (4, 8, 16, 32, 64), (8, 16, 32, 64)):
+    for tokens, (experts, rank) in itertools.product((256, 1024, 8192), GROWTH):
         found, way = _one_linear(base, tokens, experts, rank, rounds)
         frozen = found.pop("frozen")
         times = {name: seconds / frozen for name, seconds in found.items()}

@@ -47,6 +47,26 @@ def test_both_libraries_multiply_alike(
     torch.testing.assert_close(y, (a.double() @ b.double().T).float() + 1, atol=1e-4, rtol=1e-5)
 
 
+GAPPED = {
+    "number": torch.ones(()).expand(6, 4),
+    "row": torch.ones(1, 4).expand(6, 4),
+    "column": torch.ones(6, 1).expand(6, 4),
+    "every-other": torch.ones(12, 8)[::2, ::2],
+    "part-of-rows": torch.ones(6, 9)[:, :4],
+    "part-of-columns": torch.ones(4, 9)[:, :6].T,
+}
+
+
+@needs_onednn
+@pytest.mark.parametrize("m", GAPPED.values(), ids=GAPPED)
+def test_a_matrix_with_gaps_is_closed_first(m: Tensor, onednn: None) -> None:
+    assert product._laid_out(m).is_contiguous()
+    for plain in (torch.ones(6, 4), torch.ones(4, 6).T):
+        assert product._laid_out(plain) is plain
+    torch.testing.assert_close(product.product(m, torch.ones(3, 4)), torch.full((6, 3), 4.0))
+    torch.testing.assert_close(product.product(torch.ones(3, 4), m), torch.full((3, 6), 4.0))
+
+
 @needs_onednn
 def test_onednn_is_for_products_that_are_worth_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "prefers_onednn", lambda: True)

@@ -49,8 +49,16 @@ def product(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """
     if _by_onednn(a_MK, b_NK):
         # The operator behind `torch.compile`'s linears; PyTorch has no public name for it.
-        return torch.ops.mkldnn._linear_pointwise.default(a_MK, b_NK, bias_N, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(_laid_out(a_MK), _laid_out(b_NK), bias_N, "none", [], "")
     return F.linear(a_MK, b_NK, bias_N)
+
+
+def _laid_out(m: Tensor) -> Tensor:
+    """The matrix without gaps, by rows or by columns.
+
+    From a part of a wider matrix, or an expanded one, oneDNN takes a hundred times as long.
+    """
+    return m if m.is_contiguous() or m.T.is_contiguous() else m.contiguous()
 
 
 def add_product(y_MN: Tensor, a_MK: Tensor, b_NK: Tensor) -> Tensor:
