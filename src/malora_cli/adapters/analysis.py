@@ -2,7 +2,7 @@
 
 Experts are looked at by their whole down-projection ``A_t = C_t D`` and their up-projection ``B_t``, so that every
 structure is measured alike. F stands for the features a matrix reads or writes, the other suffixes are those of
-``kernel``. For LLaMA-2 7B this takes about a minute on two cores, for SmolLM2-135M some seconds.
+``kernel``. It takes 1.4 s for SmolLM2-135M and 0.24 s for a layer of LLaMA-2 7B's sizes, on one core.
 
 Source: MALoRA (arXiv 2410.22782), Fig. 2 (similarity) and Fig. 3 (singular values).
 """
@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from malora_cli.adapters.initialisation import one_thread
 from malora_cli.adapters.kernel import Factors
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import routing_of
@@ -131,11 +132,12 @@ def analyse_experts(model: PeftModel) -> ExpertGeometry | None:
             experts = experts_of(layer.factors(adapter), layer.malora_config[adapter].experts)
             found[group_of[row], name.rpartition(".")[2]].append(experts)
     groups: dict[str, dict[str, Sides]] = defaultdict(dict)
-    for (group, target), listed in found.items():
-        groups[group][target] = {
-            "down": _mean(_projection(experts.down_ERI) for experts in listed),
-            "up": _mean(_projection(experts.up_ERO) for experts in listed),
-        }
+    with one_thread():
+        for (group, target), listed in found.items():
+            groups[group][target] = {
+                "down": _mean(_projection(experts.down_ERI) for experts in listed),
+                "up": _mean(_projection(experts.up_ERO) for experts in listed),
+            }
     return ExpertGeometry(groups=groups)
 
 

@@ -19,7 +19,7 @@ class Split(NamedTuple):
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """LAPACK's threads cost far more than they bring on matrices this small, above all on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -52,7 +52,7 @@ def shared_subspace(in_features: int, *, num_experts: int, r: int, subspace_rank
     Source: MALoRA (arXiv 2410.22782), Eq. 8-10.
     """
     draw_ESI = kaiming_uniform(num_experts, subspace_rank, in_features)
-    with _one_thread():
+    with one_thread():
         u, sigma, v = torch.linalg.svd(draw_ESI, full_matrices=False)
     rank = sigma.shape[-1]
     down_SI = torch.zeros(subspace_rank, in_features)
@@ -73,7 +73,7 @@ def own_subspaces(in_features: int, *, num_experts: int, r: int, subspace_rank: 
         S_t stacked, shape ``(num_experts * subspace_rank, in_features)``, and P_t, shape ``(E, R, subspace_rank)``.
     """
     draw_EKI = kaiming_uniform(num_experts, max(r, subspace_rank), in_features)
-    with _one_thread():
+    with one_thread():
         u, sigma, v = torch.linalg.svd(draw_EKI, full_matrices=False)
     rank = min(subspace_rank, sigma.shape[-1])
     down_ESI = torch.zeros(num_experts, subspace_rank, in_features)
