@@ -112,13 +112,13 @@ CHROMIUM_FLAGS = (
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 def test_a_browser_shows_the_page(full: RunRecord, tmp_path: Path) -> None:
     path, picture = write_report(full).resolve(), tmp_path / "page.png"
-    command = [str(CHROMIUM), *CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,3000"]
+    command = [str(CHROMIUM), *CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,4000"]
     run = subprocess.run(
         [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=60, check=True
     )
     seen = Page(re.sub(r"^<!DOCTYPE html>", "", run.stdout))
     assert seen.text("headline") == page(full).text("headline")
-    assert sum(tag == "svg" for tag, _ in seen.tags) == 5  # three losses, the balance loss, one layer group
+    assert sum(tag == "svg" for tag, _ in seen.tags) == 6  # three losses, the balance loss, a layer group twice
     subprocess.run([*command, f"--screenshot={picture}", path.as_uri()], capture_output=True, timeout=60, check=True)
 
     from matplotlib.image import imread  # a PNG of height x width x RGB(A), 0 to 1
