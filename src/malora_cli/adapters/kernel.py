@@ -118,18 +118,24 @@ def gate_entropy(probability_TE: Tensor, token_mask: Tensor | None) -> Tensor:
     return (entropy_T if token_mask is None else entropy_T * token_mask.flatten().to(entropy_T)).sum()
 
 
+def _processes() -> int:
+    """Number of data-parallel processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def load_of_all_processes(load: Load) -> Load:
     """The load over the batch of all data-parallel processes; their *mean* number of tokens.
 
     With these shares and that number, the mean over processes of the balance loss, and so of its gradient, is that of
     the whole batch: the loss is linear in the mean probabilities.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    processes = _processes()
+    if processes == 1:
         return load
     sums = torch.cat([load.assigned_E, load.gate_E, load.tokens.unsqueeze(0)])
     dist.all_reduce(sums)
     assigned_E, gate_E, tokens = sums.split([len(load.assigned_E), len(load.gate_E), 1])
-    return Load(assigned_E, gate_E, tokens[0] / dist.get_world_size())
+    return Load(assigned_E, gate_E, tokens[0] / processes)
 
 
 def balance_pull(load: Load) -> Tensor:
@@ -144,12 +150,12 @@ def balance_pull(load: Load) -> Tensor:
 
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of a scalar over all data-parallel processes, float32; the scalar itself where there is one process."""
-    value = value.detach().float()
-    if not dist.is_available() or not dist.is_initialized():
+    value, processes = value.detach().float(), _processes()
+    if processes == 1:
         return value
     total = value.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total / processes
 
 
 def balance_loss(probability_TE: Tensor, load: Load, token_mask: Tensor | None) -> Tensor:

@@ -180,40 +180,50 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         return mixture_delta(self.malora_dropout[name](x), gate, self.factors(name), scaling=scaling)
 
     def _gate(self, logits: Tensor | None, x: Tensor, name: str) -> Tensor:
-        """The gates for these logits, or those that the first linear of the block has for the same tokens.
-
-        Where it is asked for, tallies what the router chose, and lets the gates' backward pass add the balance loss.
-        """
-        config, routing, block = self.malora_config[name], self.malora_routing, self.malora_block.get(name)
-        tokens = x.numel() // x.shape[-1]
+        """The gates for these logits, or those that the first linear of the block has for the same tokens."""
+        config, block = self.malora_config[name], self.malora_block.get(name)
         if logits is None:
             assert block is not None
-            gate, entropy = block.take(self._router_index, tokens)
-            gate = gate.view(*x.shape[:-1], -1)
-            if routing.tally is not None:
-                routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), None, entropy)
-            return gate
+            return self._gate_of_block(block, x)
         gate = top_gates(logits.detach(), top_k=config.top_k, renormalize=config.renormalize)
-        balanced = self.training and config.balance_factor > 0 and logits.requires_grad
-        balance = entropy = None
-        if balanced or routing.tally is not None:
-            mask = routing.mask_of(tokens)
-            load = expert_load(gate, mask)
-            whole = load_of_all_processes(load) if balanced else load
-            if balanced:
-                # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
-                factor = config.balance_factor / len(routing.routers[name])
-                balance = Balance(balance_pull(whole), factor, mask, routing)
-            if routing.tally is not None:
-                probability = logits.detach().softmax(-1)
-                entropy = gate_entropy(probability, mask)
-                value = balance_loss(probability, whole, mask) if balanced else None
-                routing.tally.add(self._router_index, load, value, entropy)
+        balance, entropy = self._watch(logits, gate, name)
         if logits.requires_grad:
             gate = gates_with_balance(logits, gate, renormalize=config.renormalize, balance=balance)
         if block is not None:
             block.give(gate, entropy)
         return gate
+
+    def _gate_of_block(self, block: BlockRouter, x: Tensor) -> Tensor:
+        routing, tokens = self.malora_routing, x.numel() // x.shape[-1]
+        gate, entropy = block.take(self._router_index, tokens)
+        gate = gate.view(*x.shape[:-1], -1)
+        if routing.tally is not None:
+            routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), None, entropy)
+        return gate
+
+    def _watch(self, logits: Tensor, gate: Tensor, name: str) -> tuple[Balance | None, Tensor | None]:
+        """Tally what the router chose, where a tally runs.
+
+        Returns:
+            What the gates' backward pass adds for the balance loss, and the entropy of tallied tokens in evaluation:
+            nothing reports that of training tokens. Each is None where it is not asked for.
+        """
+        config, routing, entropy = self.malora_config[name], self.malora_routing, None
+        balanced = self.training and config.balance_factor > 0 and logits.requires_grad
+        if not balanced and routing.tally is None:
+            return None, None
+        mask = routing.mask_of(logits.numel() // logits.shape[-1])
+        load = expert_load(gate, mask)
+        whole = load_of_all_processes(load) if balanced else load
+        if routing.tally is not None:
+            entropy = None if self.training else gate_entropy(logits.detach().softmax(-1), mask)
+            value = balance_loss(logits.detach().softmax(-1), whole, mask) if balanced else None
+            routing.tally.add(self._router_index, load, value, entropy)
+        if not balanced:
+            return None, entropy
+        # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
+        factor = config.balance_factor / len(routing.routers[name])
+        return Balance(balance_pull(whole), factor, mask, routing), entropy
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove one adapter, from the count of its routers as well."""

@@ -62,7 +62,7 @@ class RoutingTally:
 
     @property
     def mean_entropy_L(self) -> Tensor:
-        """Mean over tokens of the entropy of each router's softmax, 0 (certain) to 1 (uniform)."""
+        """Mean over tokens of the entropy of each router's softmax, 0 (certain) to 1 (uniform); of evaluations only."""
         return self.entropy_L / self.tokens_L.clamp(min=1)
 
     @property
@@ -176,22 +176,26 @@ class Routing:
         busiest first, and the means are over ranks.
         """
         order_LE = torch.stack([tally.assigned_LE for tally in tallies.values()]).sum(0).argsort(1, descending=True)
-        groups = self.layer_groups().items()
         loads = {}
         for name, tally in tallies.items():
-            share_LE, seen = tally.share_LE.gather(1, order_LE).cpu(), tally.tokens_L.tolist()
-            rows = {group: [row for row in members if seen[row]] for group, members in groups}
-            loads[name] = {group: share_LE[found].mean(0).tolist() for group, found in rows.items() if found}
+            share_LE = tally.share_LE.gather(1, order_LE).cpu()
+            loads[name] = {group: share_LE[rows].mean(0).tolist() for group, rows in self._seen_by_group(tally).items()}
         return loads
 
     def entropy_by_group(self, tallies: Mapping[str, RoutingTally]) -> dict[str, dict[str, float]]:
         """Mean entropy of the routers' softmax, by tally and layer group, over the routers that saw a token."""
-        groups, found = self.layer_groups().items(), {}
+        found = {}
         for name, tally in tallies.items():
-            entropy, seen = tally.mean_entropy_L.tolist(), tally.tokens_L.tolist()
-            rows = {group: [entropy[row] for row in members if seen[row]] for group, members in groups}
-            found[name] = {group: fmean(values) for group, values in rows.items() if values}
+            entropy = tally.mean_entropy_L.tolist()
+            rows_of = self._seen_by_group(tally).items()
+            found[name] = {group: fmean(entropy[row] for row in rows) for group, rows in rows_of}
         return found
+
+    def _seen_by_group(self, tally: RoutingTally) -> dict[str, list[int]]:
+        """Rows of the routers that saw a token, by layer group; groups without any are left out."""
+        seen = tally.tokens_L.tolist()
+        rows = {group: [row for row in members if seen[row]] for group, members in self.layer_groups().items()}
+        return {group: found for group, found in rows.items() if found}
 
 
 def routing_of(model: nn.Module) -> Routing | None:

@@ -20,7 +20,6 @@ from torch.profiler import ProfilerActivity, profile
 from malora_cli.bench.rows import PEER, Workload
 from malora_cli.modeling.loss import token_nats
 
-_PARTS = ("forward", "backward", "optimiser")
 #: Every so many positions are supervised, as where answers are a quarter of the text.
 _SUPERVISED_EVERY = 4
 
@@ -71,26 +70,21 @@ class Stepper:
 
     def __call__(self) -> tuple[float, ...]:
         """One step; seconds of its parts."""
-        marks = [self._now()]
+        marks = [_now(self.workload)]
         with self._autocast():
             loss = token_nats(self.model, self.batch).mean()
-        marks.append(self._now())
+        marks.append(_now(self.workload))
         loss.backward()
-        marks.append(self._now())
+        marks.append(_now(self.workload))
         if self.optimiser is not None:
             self.optimiser.step()
             self.optimiser.zero_grad()
-        marks.append(self._now())
+        marks.append(_now(self.workload))
         return tuple(after - before for before, after in itertools.pairwise(marks))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         half = self.workload.dtype != "float32"
         return torch.autocast(self.workload.device, dtype=torch.bfloat16) if half else nullcontext()
-
-    def _now(self) -> float:
-        if self.workload.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     def peak_bytes(self) -> int:
         """Weights, optimiser state and the most that one step holds beside them."""
@@ -119,6 +113,13 @@ class Stepper:
             held += event.nbytes()
             peak = max(peak, held)
         return peak
+
+
+def _now(workload: Workload) -> float:
+    """The time at which everything asked of the device so far is done."""
+    if workload.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _vocabulary(model: Any) -> int:
@@ -212,7 +213,7 @@ class _Decoder:
         return both - prompt
 
     def _seconds(self, new_tokens: int) -> float:
-        started = time.perf_counter()
+        started = _now(self.workload)
         self.model.generate(
             input_ids=self.ids,
             attention_mask=torch.ones_like(self.ids),
@@ -221,6 +222,4 @@ class _Decoder:
             do_sample=False,
             pad_token_id=0,
         )
-        if self.workload.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
+        return _now(self.workload) - started

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from malora_cli.errors import RunError
 from malora_cli.results import EvalEvent, EvalResult, ExpertGeometry, Manifest, RunRecord, RunStatus, TrainEvent
+
+T = TypeVar("T")
 
 #: Distinct colours that the style sheet has; see ``--task-0`` and following there.
 COLOURS = 8
@@ -110,6 +112,18 @@ class RunView:
     def evaluation(self) -> EvalResult | None:
         """The evaluation that the page quotes: of those that cover the most tasks, the newest."""
         return max(self.evaluations, key=lambda r: (len(r.tasks), r.step, r.created), default=None)
+
+    def newest(self, part: Callable[[EvalEvent | EvalResult], dict[str, T] | None]) -> tuple[int, dict[str, T]] | None:
+        """Step and values by task of the newest measurement of something.
+
+        Of those made at one step, that of most tasks, and of these the last, which what `malora eval` found is.
+
+        Args:
+            part: What to look at in an evaluation; it has none where this is empty or None.
+        """
+        measured: list[EvalEvent | EvalResult] = [*self.evals, *self.evaluations]
+        logged = [(found.step, value) for found in measured if (value := part(found))]
+        return max(reversed(logged), key=lambda entry: (entry[0], len(entry[1])), default=None)
 
     @cached_property
     def step(self) -> int:

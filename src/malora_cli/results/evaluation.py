@@ -6,24 +6,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from malora_cli.results.files import damaged, read_json, write_json
 from malora_cli.results.metrics import ExpertShare, GateEntropy
+from malora_cli.results.record import Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Scores(_Record):
+class Scores(Record):
     """What one model reached on one task."""
 
     score: float = Field(description="the task's metric, 0 to 1, higher is better")
     loss: float = Field(description="nats per supervised token on the same rows")
 
 
-class TaskEval(_Record):
+class TaskEval(Record):
     """One task's held-out rows under the base model and under the adapter."""
 
     domain: str
@@ -33,7 +30,7 @@ class TaskEval(_Record):
     adapter: Scores
 
 
-class EvalResult(_Record):
+class EvalResult(Record):
     """One evaluation of one run."""
 
     run: str

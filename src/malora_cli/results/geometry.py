@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from malora_cli.results.files import damaged, read_json, write_json
+from malora_cli.results.record import Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ProjectionGeometry(_Record):
+class ProjectionGeometry(Record):
     """The experts' down- or up-projections, means over the linears of one name in one layer group."""
 
     similarity: float | None = Field(description="mean canonical correlation of two experts, 0 to 1; null with one")
@@ -27,7 +24,7 @@ class ProjectionGeometry(_Record):
 Sides = dict[Literal["down", "up"], ProjectionGeometry]
 
 
-class ExpertGeometry(_Record):
+class ExpertGeometry(Record):
     """Every projection by layer group, then by the name of the linears."""
 
     groups: dict[str, dict[str, Sides]]

@@ -11,9 +11,10 @@ from math import sqrt
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from malora_cli.results.files import damaged, write_text
+from malora_cli.results.record import Record
 
 #: Shares of the (token, slot) assignments by layer group: experts ranked within each router, busiest first, mean over
 #: routers; dimensionless, each list sums to 1.
@@ -24,11 +25,7 @@ ExpertShare = dict[str, list[float]]
 GateEntropy = dict[str, float]
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TaskLoss(_Row):
+class TaskLoss(Record):
     """What one task contributed: summed loss, supervised tokens and examples.
 
     ``stderr_nats`` is the standard error of the loss a token over examples, where it was measured (evaluations).
@@ -57,7 +54,7 @@ class TaskLoss(_Row):
         return self.nats / self.tokens if self.tokens else None
 
 
-class TrainEvent(_Row):
+class TrainEvent(Record):
     """One log step: everything trained on since the one before it."""
 
     kind: Literal["train"] = "train"
@@ -72,7 +69,7 @@ class TrainEvent(_Row):
     expert_share: ExpertShare | None = None
 
 
-class EvalEvent(_Row):
+class EvalEvent(Record):
     """One pass over the held-out rows of every task, during training. Step 0 is the base model."""
 
     kind: Literal["eval"] = "eval"

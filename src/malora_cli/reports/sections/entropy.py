@@ -7,8 +7,6 @@ from statistics import fmean
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
 from malora_cli.reports.view import RunView
-from malora_cli.results import EvalEvent, EvalResult
-from malora_cli.results.metrics import GateEntropy
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
@@ -34,15 +32,8 @@ made up its mind.</p>
 """
 
 
-def _newest(run: RunView) -> tuple[int, dict[str, GateEntropy]] | None:
-    """Step and entropies of the newest measurement; at one step that of most tasks, then the last one made."""
-    measured: list[EvalEvent | EvalResult] = [*run.evals, *run.evaluations]
-    logged = [(found.step, found.gate_entropy) for found in measured if found.gate_entropy]
-    return max(reversed(logged), key=lambda entry: (entry[0], len(entry[1])), default=None)
-
-
 def _render(run: RunView) -> str | None:
-    newest = _newest(run)
+    newest = run.newest(lambda found: found.gate_entropy)
     if newest is None:
         return None
     step, entropy = newest

@@ -50,18 +50,6 @@ def from_uniform(shares: list[float]) -> float:
     return distance(shares, [1 / len(shares)] * len(shares))
 
 
-def _newest(run: RunView) -> tuple[int, dict[str, ExpertShare]] | None:
-    """Step and load of the newest measurement; at one step that of most tasks, then what `malora eval` found."""
-    logged = [(event.step, 0, event.expert_load) for event in run.evals if event.expert_load]
-    logged += [
-        (result.step, i, result.expert_load) for i, result in enumerate(run.evaluations, 1) if result.expert_load
-    ]
-    if not logged:
-        return None
-    step, _, load = max(logged, key=lambda entry: (entry[0], len(entry[2]), entry[1]))
-    return step, load
-
-
 def _apart(load: dict[str, ExpertShare], groups: list[str]) -> float:
     """Mean distance between two tasks over all pairs and layer groups."""
     names = list(load)
@@ -71,7 +59,7 @@ def _apart(load: dict[str, ExpertShare], groups: list[str]) -> float:
 
 
 def _render(run: RunView) -> str | None:
-    newest = _newest(run)
+    newest = run.newest(lambda found: found.expert_load)
     if newest is None:
         return None
     step, load = newest
