@@ -159,7 +159,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
     "a row without the column": (
         rows(GOOD, '{"question": "1+2="}'),
         [],
-        r"task 'add': \S+add\.train\.jsonl: row 2 has no 'answer'\. Mend or remove the row\.",
+        r"task 'add': \S+add\.train\.jsonl: row 2 has no 'answer'\. Mend or remove the row, or ",
     ),
     "a row that is no JSON": (
         rows(GOOD, GOOD, '{"question": "1+'),
@@ -343,7 +343,8 @@ def test_a_whole_process_says_it_the_same_way(work: Path) -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == (
-        f"error: task 'add': {work}/add.train.jsonl: row 2 has no 'answer'. Mend or remove the row.\n"
+        f"error: task 'add': {work}/add.train.jsonl: row 2 has no 'answer'. Mend or remove the row, or set "
+        "the task's bad_rows to drop.\n"
     )
     assert not (work / "runs").exists()
     assert json.loads((work / "tiny.yaml").read_text(encoding="utf-8"))["output"]["folder"] == str(work / "runs")

@@ -18,7 +18,7 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats._base import Example
 from malora_cli.errors import DataError
 
-EXAMPLE = Example("What is 2 + 3?", "5")
+EXAMPLE = Example.single("What is 2 + 3?", "5")
 END = "<|im_end|>"
 BOS = "<|endoftext|>"
 # Llama's way: a beginning of text, the answer trimmed, an end of turn that is not the end of text.
@@ -102,17 +102,17 @@ def test_an_answer_ends_once(tokenizer: PreTrainedTokenizerBase, template: str |
 @pytest.mark.parametrize("completion", ["5", " 5", "5 \n", " 5 "])
 def test_a_template_may_trim_the_answer(tokenizer: PreTrainedTokenizerBase, completion: str) -> None:
     encoder = _with(tokenizer, TRIMMING, bos_token=BOS)
-    assert _split(encoder, Example("?", completion))[1] == f"5{END}"
+    assert _split(encoder, Example.single("?", completion))[1] == f"5{END}"
 
 
 @pytest.mark.parametrize("completion", ["5", " 5", "5 "])
 def test_a_trimmed_answer_without_an_end_gets_one(tokenizer: PreTrainedTokenizerBase, completion: str) -> None:
     trimming = NO_END.replace("m['content']", "(m['content'] | trim)")
-    assert _split(_with(tokenizer, trimming), Example("?", completion))[1] == f"5{END}"
+    assert _split(_with(tokenizer, trimming), Example.single("?", completion))[1] == f"5{END}"
 
 
 def test_white_space_of_an_answer_is_kept_where_the_template_keeps_it(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert _split(_with(tokenizer, CHATML), Example("?", " a\n b "))[1] == f" a\n b {END}"
+    assert _split(_with(tokenizer, CHATML), Example.single("?", " a\n b "))[1] == f" a\n b {END}"
 
 
 def test_the_beginning_of_text_stands_once(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -188,7 +188,8 @@ def test_what_decides_the_tokens_is_in_the_fingerprint(tiny_model: Path) -> None
 @st.composite
 def examples(draw: st.DrawFn) -> TrainExample:
     ids = draw(st.lists(st.integers(0, 99), min_size=2, max_size=9))
-    return TrainExample(ids, draw(st.integers(0, len(ids) - 1)), draw(st.integers(0, 3)))
+    ends = draw(st.lists(st.integers(0, len(ids)), unique=True, max_size=6).map(sorted))
+    return TrainExample(ids, list(zip(ends[::2], ends[1::2], strict=False)), draw(st.integers(0, 3)))
 
 
 @given(st.lists(examples(), min_size=1, max_size=6))
@@ -196,8 +197,9 @@ def test_examples_stand_behind_one_another(batch: list[TrainExample]) -> None:
     expected: list[tuple[int, int, int, int]] = []  # position, target, task, example
     start = 0
     for number, example in enumerate(batch):
-        for at in range(max(1, example.prompt_tokens), len(example.input_ids)):
-            expected.append((start + at - 1, example.input_ids[at], example.task, number))
+        for first, last in example.spans:
+            for at in range(max(1, first), last):
+                expected.append((start + at - 1, example.input_ids[at], example.task, number))
         start += len(example.input_ids)
     found = collate(batch)
     columns = [found[name].tolist() for name in ("positions", "targets", "tasks", "examples")]  # type: ignore[literal-required]

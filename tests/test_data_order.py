@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from malora_cli.data.order import MixtureOrder
 
 SEEDS = st.integers(0, 2**32 - 1)
-GOLDEN = [(0, 0), (1, 4), (1, 1), (0, 2), (1, 0), (1, 3), (0, 1), (0, 0), (0, 1), (0, 2), (1, 2), (0, 2)]
+GOLDEN = [(0, 2), (1, 1), (1, 4), (0, 1), (1, 2), (1, 3), (0, 0), (0, 1), (0, 0), (0, 2), (1, 0), (0, 1)]
 ROWS = st.lists(st.integers(1, 50), min_size=1, max_size=8)
 
 
@@ -27,7 +27,8 @@ def mixtures(draw: st.DrawFn) -> tuple[list[int], list[float], int]:
 
 
 def _first(order: MixtureOrder, count: int) -> list[tuple[int, int]]:
-    return [order[position] for position in range(count)]
+    tasks, rows = order.at(np.arange(count))
+    return list(zip(tasks.tolist(), rows.tolist(), strict=True))
 
 
 @given(mixtures(), st.data())
@@ -54,8 +55,8 @@ def test_shares_are_exact_to_one_row_at_every_end_of_a_block(mix: tuple[list[int
     blocks = max(1, min(5, 20_000 // order.block))
     counts = np.zeros(len(rows), dtype=np.int64)
     for block in range(blocks):
-        positions = range(block * order.block, (block + 1) * order.block)
-        drawn = Counter(order[position][0] for position in positions)
+        positions = np.arange(block * order.block, (block + 1) * order.block)
+        drawn = Counter(order.at(positions)[0].tolist())
         counts += np.asarray([drawn[task] for task in range(len(rows))])
         assert (np.abs(counts - share * len(positions) * (block + 1)) < 1).all()
 
@@ -160,5 +161,4 @@ def test_neighbouring_blocks_and_epochs_stay_in_memory() -> None:
     order = MixtureOrder([100_000] * 4, [1.0] * 4, 0)
     for position in range(200):
         order[position]
-    assert order._shuffle.cache_info().misses == 4
     assert order._arrangement.cache_info().misses == -(-200 // order.block)

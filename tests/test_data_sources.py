@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from malora_cli.data.sources import check_columns, load_rows
+from malora_cli.data.sources import load_rows
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 
@@ -37,7 +37,9 @@ def _write(path: Path, content: str | bytes) -> Path:
 
 
 def _load(path: Path | str, usual: str = "train", /, **settings: Any) -> list[dict[str, Any]]:
-    return load_rows(SourceSettings(path=str(path), **settings), split=usual).to_list()
+    rows = load_rows(SourceSettings(path=str(path), **settings), split=usual)
+    assert len(rows.sha256(rows.dataset)) == 64
+    return rows.dataset.to_list()
 
 
 def _message(path: Path | str, **settings: Any) -> str:
@@ -105,13 +107,13 @@ def test_a_folder_in_hub_layout_has_splits_and_configs(tmp_path: Path) -> None:
 def test_settings_of_a_hub_dataset_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
-    def stand_in(path: str, config: str | None, **options: Any) -> datasets.Dataset:
-        asked.update(path=path, config=config, **options)
+    def stand_in(path: str, **options: Any) -> datasets.Dataset:
+        asked.update(path=path, **options)
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr("malora_cli.data.sources.load_dataset", stand_in)
     assert _load("owner/name", "test", config="main", revision="abc") == ROWS
-    assert asked == {"path": "owner/name", "config": "main", "split": "test", "revision": "abc"}
+    assert asked == {"path": "owner/name", "name": "main", "split": "test", "revision": "abc"}
     _load("owner/name", "test", split="validation")
     assert asked["split"] == "validation"
 
@@ -252,14 +254,3 @@ def test_a_hub_dataset_without_a_network() -> None:
     message = _message("nobody/nothing", revision="abc", config="main")
     assert message.startswith("nobody/nothing: is no file or folder here, and cannot be had from the hub (")
     assert "that this machine can reach" in message
-
-
-def test_a_missing_column_has_a_neighbour(tmp_path: Path) -> None:
-    source = SourceSettings(path=str(_write(tmp_path / "rows.jsonl", LINES)))
-    rows = load_rows(source, split="train")
-    check_columns(rows, {"prompt": "q", "completion": "a"}, source)
-    with pytest.raises(DataError, match=r"no column 'qq' for 'prompt'; did you mean 'q'\?") as caught:
-        check_columns(rows, {"prompt": "qq", "completion": "a"}, source)
-    assert str(caught.value).startswith(f"{source.path}: ")
-    with pytest.raises(DataError, match="for 'completion'; known: a, q"):
-        check_columns(rows, {"prompt": "q", "completion": "zzz"}, source)

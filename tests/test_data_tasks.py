@@ -15,12 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from malora_cli.data import tasks as tasks_module
+from malora_cli.data import cache as cache_module
+from malora_cli.data import splits as splits_module
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats._base import Example
-from malora_cli.data.tasks import Mixture, Task, in_lots, load_tasks
+from malora_cli.data.mixture import Mixture, lay_out
+from malora_cli.data.overlap import Overlap
+from malora_cli.data.tasks import Task, in_lots, load_tasks
 from malora_cli.errors import DataError
-from malora_cli.recipe import MixSettings
+from malora_cli.recipe import MixSettings, TrainSettings
 from train_runs import load, rewrite, workplace
 
 
@@ -29,13 +32,14 @@ class CountingEncoder(Encoder):
 
     encoded = 0
 
-    def encode(self, example: Example, system: str | None) -> Any:
+    def segments(self, example: Example, system: str | None = None) -> Any:
         type(self).encoded += 1
-        return super().encode(example, system)
+        return super().segments(example, system)
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_model: Path) -> Path:
+def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     workplace(tmp_path, tiny_model)
     return tmp_path
 
@@ -70,7 +74,7 @@ def test_what_is_loaded_is_what_the_files_hold(place: Path, encoder: Encoder) ->
     written = [json.loads(line) for line in (place / "add.train.jsonl").read_text().splitlines()]
     assert list(task.train.rows["prompt"]) == [row["question"] for row in written]
     assert list(task.train.rows["completion"]) == [row["answer"] for row in written]
-    assert (len(task.train), len(task.test), task.train.too_long, task.overlap) == (30, 6, 0, 0)
+    assert (len(task.train), len(task.test), task.train.too_long, task.overlap) == (30, 6, 0, Overlap(0, 0))
 
 
 def test_tokens_are_counted(place: Path, encoder: Encoder) -> None:
@@ -91,7 +95,7 @@ def test_test_rows_that_are_training_rows_of_any_task_are_counted(place: Path, e
     _append(place / "copy.test.jsonl", *known)
     with pytest.warns(UserWarning, match="task 'copy': 2 of 8 test rows are also training rows") as caught:
         tasks = _tasks(place, encoder)
-    assert {name: task.overlap for name, task in tasks.items()} == {"copy": 2, "upper": 0, "add": 0}
+    assert {name: task.overlap.exact for name, task in tasks.items()} == {"copy": 2, "upper": 0, "add": 0}
     assert len(caught) == 1
 
 
@@ -100,7 +104,9 @@ def test_rows_that_are_too_long_are_left_out_and_counted(place: Path, encoder: E
     whole, longest = tasks["copy"], max(len(ids) for task in tasks.values() for ids in task.train.rows["input_ids"])
     _append(place / "copy.train.jsonl", {"question": "x" * 300, "answer": "y"})
     _append(place / "copy.train.jsonl", {"question": "last", "answer": "z"})
-    with pytest.warns(UserWarning, match=f"task 'copy': 1 train rows are longer than train.max_length {longest} tok"):
+    with pytest.warns(
+        UserWarning, match=rf"task 'copy': 1 train rows are left out: longer than {longest} tokens \(row 19\)"
+    ):
         split = _tasks(place, encoder, max_length=longest)["copy"].train
     assert (len(split), split.too_long) == (len(whole.train) + 1, 1)
     assert split.rows[-1]["prompt"] == "last"
@@ -132,7 +138,7 @@ def test_a_row_that_cannot_be_learned_is_named(
     _append(place / "copy.train.jsonl", row)
     message = _refusal(place, encoder)
     assert message.startswith(f"task 'copy': {place / 'copy.train.jsonl'}: {expected}")
-    assert message.endswith("Mend or remove the row.")
+    assert message.endswith("Mend or remove the row, or set the task's bad_rows to drop.")
 
 
 def test_a_row_without_a_supervised_token_is_named(place: Path, encoder: Encoder) -> None:
@@ -166,7 +172,7 @@ def test_numbers_are_text(place: Path, encoder: Encoder) -> None:
         (("mix.tasks.add.columns={}",), "there is no column 'prompt' for 'prompt'; known: answer, question"),
         (
             ("mix.tasks.add.columns.answer=answer",),
-            "format 'prompt-completion' has no role 'answer'. Its roles: prompt",
+            "format 'prompt-completion' has no role 'answer'. Its roles: prompt, completion, system.",
         ),
     ],
 )
@@ -201,6 +207,10 @@ def _encoded(place: Path, encoder: Encoder, *overrides: str) -> int:
     return CountingEncoder.encoded
 
 
+def _mixture(tasks: list[Task], mix: MixSettings, **train: Any) -> Mixture:
+    return lay_out(tasks, mix, TrainSettings(batch_size=1, **train))
+
+
 def _explicit(weight: float) -> list[str]:
     return ["mix.weighting=explicit", *(f"mix.tasks.{name}.weight={weight}" for name in ("copy", "upper", "add"))]
 
@@ -220,7 +230,7 @@ def test_what_decides_the_tokens_is_encoded_anew(
     assert _encoded(place, encoder, "mix.tasks.add.columns={prompt: answer, completion: answer}") == 36
     _append(place / "add.train.jsonl", {"question": "9+9=", "answer": "18"})
     assert _encoded(place, encoder) == 31
-    monkeypatch.setattr(tasks_module, "_CACHE_VERSION", -1)
+    monkeypatch.setattr(cache_module, "_VERSION", -1)
     assert _encoded(place, encoder) == 97
     monkeypatch.undo()
     encoder.tokenizer.chat_template += "{# another #}"
@@ -243,7 +253,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(
 ) -> None:
     (place / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "file"))
-    assert "Set XDG_CACHE_HOME to another folder." in _refusal(place, encoder)
+    assert "or set XDG_CACHE_HOME to another folder." in _refusal(place, encoder)
 
 
 def test_the_hash_is_that_of_the_tokens(place: Path, encoder: Encoder, tmp_path: Path) -> None:
@@ -267,9 +277,9 @@ def test_the_hash_is_that_of_the_tokens(place: Path, encoder: Encoder, tmp_path:
 
 def test_the_hash_does_not_depend_on_lots(place: Path, encoder: Encoder) -> None:
     rows = _tasks(place, encoder)["add"].train.rows
-    apart = [tasks_module._sha256(rows.select(range(*ends))) for ends in ((0, 15), (15, 30), (0, 30))]
+    apart = [splits_module._sha256(rows.select(range(*ends))) for ends in ((0, 15), (15, 30), (0, 30))]
     assert len(set(apart)) == 3
-    assert tasks_module._sha256(rows.select(list(range(30)))) == tasks_module._sha256(rows) == apart[2]
+    assert splits_module._sha256(rows.select(list(range(30)))) == splits_module._sha256(rows) == apart[2]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +292,7 @@ def test_the_hash_does_not_depend_on_lots(place: Path, encoder: Encoder) -> None
 )
 def test_shares(overrides: list[str], expected: list[float], place: Path, encoder: Encoder) -> None:
     mix = _mix(place, *overrides)
-    mixture = Mixture(load_tasks(mix, encoder, max_length=512), mix, length=2400, seed=0)
+    mixture = _mixture(load_tasks(mix, encoder, max_length=512), mix, steps=2400)
     assert list(mixture.share.values()) == pytest.approx(expected)
     drawn = np.bincount([mixture.order[position][0] for position in range(2400)], minlength=3)
     assert np.abs(drawn / 2400 - expected).max() < mixture.order.block / 2400
@@ -292,11 +302,11 @@ def test_shares(overrides: list[str], expected: list[float], place: Path, encode
 def test_the_mixture_gives_the_rows_of_its_tasks(place: Path, encoder: Encoder) -> None:
     mix = _mix(place)
     tasks = load_tasks(mix, encoder, max_length=512)
-    mixture = Mixture(tasks, mix, length=90, seed=1)
+    mixture = _mixture(tasks, mix, steps=90, seed=1)
     for position in range(90):
         task, row = mixture.order[position]
         example, expected = mixture[position], tasks[task].train.rows[row]
-        assert (example.input_ids, example.prompt_tokens) == (expected["input_ids"], expected["prompt_tokens"])
+        assert (example.input_ids, example.spans) == (expected["input_ids"], [tuple(expected["spans"])])
         assert example.task == task
 
 
@@ -304,7 +314,7 @@ def test_a_task_that_is_all_but_never_drawn_is_refused(place: Path, encoder: Enc
     mix = _mix(place, *_explicit(1.0), "mix.tasks.upper.weight=1e-9")
     tasks = load_tasks(mix, encoder, max_length=512)
     with pytest.raises(DataError, match=r"task 'upper': it is drawn once in 2,0.* rows, too rarely to be learned"):
-        Mixture(tasks, mix, length=10, seed=0)
+        _mixture(tasks, mix, steps=10)
 
 
 @pytest.mark.parametrize(

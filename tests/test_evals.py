@@ -320,7 +320,7 @@ mix:
   system: ""
   tasks:
     say: {{domain: words, train: train.jsonl, test: test.jsonl, format: prompt-completion, metric: exact-match}}
-train: {{steps: 120, batch_size: 8, learning_rate: 4e-3, weight_decay: 0, log_every: 20, eval_every: 60}}
+train: {{steps: 120, batch_size: 8, learning_rate: 2e-3, weight_decay: 0, log_every: 20, eval_every: 60}}
 output: {{folder: {tmp_path / "runs"}}}
 """,
         encoding="utf-8",

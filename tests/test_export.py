@@ -137,7 +137,7 @@ def first_rows(recipe: Path, task: str, count: int, model: Path) -> list[list[in
     encoder = Encoder(AutoTokenizer.from_pretrained(model))
     lines = (recipe.parent / f"{task}.train.jsonl").read_text(encoding="utf-8").splitlines()[:count]
     rows = [json.loads(line) for line in lines]
-    return [encoder.encode(Example(row["question"], row["answer"]), None).input_ids for row in rows]
+    return [encoder.encode(Example.single(row["question"], row["answer"])).input_ids for row in rows]
 
 
 # ---------------------------------------------------------------- --to adapter

@@ -101,7 +101,7 @@ def test_a_mistyped_section_is_told_as_missing_and_as_unknown() -> None:
     ("old", "new", "line"),
     [
         ("uniform", "equal", "mixes/sums.yaml:2: mix.weighting: got 'equal'; must be one of proportional, uniform, "
-         "explicit"),
+         "temperature, explicit"),
         ("uniform", "explicit", "mixes/sums.yaml:3: mix.tasks: explicit weighting needs a weight for every task; "
          "missing for 'plus', 'minus'"),
         ("max_new_tokens: 8", "weight: 2", "mixes/sums.yaml:3: mix.tasks: weights go with 'weighting: explicit', not "
@@ -119,7 +119,8 @@ def test_a_mistyped_section_is_told_as_missing_and_as_unknown() -> None:
          "parts of dotted paths: at most 64 letters, digits, - and _"),
         ("  minus:", "  7:", "mixes/sums.yaml:11: mix.tasks: got the key 7; keys are text; put it in quotes"),
         ("{path: owner/plus, split: test}", "{split: test}", "mixes/sums.yaml:7: mix.tasks.plus.test.path: missing; "
-         "required (File, folder or hub id; a file or folder is relative to the file that names it)"),
+         "required (File, pattern such as data/*.jsonl, folder or hub id; relative to the file that names it, with "
+         "environment variables as $NAME)"),
         ("{prompt: question}", "[prompt]", "mixes/sums.yaml:8: mix.tasks.plus.columns: got [\"prompt\"]; must be a "
          "mapping"),
         ("{prompt: question}", "{prompt: 3}", "mixes/sums.yaml:8: mix.tasks.plus.columns.prompt: got 3; must be text; "

@@ -15,13 +15,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from malora_cli.data import batch as batch_module
 from malora_cli.data.batch import TrainExample
-from malora_cli.errors import DataError
+from malora_cli.errors import DataError, ModelError
 from malora_cli.modeling import base as base_module
 from malora_cli.recipe.schema import ModelSettings, OutputSettings, TrainSettings
 from malora_cli.results import RunRecord
 from malora_cli.train import run as run_module
 from malora_cli.train import trainer as trainer_module
+from malora_cli.train.run import gather
 from train_runs import adapter, load, measured, train_run, workplace
 
 _NUMBERS = itertools.count()
@@ -62,7 +64,15 @@ TRAIN: dict[str, tuple[str, Look]] = {
     "keep_checkpoints": ("1", _checkpoints),
 }
 #: Fields with a test of their own below.
-APART = {"epochs", "max_length", "micro_batch_size", "gradient_checkpointing", "report_to"}
+APART = {
+    "epochs",
+    "max_length",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "report_to",
+    "stop",
+    "micro_batch_tokens",
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +92,8 @@ def name() -> Iterator[str]:
 
 def test_no_field_is_forgotten() -> None:
     assert TRAIN.keys() | APART == TrainSettings.model_fields.keys()
-    assert set(ModelSettings.model_fields) == {"base", "revision", "dtype", "attention", "trust_remote_code"}
+    model = {"base", "revision", "dtype", "attention", "chat_template", "trust_remote_code"}
+    assert set(ModelSettings.model_fields) == model
     assert set(OutputSettings.model_fields) == {"folder", "name"}
 
 
@@ -99,6 +110,64 @@ def test_epochs_take_the_place_of_steps(recipe: Path, name: Iterator[str]) -> No
     assert train_run(recipe, *settings, "train.epochs=1.2", next(name)).manifest.steps == 3
 
 
+@pytest.mark.parametrize(("stop", "steps"), [("first_exhausted", 9), ("all_exhausted", 16)])
+def test_what_is_exhausted_ends_the_training(stop: str, steps: int, recipe: Path, name: Iterator[str]) -> None:
+    """Tasks of 18, 30 and 30 rows in equal shares: 54 positions until one is through, 90 until all are."""
+    record = train_run(recipe, "train.steps=null", f"train.stop={stop}", next(name))
+    assert record.manifest.steps == steps
+
+
+def test_rows_are_packed_by_their_tokens(recipe: Path, name: Iterator[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes through the model together, the losses of the tasks are the same."""
+    # AdamW makes more of a rounding difference with every step, so the steps are small.
+    same = ["method.lora_dropout=0", "train.learning_rate=1e-4"]
+    alone = train_run(recipe, *same, "train.micro_batch_size=1", next(name))
+    seen: list[int] = []
+    collate = batch_module.collate
+
+    def spy(examples: list[TrainExample]) -> Any:
+        seen.append(sum(len(example.input_ids) for example in examples))
+        return collate(examples)
+
+    monkeypatch.setattr(batch_module, "collate", spy)
+    packing = ["train.micro_batch_size=6", "train.micro_batch_tokens=80", "train.max_length=64"]
+    packed = train_run(recipe, *same, *packing, next(name))
+    assert max(seen) <= 80
+    assert len(seen) > 6
+    for one, other in zip(alone.metrics.train(), packed.metrics.train(), strict=True):
+        for task, loss in one.tasks.items():
+            assert other.tasks[task].loss == pytest.approx(loss.loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("template", ["plain", "own.jinja"])
+def test_the_chat_template_of_the_recipe(template: str, recipe: Path) -> None:
+    (recipe.parent / "own.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    materials = gather(
+        load(recipe, f"model.chat_template={recipe.parent / template if '.' in template else template}").recipe
+    )
+    text = materials.tokenizer.decode(materials.tasks[0].train.rows[0]["input_ids"])
+    assert text.startswith("copy" if template == "plain" else "<user>copy")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "cannot be read (No such file"),
+        (b"\xff", "it is not UTF-8"),
+        (b"{% if %}", "own.jinja:1: the chat template"),
+    ],
+)
+def test_a_wrong_chat_template_is_one_line(content: bytes | None, expected: str, recipe: Path) -> None:
+    path = recipe.parent / "own.jinja"
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        gather(load(recipe, f"model.chat_template={path}").recipe)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_longest_row(recipe: Path, name: Iterator[str]) -> None:
     with pytest.raises(DataError, match=r"task 'upper': .* every row is longer than train.max_length 31 tokens"):
         train_run(recipe, "train.max_length=31", next(name))
@@ -109,15 +178,15 @@ def test_rows_that_go_through_the_model_at_once(
     rows: int, recipe: Path, name: Iterator[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    collate = trainer_module.collate
+    collate = batch_module.collate
 
     def spy(examples: list[TrainExample]) -> Any:
         seen.append(len(examples))
         return collate(examples)
 
-    monkeypatch.setattr(trainer_module, "collate", spy)
-    train_run(recipe, f"train.micro_batch_size={rows}", "train.steps=1", "train.eval_rows=1", next(name))
-    assert seen[3:-3] == [rows] * (6 // rows)  # between the evaluations of the three tasks
+    monkeypatch.setattr(batch_module, "collate", spy)  # evaluations call it by another name
+    train_run(recipe, f"train.micro_batch_size={rows}", "train.steps=1", next(name))
+    assert seen == [rows] * (6 // rows)
 
 
 @pytest.mark.parametrize(("on", "passes"), [("false", 1), ("true", 2)])

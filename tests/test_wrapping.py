@@ -200,7 +200,8 @@ def test_an_adapter_of_another_model_is_one_line(adapter: Path) -> None:
 def examples() -> list[TrainExample]:
     sizes = ((9, 3), (14, 5), (2, 1), (20, 8))
     return [
-        TrainExample(tokens(length, seed=seed).tolist(), prompt, seed) for seed, (length, prompt) in enumerate(sizes)
+        TrainExample(tokens(length, seed=seed).tolist(), [(prompt, length)], seed)
+        for seed, (length, prompt) in enumerate(sizes)
     ]
 
 
@@ -260,7 +261,8 @@ def test_the_head_runs_only_where_a_token_is_supervised() -> None:
 
 def test_an_example_without_a_target_keeps_its_place() -> None:
     model = tiny("llama")
-    one, two, three = (TrainExample([5, 6, 7], 1, 0), TrainExample([5, 6], 2, 0), TrainExample([8, 9], 1, 0))
+    one, two = TrainExample([5, 6, 7], [(1, 3)], 0), TrainExample([5, 6], [], 0)
+    three = TrainExample([8, 9], [(1, 2)], 0)
     found = example_nats(model, [collate([one, two]), collate([two]), collate([two, three])])
     assert [count for _, count in found] == [2, 0, 0, 0, 1]
     assert found[1][0] == 0.0

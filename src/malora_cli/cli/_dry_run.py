@@ -39,7 +39,7 @@ def print_plan(loaded: LoadedRecipe, console: Console) -> None:
     mixture = plain_table(
         ("task", "domain"),
         ("share", "train rows", "label tokens", "tokens", "passes", "test rows"),
-        title=f"\nMixture, {materials.steps} steps of {recipe.train.batch_size} rows",
+        title=f"\nMixture, {materials.mixture.steps} steps of {recipe.train.batch_size} rows",
     )
     for task in materials.tasks:
         share = materials.mixture.share[task.name]

@@ -14,14 +14,27 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from malora_cli.data.packing import packs
+
 
 @dataclass(frozen=True)
 class TrainExample:
-    """One encoded example and the task it belongs to."""
+    """One encoded example and the task it belongs to.
 
-    input_ids: list[int]
-    prompt_tokens: int
+    Args:
+        input_ids: All of its tokens.
+        spans: First and last (excluded) position of each supervised answer.
+        task: Number of its task.
+    """
+
+    input_ids: Sequence[int]
+    spans: Sequence[tuple[int, int]]
     task: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens before the last answer."""
+        return self.spans[-1][0]
 
 
 class Batch(TypedDict):
@@ -38,18 +51,35 @@ class Batch(TypedDict):
     examples: Tensor  # (K,) example of each target within the batch
 
 
+@dataclass(frozen=True)
+class Packer:
+    """Parts the examples of a step into micro-batches, rows behind one another and none padded.
+
+    Args:
+        rows: Examples of a micro-batch at most.
+        tokens: Tokens of one at most; None counts rows only.
+    """
+
+    rows: int
+    tokens: int | None = None
+
+    def __call__(self, examples: Sequence[TrainExample]) -> list[Batch]:
+        """The micro-batches."""
+        lengths = [len(example.input_ids) for example in examples]
+        return [collate([examples[row] for row in pack]) for pack in packs(lengths, tokens=self.tokens, rows=self.rows)]
+
+
 def collate(examples: Sequence[TrainExample]) -> Batch:
     """Put examples behind one another."""
     ids = [torch.tensor(example.input_ids) for example in examples]
     lengths = torch.tensor([len(row) for row in ids])
     starts = lengths.cumsum(0) - lengths
     # The first token of a row has nothing before it to be predicted from.
-    first = [max(example.prompt_tokens, 1) for example in examples]
-    supervised = [
-        torch.arange(int(start) + at, int(start) + len(row)) for start, at, row in zip(starts, first, ids, strict=True)
-    ]
+    supervised = [[at for first, last in example.spans for at in range(max(first, 1), last)] for example in examples]
     counts = torch.tensor([len(targets) for targets in supervised])
-    flat, at = torch.cat(ids), torch.cat(supervised)
+    flat = torch.cat(ids)
+    at = torch.tensor([at for targets in supervised for at in targets], dtype=torch.int64)
+    at += starts.repeat_interleave(counts)
     return Batch(
         input_ids=flat.unsqueeze(0),
         position_ids=torch.cat([torch.arange(len(row)) for row in ids]).unsqueeze(0),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -139,7 +140,7 @@ def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokeni
     """The model's tokenizer, with a padding token.
 
     Raises:
-        ModelError: It cannot be had.
+        ModelError: It cannot be had, or the chat template of the recipe cannot.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.location, **_arguments(base, settings))
@@ -147,7 +148,24 @@ def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokeni
         raise _unavailable(base, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if settings.chat_template is not None:
+        tokenizer.chat_template = _chat_template(settings.chat_template)
     return tokenizer
+
+
+def _chat_template(name: str) -> str | None:
+    """The template of a Jinja file; None, which writes plain text, for ``plain``."""
+    if name == "plain":
+        return None
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+        jinja2.Environment().parse(text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ModelError(f"the chat template cannot be read ({reason})", where=name) from error
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelError(f"the chat template is no Jinja ({error.message})", where=f"{name}:{error.lineno}") from error
+    return text
 
 
 def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -> PreTrainedModel:

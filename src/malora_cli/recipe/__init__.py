@@ -1,26 +1,28 @@
 """The recipe of a run: its schema, and how a YAML file and overrides become one. No torch in here."""
 
 from malora_cli.recipe.loading import COMMAND_LINE, DEFAULT, LoadedRecipe, load_recipe
-from malora_cli.recipe.packaged import description_of, shipped, shipped_files
-from malora_cli.recipe.problems import InvalidRecipeError
-from malora_cli.recipe.schema import (
-    EvalSettings,
+from malora_cli.recipe.mix_settings import (
+    Columns,
+    HoldoutSettings,
+    LengthPolicy,
     MixSettings,
-    ModelSettings,
-    OutputSettings,
-    Recipe,
     SourceSettings,
     TaskSettings,
-    TrainSettings,
 )
+from malora_cli.recipe.packaged import description_of, shipped, shipped_files
+from malora_cli.recipe.problems import InvalidRecipeError
+from malora_cli.recipe.schema import EvalSettings, ModelSettings, OutputSettings, Recipe, TrainSettings
 from malora_cli.recipe.settings import MethodSettings, Settings
 from malora_cli.recipe.vocabulary import Vocabulary, recipe_schema, recipe_type
 
 __all__ = [
     "COMMAND_LINE",
     "DEFAULT",
+    "Columns",
     "EvalSettings",
+    "HoldoutSettings",
     "InvalidRecipeError",
+    "LengthPolicy",
     "LoadedRecipe",
     "MethodSettings",
     "MixSettings",

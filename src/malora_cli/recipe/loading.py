@@ -92,7 +92,7 @@ def _assemble(document: Document, overrides: Sequence[Override]) -> bool:
             apply_override(document, override)
     spell_out_sources(document)
     resolve_sources(document)
-    _resolve_base(document)
+    _resolve_model_paths(document)
     # A section whose lines are all commented out is null; it says no more than one that is left out.
     for section in [name for name, value in document.data.items() if value is None and name in Recipe.model_fields]:
         del document.data[section]
@@ -100,10 +100,11 @@ def _assemble(document: Document, overrides: Sequence[Override]) -> bool:
     return has_mix
 
 
-def _resolve_base(document: Document) -> None:
+def _resolve_model_paths(document: Document) -> None:
     model = document.data.get("model")
-    if isinstance(model, dict) and isinstance(model.get("base"), str):
-        model["base"] = existing(model["base"], document.origin(("model", "base")).folder)
+    for name in ("base", "chat_template"):
+        if isinstance(model, dict) and isinstance(model.get(name), str):
+            model[name] = existing(model[name], document.origin(("model", name)).folder)
 
 
 def _fill_name(document: Document, path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from malora_cli.registry import did_you_mean
 
 _SUFFIXES = (".yaml", ".yml")
 _SOURCES = ("train", "test")
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 
 
 def inline_mix(document: Document) -> bool:
@@ -71,17 +74,21 @@ def resolve_sources(document: Document) -> None:
         for name in _SOURCES:
             source = task.get(name)
             if isinstance(source, dict) and isinstance(source.get("path"), str):
-                folder = document.origin((*path, name, "path")).folder
-                source["path"] = existing(source["path"], folder)
+                place = (*path, name, "path")
+                unset = next((name for name in _VARIABLE.findall(source["path"]) if name not in os.environ), None)
+                if unset is not None:
+                    text = f"got {show(source['path'])}; there is no environment variable {unset}"
+                    document.problems.append(Problem(document.origin(place), place, text))
+                source["path"] = existing(os.path.expandvars(source["path"]), document.origin(place).folder)
 
 
 def existing(given: str, folder: Path) -> str:
-    """``given`` as an absolute path if it is one from ``folder``, else as it is.
+    """``given`` as an absolute path if it is one from ``folder``, or a pattern of such, else as it is.
 
     ``~``, ``./`` and ``../`` begin paths and nothing else, so these become absolute whether they exist or not:
     whoever misses the file then says where it looked.
     """
-    certain = given.startswith(("~", "./", "../"))
+    certain = given.startswith(("~", "./", "../")) or glob.has_magic(given)
     try:
         path = (folder / os.path.expanduser(given)).resolve()  # noqa: PTH111 (as above)
         return str(path) if certain or (given and path.exists()) else given

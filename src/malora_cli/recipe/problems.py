@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Sequence
+from types import UnionType
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,8 @@ from malora_cli.recipe.yaml_lines import DataPath, Document, Problem
 from malora_cli.registry import did_you_mean
 
 _LONGEST_VALUE = 60
+#: What pydantic puts into a location besides keys: that it is about a key, and which side of a union it took.
+_MARKS = ("[key]", "[column]", "[columns]")
 
 _CONSTRAINTS = {
     "int_type": "must be a whole number",
@@ -91,7 +94,7 @@ def describe_errors(
 
 def _path(details: ErrorDetails, vocabulary: Vocabulary) -> DataPath:
     """Where the error is in the data: pydantic's location without the marks it puts in."""
-    path = [str(part) for part in details["loc"] if part != "[key]"]
+    path = [str(part) for part in details["loc"] if part not in _MARKS]
     if path[0] == "method":
         if details["type"].startswith("union_tag"):
             path.append("name")
@@ -182,4 +185,6 @@ def _settings_at(recipe: type[Recipe], path: DataPath, data: Any, vocabulary: Vo
             kind = field.annotation if field else None
         else:
             kind = get_args(kind)[-1] if get_origin(kind) is dict else None
+        if get_origin(kind) is UnionType:  # a section that may be left out
+            kind = get_args(kind)[0]
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from malora_cli.recipe.settings import Count, FileName, MethodSettings, Name, Settings, Text
-from malora_cli.registry import did_you_mean
+from malora_cli.recipe.mix_settings import MixSettings
+from malora_cli.recipe.settings import Count, FileName, MethodSettings, Settings, Text
 
 
 class ModelSettings(Settings):
@@ -27,83 +27,11 @@ class ModelSettings(Settings):
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
         default="sdpa", description="Attention implementation, by its name in transformers"
     )
+    chat_template: Text | None = Field(
+        default=None,
+        description="Chat template: a Jinja file, or plain for none; null is the tokenizer's own",
+    )
     trust_remote_code: bool = Field(default=False, description="Run Python code that comes with a hub model")
-
-
-class SourceSettings(Settings):
-    """Where rows come from. In a recipe, plain text stands for ``path`` alone."""
-
-    path: Text = Field(description="File, folder or hub id; a file or folder is relative to the file that names it")
-    config: Text | None = Field(default=None, description="Configuration (subset) of a hub dataset")
-    split: Text | None = Field(default=None, description="Split of a hub dataset or a folder; null is the usual one")
-    revision: Text | None = Field(default=None, description="Branch, tag or commit of a hub dataset")
-
-
-class TaskSettings(Settings):
-    """One task: its rows, how they become text, and how answers are scored."""
-
-    domain: Text = Field(description="Domain whose average this task counts towards")
-    train: SourceSettings = Field(description="Rows to train on")
-    test: SourceSettings = Field(description="Held-out rows to evaluate on")
-    columns: dict[Text, Text] = Field(
-        default_factory=dict,
-        description="Column of the data for each role of the format; a role left out is a column of the same name",
-    )
-    format: Text = Field(description="Prompt format")
-    metric: Text = Field(description="Metric of the answers")
-    system: str | None = Field(
-        default=None, description="System prompt; empty text is an empty one, null takes the mix's"
-    )
-    weight: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="Share of the training rows relative to other tasks; only with explicit weighting"
-    )
-    max_new_tokens: Count = Field(default=64, description="Longest answer to generate, in tokens")
-
-    @field_validator("format", "metric")
-    @classmethod
-    def _known(cls, value: str, info: ValidationInfo) -> str:
-        vocabulary = (info.context or {}).get("vocabulary")
-        if vocabulary is not None:
-            known = vocabulary.formats if info.field_name == "format" else vocabulary.metrics
-            if value not in known:
-                raise ValueError(f"no such {info.field_name}; {did_you_mean(value, known)}")
-        return value
-
-
-class MixSettings(Settings):
-    """The tasks and how often each is drawn."""
-
-    description: str | None = Field(default=None, description="What this mix is for, in one line")
-    weighting: Literal["proportional", "uniform", "explicit"] = Field(
-        default="uniform",
-        description="How often tasks are drawn: by their rows, equally, or by the weight each task then has",
-    )
-    system: str | None = Field(
-        default=None, description="System prompt of tasks without their own; null is the chat template's default"
-    )
-    tasks: dict[Name, TaskSettings] = Field(min_length=1, description="Every task under its name")
-
-    @field_validator("tasks")
-    @classmethod
-    def _distinct(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
-        seen: dict[str, str] = {}
-        for name in tasks:
-            other = seen.setdefault(name.casefold(), name)
-            if other != name:
-                raise ValueError(f"'{other}' and '{name}' are one file name where case does not count; rename one")
-        return tasks
-
-    @field_validator("tasks")
-    @classmethod
-    def _weighted(cls, tasks: dict[str, TaskSettings], info: ValidationInfo) -> dict[str, TaskSettings]:
-        explicit = info.data.get("weighting") == "explicit"
-        wrong = ", ".join(f"'{name}'" for name, task in tasks.items() if (task.weight is None) == explicit)
-        if wrong and explicit:
-            raise ValueError(f"explicit weighting needs a weight for every task; missing for {wrong}")
-        if wrong and "weighting" in info.data:
-            weighting = info.data["weighting"]
-            raise ValueError(f"weights go with 'weighting: explicit', not '{weighting}'; given for {wrong}")
-        return tasks
 
 
 def _whole_batch(data: dict[str, Any]) -> int:
@@ -113,6 +41,11 @@ def _whole_batch(data: dict[str, Any]) -> int:
 class TrainSettings(Settings):
     """Length, pace and record of the training."""
 
+    stop: Literal["steps", "first_exhausted", "all_exhausted"] = Field(
+        default="steps",
+        description="What ends the training: steps or epochs, or that the first task, or every task, has been through "
+        "its rows as often as its repeats say",
+    )
     steps: Count | None = Field(default=None, description="Optimiser steps to train; this or epochs")
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         default=None, validate_default=True, description="Passes over the training rows; this or steps"
@@ -120,7 +53,12 @@ class TrainSettings(Settings):
     batch_size: Count = Field(default=16, description="Rows of one optimiser step, over all processes")
     micro_batch_size: Count = Field(
         default_factory=_whole_batch,
-        description="Rows that go through the model at once; divides batch_size, which is also its default",
+        description="Most rows that go through the model at once; divides batch_size, which is also its default",
+    )
+    micro_batch_tokens: Count | None = Field(
+        default=None,
+        description="Most tokens that go through the model at once: the rows of a step are packed, best fit first, "
+        "into as few micro-batches as hold them; null counts rows only",
     )
     learning_rate: float = Field(default=5e-4, gt=0, description="Highest learning rate of AdamW")
     schedule: Literal["cosine", "linear", "constant"] = Field(
@@ -129,7 +67,12 @@ class TrainSettings(Settings):
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="Share of the steps in which it rises from zero")
     weight_decay: float = Field(default=0.01, ge=0, description="Weight decay of AdamW")
     max_grad_norm: float = Field(default=1.0, ge=0, description="Norm that gradients are clipped to; 0 does not clip")
-    max_length: Count = Field(default=1024, description="Longest row in tokens, prompt and answer together")
+    max_length: Count = Field(
+        default=1024,
+        validate_default=True,
+        description="Longest row in tokens, prompt and answer together; a task's too_long says what becomes of longer "
+        "ones",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of initialisation, data order and dropout")
     log_every: Count = Field(default=5, description="Steps from one logged step to the next")
     eval_every: Count = Field(default=50, description="Steps from one held-out loss of every task to the next")
@@ -145,8 +88,13 @@ class TrainSettings(Settings):
     @classmethod
     def _one_length(cls, epochs: float | None, info: ValidationInfo) -> float | None:
         # A step count that is wrong itself is not in `data`; it is reported on its own line.
-        if "steps" in info.data and (info.data["steps"] is None) == (epochs is None):
-            have = "neither is" if epochs is None else f"steps is {info.data['steps']} too"
+        steps, stop = info.data.get("steps"), info.data.get("stop")
+        if stop in ("first_exhausted", "all_exhausted"):
+            if steps is not None or epochs is not None:
+                raise ValueError(f"stop is {stop}, so neither steps nor epochs may be set; null unsets one")
+            return epochs
+        if "steps" in info.data and (steps is None) == (epochs is None):
+            have = "neither is" if epochs is None else f"steps is {steps} too"
             unset = "" if epochs is None else "; null unsets one"
             raise ValueError(f"exactly one of steps and epochs must be set, and {have}{unset}")
         return epochs
@@ -158,6 +106,14 @@ class TrainSettings(Settings):
         if batch is not None and batch % micro:
             raise ValueError(f"must divide batch_size, which is {batch}")
         return micro
+
+    @field_validator("max_length")
+    @classmethod
+    def _fits(cls, longest: int, info: ValidationInfo) -> int:
+        room = info.data.get("micro_batch_tokens")
+        if room is not None and longest > room:
+            raise ValueError(f"must be at most micro_batch_tokens, which is {room}")
+        return longest
 
 
 class EvalSettings(Settings):

@@ -59,11 +59,14 @@ def recipe_schema(vocabulary: Vocabulary) -> dict[str, Any]:
     _also_text(task, "train")
     _also_text(task, "test")
     task["format"]["enum"] = sorted(vocabulary.formats)
+    source = schema["$defs"]["SourceSettings"]["properties"]
+    source["format"]["anyOf"][0]["enum"] = sorted(vocabulary.formats)
     task["metric"]["enum"] = sorted(vocabulary.metrics)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _also_text(properties: dict[str, Any], name: str) -> None:
     """Let the property be plain text too: the short form that the loader spells out."""
-    reference = properties[name].pop("$ref")
-    properties[name]["anyOf"] = [{"type": "string", "minLength": 1}, {"$ref": reference}]
+    field = properties[name]
+    kinds = field.pop("anyOf", None) or [{"$ref": field.pop("$ref")}]
+    field["anyOf"] = [{"type": "string", "minLength": 1}, *kinds]

@@ -4,7 +4,7 @@ from malora_cli.results.evaluation import EvalResult, Scores, TaskEval
 from malora_cli.results.files import file_sha256, read_json, write_json, write_text
 from malora_cli.results.geometry import ExpertGeometry, ProjectionGeometry, Sides
 from malora_cli.results.metrics import EvalEvent, MetricsLog, TaskLoss, TrainEvent
-from malora_cli.results.run import Manifest, RunRecord, RunStatus, TaskData, find_run, runs_under, utc_now
+from malora_cli.results.run import Manifest, RunRecord, RunStatus, TaskData, UnusedRows, find_run, runs_under, utc_now
 
 __all__ = [
     "EvalEvent",
@@ -21,6 +21,7 @@ __all__ = [
     "TaskEval",
     "TaskLoss",
     "TrainEvent",
+    "UnusedRows",
     "file_sha256",
     "find_run",
     "read_json",

@@ -34,6 +34,16 @@ class RunStatus(StrEnum):
     FINISHED = "finished"
 
 
+class UnusedRows(BaseModel):
+    """Rows of a source that were not used, for one reason."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str
+    rows: int
+    samples: list[int] = Field(description="some of them, counted from 1")
+
+
 class TaskData(BaseModel):
     """Where the rows of one split came from."""
 
@@ -42,6 +52,9 @@ class TaskData(BaseModel):
     source: str
     rows: int
     sha256: str = Field(description="of the encoded rows, in order")
+    read: int | None = Field(default=None, description="rows of the source")
+    cut: int = Field(default=0, description="rows of which the length policy used a part, or made several")
+    unused: list[UnusedRows] = []
 
 
 class Manifest(BaseModel):

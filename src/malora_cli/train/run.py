@@ -17,8 +17,11 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from malora_cli.adapters.analysis import analyse_experts
+from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
-from malora_cli.data.tasks import Mixture, Split, Task, load_tasks
+from malora_cli.data.mixture import Mixture, lay_out
+from malora_cli.data.splits import Split
+from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import MaloraError, RecipeError, RunError
 from malora_cli.modeling import BaseModel, count_parameters, load_base, load_tokenizer, resolve_base, wrap
 from malora_cli.recipe import LoadedRecipe, Recipe
@@ -40,7 +43,6 @@ class Materials:
     tokenizer: PreTrainedTokenizerBase
     tasks: list[Task]
     mixture: Mixture
-    steps: int
 
 
 def gather(recipe: Recipe) -> Materials:
@@ -52,11 +54,7 @@ def gather(recipe: Recipe) -> Materials:
     base = resolve_base(recipe.model)
     tokenizer = load_tokenizer(base, recipe.model)
     tasks = load_tasks(recipe.mix, Encoder(tokenizer), max_length=recipe.train.max_length)
-    train = recipe.train
-    rows = sum(len(task.train) for task in tasks)
-    steps = train.steps or math.ceil((train.epochs or 0) * rows / train.batch_size)
-    mixture = Mixture(tasks, recipe.mix, length=steps * train.batch_size, seed=train.seed)
-    return Materials(base, tokenizer, tasks, mixture, steps)
+    return Materials(base, tokenizer, tasks, lay_out(tasks, recipe.mix, recipe.train))
 
 
 def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecord:
@@ -85,7 +83,7 @@ def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecor
     manifest = _manifest(recipe, materials, model)
     if resume:
         manifest = _continued(record, manifest)
-    arguments = _arguments(recipe, record, materials.steps, resumed=checkpoint is not None)
+    arguments = _arguments(recipe, record, materials.mixture.steps, resumed=checkpoint is not None)
     try:
         record.write_recipe(loaded.to_yaml())
         record.write_manifest(manifest)
@@ -97,16 +95,18 @@ def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecor
         record.metrics.append(event)
         view.show(event)
 
-    pace = Pace(recipe.train.eval_rows, recipe.train.keep_checkpoints, report, view.tick)
+    train = recipe.train
+    pace = Pace(train.eval_rows, train.keep_checkpoints, report, view.tick)
     trainer = MaloraTrainer(
         model,
         arguments,
         mixture=materials.mixture,
         tasks=materials.tasks,
+        packer=Packer(train.micro_batch_size, train.micro_batch_tokens),
         pace=pace,
         checkpoint=checkpoint,
     )
-    with view.running(materials.steps, [task.name for task in materials.tasks]):
+    with view.running(materials.mixture.steps, [task.name for task in materials.tasks]):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.save_pretrained(record.adapter_dir)
     if (geometry := analyse_experts(model)) is not None:
@@ -218,9 +218,8 @@ def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) 
         output_dir=str(record.checkpoints_dir),
         run_name=record.name,
         max_steps=steps,
-        per_device_train_batch_size=train.micro_batch_size,
+        per_device_train_batch_size=train.batch_size,  # the trainer itself parts it into micro-batches
         per_device_eval_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=train.batch_size // train.micro_batch_size,
         learning_rate=train.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(train.schedule, train.schedule),
         warmup_steps=math.ceil(train.warmup_ratio * steps),
@@ -250,7 +249,14 @@ def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) 
 
 def _manifest(recipe: Recipe, materials: Materials, model: PeftModel) -> Manifest:
     def data(split: Split) -> TaskData:
-        return TaskData(source=split.source, rows=len(split), sha256=split.sha256)
+        return TaskData(
+            source=split.source,
+            rows=len(split),
+            sha256=split.sha256,
+            read=split.read,
+            cut=split.cut,
+            unused=split.unused,
+        )
 
     count = count_parameters(model)
     return Manifest(

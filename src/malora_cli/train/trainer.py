@@ -17,8 +17,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer import TRAINER_STATE_NAME
 
 from malora_cli.adapters.routing import routing_of, scale_balance_with
-from malora_cli.data.batch import Batch, collate
-from malora_cli.data.tasks import Mixture, Task, in_lots
+from malora_cli.data.batch import Batch, Packer, collate
+from malora_cli.data.mixture import Mixture
+from malora_cli.data.tasks import Task, in_lots
 from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import token_nats
 from malora_cli.results import EvalEvent, TrainEvent
@@ -77,6 +78,7 @@ class MaloraTrainer(Trainer):
         args: transformers' arguments.
         mixture: The training rows in their order.
         tasks: The tasks, in the order of the batches' task numbers.
+        packer: Parts the rows of a step into micro-batches.
         pace: What happens how often.
         checkpoint: Checkpoint that this run goes on from.
     """
@@ -90,19 +92,20 @@ class MaloraTrainer(Trainer):
         *,
         mixture: Mixture,
         tasks: list[Task],
+        packer: Packer,
         pace: Pace,
         checkpoint: Path | None = None,
     ) -> None:
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate,
+            data_collator=packer,
             train_dataset=mixture,
             eval_dataset=tasks,
             callbacks=[EachStep(pace.tick)],
         )
         self.remove_callback(PrinterCallback)
-        # The loss is divided by the supervised tokens of the whole batch, so that accumulation changes nothing.
+        # The loss is divided by the supervised tokens of the whole step, so that its parting changes nothing.
         self.loss_is_scaled_for_ga = True
         self.tasks, self.pace = tasks, pace
         self.seconds_before = checkpoints.load_extra(checkpoint)["seconds"] if checkpoint else 0.0
@@ -122,8 +125,13 @@ class MaloraTrainer(Trainer):
         """The mixture is in its order already; a resumed run skips positions, which costs no row."""
         return SequentialSampler(self.train_dataset)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
-        return torch.tensor(sum(len(batch["targets"]) for batch in batch_samples), device=device)
+    def _get_num_items_in_batch(self, batch_samples: list[list[Batch]], device: torch.device) -> Tensor:
+        return torch.tensor(sum(len(batch["targets"]) for step in batch_samples for batch in step), device=device)
+
+    def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: Tensor | None = None) -> Tensor:
+        """Gradients of one optimiser step, a micro-batch at a time; their losses are parts of one mean, so they add."""
+        losses = [super(MaloraTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs]
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -132,7 +140,7 @@ class MaloraTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor:
-        """Nats of this micro-batch over the supervised tokens of the whole batch."""
+        """Nats of this micro-batch over the supervised tokens of the whole step."""
         nats_K = token_nats(model, inputs)
         self.task_losses.add(nats_K, inputs["tasks"], inputs["examples"])
         self._tokens += inputs["input_ids"].numel()

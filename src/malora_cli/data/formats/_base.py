@@ -2,31 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+
+class RowError(ValueError):
+    """A row is no example; the message stands behind "row 7 has "."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says: ``role`` is ``"system"``, ``"user"`` or ``"assistant"``."""
+
+    role: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as text.
+    """One row as a conversation that ends with an answer. Every answer in it is supervised, and nothing else."""
 
-    Args:
-        prompt: What the user says.
-        completion: What the model is to answer; only this is supervised.
-    """
+    turns: tuple[Turn, ...]
 
-    prompt: str
-    completion: str
+    @classmethod
+    def single(cls, prompt: str, completion: str, system: str | None = None) -> Example:
+        """A question, its answer, and a system prompt of the row's own."""
+        start = (Turn("system", system),) if system else ()
+        return cls((*start, Turn("user", prompt), Turn("assistant", completion)))
+
+    @property
+    def prompt(self) -> str:
+        """All that is said before the last answer, system prompt aside."""
+        return "\n\n".join(turn.text for turn in self.turns[:-1] if turn.role != "system")
+
+    @property
+    def completion(self) -> str:
+        """The last answer."""
+        return self.turns[-1].text
 
 
 @dataclass(frozen=True)
 class Format:
-    """How the columns of a row become text.
+    """How the cells of a row become a conversation.
 
     Args:
-        roles: What the format needs of a row; a mix maps a column to each.
-        example: Text of a row, given as role to text.
+        roles: Texts that the format needs; a mix maps a column to each.
+        example: The conversation of a row, given as role to text (or, for structured roles, to what the cell holds).
+            A role that may be missing is None then. Raises `RowError` for a row that is no example.
+        optional: Texts that may be missing.
+        structured: Cells that the format needs and takes as they are: lists, mappings, numbers.
+        templates: Whether the mix gives a Jinja template for each role instead of a column.
     """
 
     roles: tuple[str, ...]
-    example: Callable[[Mapping[str, str]], Example]
+    example: Callable[[Mapping[str, Any]], Example]
+    optional: tuple[str, ...] = ()
+    structured: tuple[str, ...] = ()
+    templates: bool = False
+
+    @property
+    def all_roles(self) -> tuple[str, ...]:
+        """Every role, needed ones first."""
+        return (*self.roles, *self.structured, *self.optional)
+
+
+def conversation(messages: Any, *, role_key: str, text_key: str, roles: Mapping[str, str]) -> Example:
+    """A list of messages as a conversation.
+
+    Args:
+        messages: A list of mappings, or the mapping of lists that some Arrow files hold instead.
+        role_key: Where a message says who speaks.
+        text_key: Where it says what.
+        roles: Role of each name of a speaker.
+
+    Raises:
+        RowError: It is no conversation that ends with an answer.
+    """
+    if isinstance(messages, dict) and all(isinstance(values, list) for values in messages.values()):
+        messages = [dict(zip(messages, values, strict=False)) for values in zip(*messages.values(), strict=False)]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise RowError("no list of messages")
+    turns = tuple(_turn(message, role_key, text_key, roles) for message in messages)
+    if not turns:
+        raise RowError("a conversation of no message")
+    if turns[-1].role != "assistant":
+        raise RowError(f"a conversation that ends with the {turns[-1].role}, so its end is not answered")
+    if any(turn.role == "system" for turn in turns[1:]):
+        raise RowError("a system message that is not the first")
+    return Example(turns)
+
+
+def _turn(message: Mapping[str, Any], role_key: str, text_key: str, roles: Mapping[str, str]) -> Turn:
+    for key in (role_key, text_key):
+        if not isinstance(message.get(key), str):
+            raise RowError(f"a message without text as '{key}'")
+    speaker = message[role_key]
+    if speaker not in roles:
+        raise RowError(f"a message of the unknown role '{speaker[:40]}' (known: {', '.join(roles)})")
+    return Turn(roles[speaker], message[text_key])
+
+
+def with_system(example: Example, system: str | None) -> Example:
+    """``example`` with a system turn in front, where it has none and there is one."""
+    if not system or example.turns[0].role == "system":
+        return example
+    return Example((Turn("system", system), *example.turns))
+
+
+def paragraphs(parts: Iterable[str | None]) -> str:
+    """The parts that say something, an empty line between them."""
+    return "\n\n".join(part for part in parts if part and part.strip())

@@ -1,6 +1,7 @@
 """A question and its answer.
 
-A row such as ``{"prompt": "What is 2 + 3?", "completion": "5"}``; any columns can be mapped to the two roles.
+A row such as ``{"prompt": "What is 2 + 3?", "completion": "5"}`` becomes a user's turn and the answer; a column for
+the role ``system`` becomes the system prompt of its row.
 """
 
 from __future__ import annotations
@@ -8,5 +9,7 @@ from __future__ import annotations
 from malora_cli.data.formats._base import Example, Format
 
 FORMAT = Format(
-    roles=("prompt", "completion"), example=lambda row: Example(prompt=row["prompt"], completion=row["completion"])
+    roles=("prompt", "completion"),
+    optional=("system",),
+    example=lambda row: Example.single(row["prompt"], row["completion"], row["system"]),
 )

@@ -1,0 +1,333 @@
+"""The rows of one split of a task: encoded once, kept in the cache, counted as they are made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from heapq import nlargest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+
+from malora_cli.data.batch import TrainExample
+from malora_cli.data.cache import cached, key_of
+from malora_cli.data.columns import RowReader
+from malora_cli.data.encoding import Encoded, Encoder, Segment
+from malora_cli.data.formats._base import RowError
+from malora_cli.data.lengths import fit
+from malora_cli.data.order import Ints, Shuffle
+from malora_cli.data.sources import Rows
+from malora_cli.errors import DataError
+from malora_cli.recipe import LengthPolicy
+from malora_cli.results import UnusedRows, read_json, write_json
+
+_ENCODED = Features(
+    {
+        "row": Value("int64"),
+        "prompt": Value("string"),
+        "completion": Value("string"),
+        "input_ids": List(Value("int32")),
+        "spans": List(Value("int32")),
+        "tokens": Value("int32"),
+        "label_tokens": Value("int32"),
+    }
+)
+#: Rows that are worth a process of their own.
+_ROWS_A_PROCESS = 20_000
+_BATCH = 1000
+_LOT = 100_000
+_SAMPLES = 5
+_REASONS = 20
+_CAP = 2  # what a random stream is for, beside the seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """The encoded rows of one split of one task, those of ``picked`` where there are more than the task may use.
+
+    Args:
+        encoded: Columns ``row`` (its number in the source, from 0), ``prompt``, ``completion``, ``input_ids``,
+            ``spans`` (starts and ends in turns), ``tokens`` (all) and ``label_tokens``.
+        source: Where they came from.
+        key: Name of their cache entry.
+        sha256: Hash of the tokens of all encoded rows, in order.
+        read: Rows of the source.
+        longest: Tokens of the longest encoded row.
+        cut: Rows of which the length policy used a part, or made several.
+        left_out: Rows that were not used, by reason.
+        totals: Tokens and label tokens of all encoded rows.
+        picked: Position among the encoded rows of each row of the split; None for all in their order.
+    """
+
+    encoded: Dataset
+    source: str
+    key: str
+    sha256: str
+    read: int
+    longest: int
+    cut: int
+    left_out: tuple[UnusedRows, ...]
+    totals: tuple[int, int]
+    picked: Ints | None = None
+
+    def __len__(self) -> int:
+        return len(self.encoded) if self.picked is None else len(self.picked)
+
+    @cached_property
+    def rows(self) -> Dataset:
+        """The rows of this split alone, all columns."""
+        return self.encoded if self.picked is None else self.encoded.select(self.picked)
+
+    @cached_property
+    def _tokens(self) -> Dataset:
+        return self.encoded.select_columns(["input_ids", "spans"])
+
+    def examples(self, rows: Sequence[int], task: int) -> list[TrainExample]:
+        """Some rows, as examples of task number ``task``."""
+        chosen = rows if self.picked is None else self.picked[np.asarray(rows)].tolist()
+        found = self._tokens[list(chosen)]
+        return [
+            TrainExample(ids, list(zip(spans[::2], spans[1::2], strict=True)), task)
+            for ids, spans in zip(found["input_ids"], found["spans"], strict=True)
+        ]
+
+    def lengths(self, rows: Ints) -> Ints:
+        """Tokens of some rows."""
+        chosen = rows if self.picked is None else self.picked[rows]
+        column = self.encoded.data.column("tokens")
+        return column.take(pa.array(chosen)).to_numpy().astype(np.int64)
+
+    def longest_rows(self, count: int) -> list[int]:
+        """The rows with the most tokens, longest first."""
+        found: list[tuple[int, int]] = []
+        for start in range(0, len(self), _LOT):
+            rows = np.arange(start, min(start + _LOT, len(self)))
+            found = nlargest(count, [*found, *zip(self.lengths(rows).tolist(), (-rows).tolist(), strict=True)])
+        return [-row for _, row in found]
+
+    @cached_property
+    def tokens(self) -> int:
+        """All tokens."""
+        return self.totals[0] if self.picked is None else self._sum("tokens")
+
+    @cached_property
+    def label_tokens(self) -> int:
+        """Supervised tokens."""
+        return self.totals[1] if self.picked is None else self._sum("label_tokens")
+
+    def _sum(self, column: str) -> int:
+        return int(pc.sum(self.encoded.data.column(column).take(pa.array(self.picked))).as_py())
+
+    @property
+    def too_long(self) -> int:
+        """Rows that were left out because of their length."""
+        return sum(unused.rows for unused in self.left_out if unused.reason.startswith(_LONGER))
+
+    @property
+    def unused(self) -> list[UnusedRows]:
+        """Rows of the source that are not in this split, by reason."""
+        if self.picked is None:
+            return list(self.left_out)
+        beyond = np.setdiff1d(np.arange(len(self.encoded)), self.picked, assume_unique=True)
+        numbers = self.encoded.select(beyond[:_SAMPLES])["row"]
+        samples = [int(number) + 1 for number in numbers]
+        return [*self.left_out, UnusedRows(reason="beyond max_rows", rows=len(beyond), samples=samples)]
+
+    def capped(self, rows: int | None, seed: Sequence[int]) -> Split:
+        """At most so many rows, chosen by a seed: a smaller cap keeps a part of what a larger one does."""
+        if rows is None or rows >= len(self.encoded):
+            return self
+        picked = np.sort(Shuffle(len(self.encoded), [*seed, _CAP])(np.arange(rows)))
+        return Split(**{**self.__dict__, "picked": picked})
+
+
+_LONGER = "longer than"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the rows of a split become tokens; all of it decides the cache entry.
+
+    Args:
+        reader: From a row to its example.
+        encoder: From an example to its tokens.
+        system: System prompt of examples without their own.
+        max_length: Tokens of a row at most.
+        too_long: What becomes of longer rows.
+        bad_rows: What becomes of rows that are no example.
+    """
+
+    reader: RowReader
+    encoder: Encoder
+    system: str | None
+    max_length: int
+    too_long: LengthPolicy
+    bad_rows: str
+
+    def split(self, rows: Rows) -> Split:
+        """The encoded rows, from the cache where they are there.
+
+        Raises:
+            DataError: A row cannot be used and the mix does not say to drop it, or no row is left.
+        """
+        used = rows.dataset.select_columns(self.reader.used)
+        parts = [self.reader.fingerprint, self.system, self.encoder.fingerprint]
+        policy = [self.max_length, self.too_long, self.bad_rows]
+        key = key_of("encoded", rows.sha256(used), *parts, *policy)
+        folder, about = cached(key, lambda scratch: self._fill(used, rows.source, scratch))
+        encoded = concatenate_datasets([Dataset.from_file(str(folder / name)) for name in about["files"]])
+        left_out = tuple(UnusedRows.model_validate(unused) for unused in about["left_out"])
+        if not len(encoded):
+            raise _nothing_left(rows.source, left_out)
+        return Split(
+            encoded=encoded,
+            source=rows.source,
+            key=key,
+            sha256=about["sha256"],
+            read=about["read"],
+            longest=about["longest"],
+            cut=about["cut"],
+            left_out=left_out,
+            totals=(about["tokens"], about["label_tokens"]),
+        )
+
+    def _fill(self, rows: Dataset, source: str, scratch: Path) -> dict[str, Any]:
+        (scratch / "unused").mkdir()
+        processes = min(os.cpu_count() or 1, len(rows) // _ROWS_A_PROCESS)
+        encoded = rows.map(
+            _EncodeBatch(self, source, scratch / "unused"),
+            batched=True,
+            batch_size=_BATCH,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            features=_ENCODED,
+            new_fingerprint=scratch.name,
+            cache_file_name=str(scratch / "rows.arrow"),
+            num_proc=processes if processes > 1 else None,
+        )
+        files = [Path(file["filename"]).name for file in encoded.cache_files]
+        tokens = encoded.data.column("tokens")
+        notes = [read_json(path) for path in sorted((scratch / "unused").iterdir())]
+        for path in (scratch / "unused").iterdir():
+            path.unlink()
+        (scratch / "unused").rmdir()
+        return {
+            "source": source,
+            "files": files,
+            "read": len(rows),
+            "rows": len(encoded),
+            "tokens": pc.sum(tokens).as_py() or 0,
+            "label_tokens": pc.sum(encoded.data.column("label_tokens")).as_py() or 0,
+            "longest": pc.max(tokens).as_py() or 0,
+            "cut": sum(note["cut"] for note in notes),
+            "left_out": [unused.model_dump() for unused in _together(notes)],
+            "sha256": _sha256(encoded),
+        }
+
+
+@dataclass(frozen=True)
+class _EncodeBatch:
+    """Encodes rows by the batch; what it does not use it writes down, since processes share nothing but the disk."""
+
+    encoding: Encoding
+    source: str
+    notes: Path
+
+    def __call__(self, batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        rows = [dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)]
+        unused: list[tuple[str, int]] = []
+        readable: list[tuple[int, str, str, list[Segment]]] = []
+        for number, row in zip(numbers, rows, strict=True):
+            try:
+                example = self.encoding.reader(row)
+            except RowError as error:
+                unused.append((self._bad(str(error), number), number))
+                continue
+            segments = self.encoding.encoder.segments(example, self.encoding.system)
+            readable.append((number, example.prompt, example.completion, segments))
+        found: dict[str, list[Any]] = {name: [] for name in _ENCODED}
+        cut = 0
+        tokenised = self.encoding.encoder.tokenise([segments for *_, segments in readable])
+        for (number, prompt, completion, _), encoded in zip(readable, tokenised, strict=True):
+            pieces = self._pieces(encoded, number, unused)
+            cut += bool(pieces) and pieces != [encoded]
+            for piece in pieces:
+                values = (number, prompt, completion, piece.input_ids, [end for span in piece.spans for end in span])
+                counts = (len(piece.input_ids), piece.label_tokens)
+                for name, value in zip(_ENCODED, (*values, *counts), strict=True):
+                    found[name].append(value)
+        if unused or cut:
+            write_json(self.notes / f"{numbers[0]:012d}.json", {"unused": unused, "cut": cut})
+        return found
+
+    def _pieces(self, encoded: Encoded, number: int, unused: list[tuple[str, int]]) -> list[Encoded]:
+        if not encoded.label_tokens:
+            unused.append((self._bad("a completion of no token, so nothing of it is supervised", number), number))
+            return []
+        longest, policy = self.encoding.max_length, self.encoding.too_long
+        pieces = fit(encoded, longest, policy)
+        if pieces:
+            return pieces
+        if policy == "error":
+            raise DataError(
+                f"row {number + 1} has {len(encoded.input_ids):,} tokens, more than train.max_length {longest}",
+                where=self.source,
+                fix="Raise it, or set the task's too_long.",
+            )
+        reason = f"{_LONGER} {longest} tokens"
+        unused.append((reason if policy == "drop" else f"{reason}, and nothing left of the answer", number))
+        return []
+
+    def _bad(self, what: str, number: int) -> str:
+        if self.encoding.bad_rows == "error":
+            fix = "Mend or remove the row, or set the task's bad_rows to drop."
+            raise DataError(f"row {number + 1} has {what}", where=self.source, fix=fix)
+        return what
+
+
+def _together(notes: Sequence[dict[str, Any]]) -> list[UnusedRows]:
+    """The rows that were not used, by reason, most frequent first."""
+    counts: Counter[str] = Counter()
+    samples: dict[str, list[int]] = {}
+    for note in notes:
+        for reason, number in note["unused"]:
+            kept = reason if reason in counts or len(counts) < _REASONS else "other reasons"
+            counts[kept] += 1
+            if len(samples.setdefault(kept, [])) < _SAMPLES:
+                samples[kept].append(number + 1)
+    return [UnusedRows(reason=reason, rows=rows, samples=samples[reason]) for reason, rows in counts.most_common()]
+
+
+def _nothing_left(source: str, left_out: Sequence[UnusedRows]) -> DataError:
+    if len(left_out) == 1 and left_out[0].reason.startswith(_LONGER):
+        limit = left_out[0].reason.removeprefix(f"{_LONGER} ")
+        return DataError(f"every row is longer than train.max_length {limit}", where=source, fix="Raise it.")
+    told = "; ".join(f"{unused.rows:,} with {unused.reason}" for unused in left_out[:3])
+    return DataError(f"no row can be used ({told})", where=source, fix="Look at row " + _first(left_out) + ".")
+
+
+def _first(left_out: Sequence[UnusedRows]) -> str:
+    return str(min(sample for unused in left_out for sample in unused.samples))
+
+
+def _sha256(rows: Dataset) -> str:
+    """Hash of the tokens and of what is supervised of them, whatever lots they lie in."""
+    digest = hashlib.sha256()
+    for lot in rows.with_format("arrow", columns=["tokens", "spans", "input_ids"]).iter(1000):
+        spans = lot["spans"].combine_chunks()
+        for numbers in (
+            lot["tokens"],
+            spans.value_lengths(),
+            spans.flatten(),
+            lot["input_ids"].combine_chunks().flatten(),
+        ):
+            digest.update(numbers.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    return digest.hexdigest()

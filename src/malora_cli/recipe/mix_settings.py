@@ -1,0 +1,182 @@
+"""The mix of a recipe: its tasks, where their rows come from, and how often each is drawn."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from malora_cli.recipe.settings import Count, Name, Settings, Text
+from malora_cli.registry import did_you_mean
+
+
+def _column_kind(value: Any) -> str:
+    return "[columns]" if isinstance(value, list | tuple) else "[column]"
+
+
+#: A column, or several that make one list. The tags are for the union alone; messages leave them out.
+Column = Annotated[
+    Annotated[Text, Tag("[column]")] | Annotated[tuple[Text, ...], Field(min_length=1), Tag("[columns]")],
+    Discriminator(_column_kind),
+]
+Columns = dict[Text, Column]
+Weighting = Literal["proportional", "uniform", "temperature", "explicit"]
+LengthPolicy = Literal["error", "drop", "truncate_left", "truncate_right", "split"]
+
+
+def _known(value: str | None, info: ValidationInfo) -> str | None:
+    vocabulary = (info.context or {}).get("vocabulary")
+    if vocabulary is not None and value is not None:
+        known = vocabulary.formats if info.field_name == "format" else vocabulary.metrics
+        if value not in known:
+            raise ValueError(f"no such {info.field_name}; {did_you_mean(value, known)}")
+    return value
+
+
+class SourceSettings(Settings):
+    """Where rows come from. In a recipe, plain text stands for ``path`` alone."""
+
+    path: Text = Field(
+        description="File, pattern such as data/*.jsonl, folder or hub id; relative to the file that names it, with "
+        "environment variables as $NAME"
+    )
+    config: Text | None = Field(default=None, description="Configuration (subset) of a hub dataset")
+    split: Text | None = Field(
+        default=None,
+        description="Split of a hub dataset or a folder, several as train+validation, a part as train[:10%]; null is "
+        "the usual one",
+    )
+    revision: Text | None = Field(default=None, description="Branch, tag or commit of a hub dataset")
+    stream: Count | None = Field(
+        default=None,
+        description="Take only so many rows, as they come, without fetching or keeping the rest; null is all rows",
+    )
+    columns: Columns | None = Field(default=None, description="Columns of this source, where they are not the task's")
+    format: Text | None = Field(default=None, description="Prompt format of this source, where it is not the task's")
+
+    _known_format = field_validator("format")(_known)
+
+
+class HoldoutSettings(Settings):
+    """Test rows taken out of the training rows, the same ones for every run of the mix's seed."""
+
+    rows: Count | None = Field(default=None, description="Rows to hold out; this or share")
+    share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, validate_default=True, description="Share of the rows to hold out; this or rows"
+    )
+    stratify: Text | None = Field(
+        default=None, description="Column whose values keep their proportions; null holds out whichever rows"
+    )
+
+    @field_validator("share")
+    @classmethod
+    def _one_size(cls, share: float | None, info: ValidationInfo) -> float | None:
+        if "rows" in info.data and (info.data["rows"] is None) == (share is None):
+            raise ValueError("exactly one of rows and share must be set")
+        return share
+
+
+class TaskSettings(Settings):
+    """One task: its rows, how they become text, how often they are drawn, and how answers are scored."""
+
+    domain: Text = Field(description="Domain whose average this task counts towards")
+    train: SourceSettings = Field(description="Rows to train on")
+    test: SourceSettings | None = Field(default=None, description="Held-out rows to evaluate on; this or holdout")
+    holdout: HoldoutSettings | None = Field(
+        default=None,
+        validate_default=True,
+        description="Training rows to evaluate on instead of training; this or test",
+    )
+    columns: Columns = Field(
+        default_factory=dict,
+        description="Column of the data for each role of the format (a.b is a field of a column, a list makes a list "
+        "of columns); a role left out is a column of the same name",
+    )
+    format: Text = Field(description="Prompt format")
+    metric: Text = Field(description="Metric of the answers")
+    system: str | None = Field(
+        default=None, description="System prompt; empty text is an empty one, null takes the mix's"
+    )
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Share of the training relative to other tasks; only with explicit weighting"
+    )
+    max_rows: Count | None = Field(
+        default=None, description="Training rows at most, chosen at random by the mix's seed; null is all of them"
+    )
+    repeats: Count = Field(
+        default=1, description="Passes over its rows after which this task counts as exhausted, and its size as often"
+    )
+    too_long: LengthPolicy = Field(
+        default="drop",
+        description="What becomes of training rows over train.max_length; test rows are never cut, only left out",
+    )
+    bad_rows: Literal["error", "drop"] = Field(
+        default="error", description="What becomes of rows that are no example, such as one without an answer"
+    )
+    max_new_tokens: Count = Field(default=64, description="Longest answer to generate, in tokens")
+
+    _known_names = field_validator("format", "metric")(_known)
+
+    @field_validator("holdout")
+    @classmethod
+    def _one_test(cls, holdout: HoldoutSettings | None, info: ValidationInfo) -> HoldoutSettings | None:
+        if "test" in info.data and (info.data["test"] is None) == (holdout is None):
+            have = "neither is" if holdout is None else "test is there too"
+            raise ValueError(f"exactly one of test and holdout must be given, and {have}")
+        return holdout
+
+
+class MixSettings(Settings):
+    """The tasks and how often each is drawn."""
+
+    description: str | None = Field(default=None, description="What this mix is for, in one line")
+    weighting: Weighting = Field(
+        default="uniform",
+        description="How often tasks are drawn: by size, equally, by size to the power of 1 / temperature, or by the "
+        "weight each task then has",
+    )
+    temperature: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        validate_default=True,
+        description="1 is proportional, the higher the nearer to uniform; only with temperature weighting",
+    )
+    unit: Literal["examples", "label_tokens"] = Field(
+        default="examples", description="What sizes, weights and shares count: examples or supervised tokens"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of held-out rows and of max_rows")
+    system: str | None = Field(
+        default=None, description="System prompt of tasks without their own; null is the chat template's default"
+    )
+    tasks: dict[Name, TaskSettings] = Field(min_length=1, description="Every task under its name")
+
+    @field_validator("temperature")
+    @classmethod
+    def _heated(cls, temperature: float | None, info: ValidationInfo) -> float | None:
+        weighting = info.data.get("weighting")
+        if weighting == "temperature" and temperature is None:
+            raise ValueError("temperature weighting needs a temperature")
+        if weighting is not None and weighting != "temperature" and temperature is not None:
+            raise ValueError(f"a temperature goes with 'weighting: temperature', not '{weighting}'")
+        return temperature
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
+        seen: dict[str, str] = {}
+        for name in tasks:
+            other = seen.setdefault(name.casefold(), name)
+            if other != name:
+                raise ValueError(f"'{other}' and '{name}' are one file name where case does not count; rename one")
+        return tasks
+
+    @field_validator("tasks")
+    @classmethod
+    def _weighted(cls, tasks: dict[str, TaskSettings], info: ValidationInfo) -> dict[str, TaskSettings]:
+        explicit = info.data.get("weighting") == "explicit"
+        wrong = ", ".join(f"'{name}'" for name, task in tasks.items() if (task.weight is None) == explicit)
+        if wrong and explicit:
+            raise ValueError(f"explicit weighting needs a weight for every task; missing for {wrong}")
+        if wrong and "weighting" in info.data:
+            weighting = info.data["weighting"]
+            raise ValueError(f"weights go with 'weighting: explicit', not '{weighting}'; given for {wrong}")
+        return tasks
