@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from malora_cli.cli._statement import print_statement
 from malora_cli.cli._terminal import plain_table
+from malora_cli.data.statement import state
 from malora_cli.modeling import count_parameters, empty_base, parameter_table, wrap
 from malora_cli.recipe import LoadedRecipe
 from malora_cli.train.run import gather
@@ -36,25 +38,8 @@ def print_plan(loaded: LoadedRecipe, console: Console) -> None:
     console.print(parameters)
     console.print(f"{total.percent:.2f}% of {total.base + total.trainable:,} parameters", highlight=False)
 
-    mixture = plain_table(
-        ("task", "domain"),
-        ("share", "train rows", "label tokens", "tokens", "passes", "test rows"),
-        title=f"\nMixture, {materials.mixture.steps} steps of {recipe.train.batch_size} rows",
-    )
-    for task in materials.tasks:
-        share = materials.mixture.share[task.name]
-        passes = share * len(materials.mixture) / len(task.train)
-        mixture.add_row(
-            Text(task.name),
-            Text(task.settings.domain),
-            f"{share:.1%}",
-            f"{len(task.train):,}",
-            f"{task.train.label_tokens:,}",
-            f"{task.train.tokens:,}",
-            f"{passes:.2f}",
-            f"{len(task.test):,}",
-        )
-    console.print(mixture)
+    console.print()
+    print_statement(state(materials.mixture, materials.packer), console)
 
 
 def _spelled(value: Any) -> str:

@@ -38,12 +38,24 @@ def train(
 
         print_plan(loaded, console)
         return
+    from malora_cli.cli._statement import print_cost, print_example, print_statement
+    from malora_cli.data.statement import rendered, state
     from malora_cli.reports import write_report
+    from malora_cli.train.probe import StepCost
+    from malora_cli.train.run import Materials
     from malora_cli.train.run import train as run_training
     from malora_cli.train.view import view_for
 
+    def announce(materials: Materials, cost: StepCost) -> None:
+        statement = state(materials.mixture, materials.packer)
+        print_statement(statement, console)
+        task = materials.tasks[0]
+        print_example(task, rendered(task.train.examples([0], 0)[0], materials.tokenizer), console)
+        console.print()
+        print_cost(cost, statement, console)
+
     with interruptible(RunRecord(loaded.recipe.output.folder / loaded.name)):
-        record = run_training(loaded, view_for(console), resume=resume)
+        record = run_training(loaded, view_for(console), resume=resume, announce=announce)
     typer.echo(f"run:     {record.path}")
     typer.echo(f"adapter: {record.adapter_dir}")
     typer.echo(f"report:  {write_report(record)}")

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from malora_cli.modeling import BaseModel, count_parameters, load_base, load_tok
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Manifest, RunRecord, RunStatus, TaskData, TrainEvent, utc_now
 from malora_cli.train import checkpoints
+from malora_cli.train.probe import StepCost, measure_longest_step
 from malora_cli.train.trainer import MaloraTrainer, Pace
 from malora_cli.train.view import View
 
@@ -43,6 +45,7 @@ class Materials:
     tokenizer: PreTrainedTokenizerBase
     tasks: list[Task]
     mixture: Mixture
+    packer: Packer
 
 
 def gather(recipe: Recipe) -> Materials:
@@ -54,16 +57,30 @@ def gather(recipe: Recipe) -> Materials:
     base = resolve_base(recipe.model)
     tokenizer = load_tokenizer(base, recipe.model)
     tasks = load_tasks(recipe.mix, Encoder(tokenizer), max_length=recipe.train.max_length)
-    return Materials(base, tokenizer, tasks, lay_out(tasks, recipe.mix, recipe.train))
+    packer = Packer(recipe.train.micro_batch_size, recipe.train.micro_batch_tokens)
+    return Materials(base, tokenizer, tasks, lay_out(tasks, recipe.mix, recipe.train), packer)
 
 
-def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecord:
+def prepare_model(recipe: Recipe, materials: Materials) -> PeftModel:
+    """The base model with a fresh adapter, the same for every run of the recipe's seed."""
+    set_seed(recipe.train.seed)
+    return wrap(load_base(materials.base, recipe.model), recipe.method)  # type: ignore[arg-type]
+
+
+def train(
+    loaded: LoadedRecipe,
+    view: View,
+    *,
+    resume: bool = False,
+    announce: Callable[[Materials, StepCost], None] | None = None,
+) -> RunRecord:
     """Train what a recipe asks for.
 
     Args:
         loaded: The recipe.
         view: Where progress is shown.
         resume: Go on with the run of this name from its newest checkpoint.
+        announce: Told of the data and of what the longest step costs, before a new run begins; None measures no step.
 
     Returns:
         The finished run.
@@ -78,8 +95,10 @@ def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecor
         _check_free(record)
     checkpoint = _resume_point(record, loaded) if resume else None
     materials = gather(recipe)
-    set_seed(recipe.train.seed)
-    model = wrap(load_base(materials.base, recipe.model), recipe.method)  # type: ignore[arg-type]
+    model = prepare_model(recipe, materials)
+    if announce is not None and not resume:
+        cost = measure_longest_step(model, materials.mixture, materials.packer, recipe.train)
+        announce(materials, cost)
     manifest = _manifest(recipe, materials, model)
     if resume:
         manifest = _continued(record, manifest)
@@ -95,18 +114,17 @@ def train(loaded: LoadedRecipe, view: View, *, resume: bool = False) -> RunRecor
         record.metrics.append(event)
         view.show(event)
 
-    train = recipe.train
-    pace = Pace(train.eval_rows, train.keep_checkpoints, report, view.tick)
+    pace = Pace(recipe.train.eval_rows, recipe.train.keep_checkpoints, report, view.tick)
     trainer = MaloraTrainer(
         model,
         arguments,
         mixture=materials.mixture,
         tasks=materials.tasks,
-        packer=Packer(train.micro_batch_size, train.micro_batch_tokens),
+        packer=materials.packer,
         pace=pace,
         checkpoint=checkpoint,
     )
-    with view.running(materials.mixture.steps, [task.name for task in materials.tasks]):
+    with view.running(materials.mixture.steps, materials.mixture.share):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.save_pretrained(record.adapter_dir)
     if (geometry := analyse_experts(model)) is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -22,8 +23,8 @@ _SPARK_WIDTH = 24
 class View(Protocol):
     """Where the progress of a run goes."""
 
-    def running(self, steps: int, tasks: Sequence[str]) -> AbstractContextManager[None]:
-        """Shown for as long as the block runs."""
+    def running(self, steps: int, share: Mapping[str, float]) -> AbstractContextManager[None]:
+        """Shown for as long as the block runs, with the share of the rows that each task is to get."""
 
     def tick(self, step: int) -> None:
         """A step is done."""
@@ -54,12 +55,16 @@ class PlainView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.first_step: int | None = None
+        self.drawn: Counter[str] = Counter()
 
     @contextmanager
-    def running(self, steps: int, tasks: Sequence[str]) -> Iterator[None]:
-        """Remember the length of the run, for the time that is left."""
+    def running(self, steps: int, share: Mapping[str, float]) -> Iterator[None]:
+        """Remember the length of the run, for the time that is left; say in the end what each task got."""
         self.steps, self.started = steps, time.perf_counter()
         yield
+        if self.drawn.total():
+            got = (f"{name} {part}" for name, part in _shares(self.drawn, share).items())
+            self.console.print(f"share of rows, and target: {'  '.join(got)}", soft_wrap=True, highlight=False)
 
     def tick(self, step: int) -> None:
         """Steps themselves are not shown; the first one says where a resumed run began."""
@@ -68,6 +73,8 @@ class PlainView:
 
     def show(self, event: TrainEvent | EvalEvent) -> None:
         """Print one line."""
+        if isinstance(event, TrainEvent):
+            self.drawn.update({name: task.examples for name, task in event.tasks.items()})
         losses = "  ".join(f"{name} {task.loss:.3f}" for name, task in event.tasks.items() if task.loss is not None)
         if isinstance(event, EvalEvent):
             line = f"step {event.step}/{self.steps}  held-out  {losses}"
@@ -95,13 +102,16 @@ class LiveView:
         self.console = console
         self.losses: dict[str, list[float]] = {}
         self.held_out: dict[str, list[float]] = {}
+        self.drawn: Counter[str] = Counter()
+        self.share: Mapping[str, float] = {}
         self.status = "measuring the base model"
         self.first_step: int | None = None
 
     @contextmanager
-    def running(self, steps: int, tasks: Sequence[str]) -> Iterator[None]:
+    def running(self, steps: int, share: Mapping[str, float]) -> Iterator[None]:
         """Draw for as long as the block runs; the last picture stays."""
-        self.losses, self.held_out = {name: [] for name in tasks}, {name: [] for name in tasks}
+        self.share = share
+        self.losses, self.held_out = {name: [] for name in share}, {name: [] for name in share}
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -127,6 +137,7 @@ class LiveView:
             if task.loss is not None:
                 history[name].append(task.loss)
         if isinstance(event, TrainEvent):
+            self.drawn.update({name: task.examples for name, task in event.tasks.items()})
             self.status = f"loss {_mean_loss(event.tasks):.3f}  {event.tokens_per_second:.0f} tokens/s"
             if event.balance_loss is not None:
                 self.status += f"  balance {event.balance_loss:.2f}"
@@ -136,13 +147,21 @@ class LiveView:
 
     def _picture(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for heading in ("task", "loss", "change", "held out", "change"):
+        for heading in ("task", "loss", "change", "held out", "change", "share (target)"):
             table.add_column(heading, justify="left" if heading == "task" else "right")
         table.add_column("loss over time")
+        shares = _shares(self.drawn, self.share)
         for name, losses in self.losses.items():
             held = self.held_out[name]
-            table.add_row(Text(name), *_latest(losses), *_latest(held), sparkline(losses) if losses else "")
+            line = sparkline(losses) if losses else ""
+            table.add_row(Text(name), *_latest(losses), *_latest(held), shares[name], line)
         return Group(self.progress, table)
+
+
+def _shares(drawn: Counter[str], target: Mapping[str, float]) -> dict[str, str]:
+    """The share of the rows so far that was each task's, and the share it is to have."""
+    rows = max(1, drawn.total())
+    return {name: f"{drawn[name] / rows:.1%} ({share:.1%})" for name, share in target.items()}
 
 
 def _latest(values: Sequence[float]) -> tuple[str, str]:

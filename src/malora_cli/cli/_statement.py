@@ -1,0 +1,105 @@
+"""What ``malora check`` and the head of ``malora train`` print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from malora_cli.cli._terminal import plain_table
+
+if TYPE_CHECKING:
+    from malora_cli.data.statement import Statement
+    from malora_cli.data.tasks import Task
+    from malora_cli.results import UnusedRows
+    from malora_cli.train.probe import StepCost
+
+_GIB = 2**30
+_SHOWN = 700
+
+
+def print_statement(statement: Statement, console: Console) -> None:
+    """Print what every task brings, what it gets, what is not used of it and what training gives away."""
+    from malora_cli.data.overlap import RUN
+
+    mixture = plain_table(
+        ("task", "domain"),
+        ("rows", "input tokens", "label tokens", "tokens", "passes", "share", "of label tokens"),
+        title=f"Mixture: {statement.steps:,} steps of {statement.batch_size} rows",
+    )
+    rows = plain_table(
+        ("task",),
+        ("read", "longest", "cut", "left out", "test rows", "also in training", f"share {RUN} words"),
+        title="\nRows",
+    )
+    for entry in statement.tasks:
+        task, train = entry.task, entry.task.train
+        mixture.add_row(
+            Text(task.name),
+            Text(task.settings.domain),
+            f"{len(train):,}",
+            f"{entry.input_tokens:,}",
+            f"{train.label_tokens:,}",
+            f"{train.tokens:,}",
+            f"{entry.passes:.2f}",
+            f"{entry.share:.1%}",
+            f"{entry.label_share:.1%}",
+        )
+        left_out = sum(unused.rows for unused in train.unused)
+        rows.add_row(
+            Text(task.name),
+            f"{train.read:,}",
+            f"{train.longest:,}",
+            f"{train.cut / train.read:.1%}",
+            f"{left_out / train.read:.1%}",
+            f"{len(task.test):,}",
+            f"{task.overlap.exact:,}",
+            f"{task.overlap.runs:,}",
+        )
+    console.print(mixture)
+    console.print(rows)
+    for entry in statement.tasks:
+        for name, split in (("train", entry.task.train), ("test", entry.task.test)):
+            for unused in split.unused:
+                console.print(Text(f"{entry.task.name}: {_told(unused, name)}"), soft_wrap=True)
+    console.print(Text("\n" + _packing(statement)), soft_wrap=True)
+
+
+def _told(unused: UnusedRows, split: str) -> str:
+    samples = ", ".join(f"{number:,}" for number in unused.samples)
+    return f"{unused.rows:,} {split} rows are not used, {unused.reason} (row {samples})"
+
+
+def _packing(statement: Statement) -> str:
+    line = (
+        f"A step: {statement.step_tokens:,.0f} tokens in {statement.micro_batches:.1f} micro-batches, all of them real "
+        f"(rows are never padded)"
+    )
+    return line if statement.filled is None else f"{line}; {statement.filled:.1%} of train.micro_batch_tokens used"
+
+
+def print_example(task: Task, parts: list[tuple[str, bool]], console: Console) -> None:
+    """Print a row as the model sees it; what is supervised is green, and stands between » and « in plain text."""
+    text = Text()
+    for part, supervised in parts:
+        shown = part if len(part) <= _SHOWN else f"{part[: _SHOWN // 2]} … {part[-_SHOWN // 2 :]}"
+        text.append(f"»{shown}«" if supervised else shown, style="bold green" if supervised else "dim")
+    console.print(Text(f"\nThe first row of {task.name}, supervised between » and «", style="bold"))
+    console.print(text, soft_wrap=True)
+
+
+def print_cost(cost: StepCost, statement: Statement, console: Console) -> None:
+    """Print what the longest step took, and what training will take at that pace."""
+    seconds = cost.training_seconds(statement.step_tokens * statement.steps)
+    line = (
+        f"The longest step: {cost.tokens:,} tokens in {cost.seconds:.2f} s, peak memory "
+        f"{cost.peak_bytes / _GIB:.2f} GiB; at its pace training takes {_duration(seconds)}, evaluations aside"
+    )
+    console.print(Text(line), soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

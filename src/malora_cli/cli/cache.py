@@ -1,0 +1,67 @@
+"""``malora cache``: the encoded rows that are kept on disk."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_MIB = 2**20
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``malora cache`` and its commands."""
+    cache = typer.Typer(no_args_is_help=True, help="List and remove the encoded rows that are kept on disk.")
+    cache.command("ls")(list_entries)
+    cache.command("prune")(prune_entries)
+    app.add_typer(cache, name="cache")
+
+
+def list_entries() -> None:
+    """List what is kept, the entry used last first.
+
+    Example: malora cache ls
+    """
+    import time
+
+    from rich.text import Text
+
+    from malora_cli.cli._terminal import plain_table, result_console
+    from malora_cli.data.cache import cache_root, entries
+
+    table = plain_table(("entry", "from"), ("rows", "MiB", "used"))
+    found = list(entries())
+    for entry in (entry for entry in found if "rows" in entry.about):  # the others are a number or two
+        days = (time.time() - entry.last_used) / _UNITS["d"]
+        table.add_row(
+            Text(entry.path.name[:24]),
+            Text(entry.about["source"]),
+            f"{entry.about['rows']:,}",
+            f"{entry.bytes / _MIB:.1f}",
+            f"{days:.0f} days ago" if days >= 1 else "today",
+        )
+    console = result_console()
+    console.print(table)
+    total = sum(entry.bytes for entry in found) / _MIB
+    console.print(Text(f"{len(found)} entries, {total:,.1f} MiB in {cache_root()}"), soft_wrap=True)
+
+
+def prune_entries(
+    unused_for: Annotated[
+        str, typer.Option(metavar="TIME", help="Remove what was not used for so long, as 30d, 12h or 0d for all.")
+    ] = "30d",
+) -> None:
+    """Remove what was not used lately, and what killed runs left behind; it is made again when it is needed.
+
+    Example: malora cache prune --unused-for 7d
+    """
+    from malora_cli.data.cache import prune
+    from malora_cli.errors import MaloraError
+
+    match = re.fullmatch(r"(\d+)([mhdw])", unused_for)
+    if match is None:
+        raise MaloraError(f"got '{unused_for}'; a time is a number with m, h, d or w", where="--unused-for")
+    gone = prune(unused_for_seconds=int(match[1]) * _UNITS[match[2]])
+    typer.echo(f"removed {len(gone)} entries, {sum(entry.bytes for entry in gone) / _MIB:,.1f} MiB")

@@ -1,0 +1,50 @@
+"""``malora check``: what a recipe's data amount to, before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from malora_cli.cli._common import OverridesArgument, RecipeArgument
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``malora check``."""
+    app.command("check")(check)
+
+
+def check(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    step: Annotated[
+        bool, typer.Option("--step/--no-step", help="Load the model and measure a step on the longest rows.")
+    ] = True,
+) -> None:
+    """State what every task of a recipe brings and gets, and what the longest step costs; train nothing.
+
+    Example: malora check recipes/quickstart.yaml --no-step
+    """
+    from malora_cli.cli._common import prepare_libraries, read_recipe
+    from malora_cli.cli._terminal import result_console
+
+    loaded = read_recipe(recipe, overrides or [])
+    prepare_libraries()
+    from malora_cli.cli._statement import print_cost, print_example, print_statement
+    from malora_cli.data.statement import rendered, state
+    from malora_cli.train.run import gather, prepare_model
+
+    console = result_console()
+    materials = gather(loaded.recipe)
+    statement = state(materials.mixture, materials.packer)
+    print_statement(statement, console)
+    for number, task in enumerate(materials.tasks):
+        example = task.train.examples([0], number)[0]
+        print_example(task, rendered(example, materials.tokenizer), console)
+    if step:
+        from malora_cli.train.probe import measure_longest_step
+
+        model = prepare_model(loaded.recipe, materials)
+        cost = measure_longest_step(model, materials.mixture, materials.packer, loaded.recipe.train)
+        console.print()
+        print_cost(cost, statement, console)
