@@ -254,3 +254,77 @@ def test_a_hub_dataset_without_a_network() -> None:
     message = _message("nobody/nothing", revision="abc", config="main")
     assert message.startswith("nobody/nothing: is no file or folder here, and cannot be had from the hub (")
     assert "that this machine can reach" in message
+
+
+def test_a_pattern_is_all_files_of_that_name(tmp_path: Path) -> None:
+    for number in (2, 1):
+        _write(tmp_path / "part" / f"rows-{number}.jsonl", json.dumps({"q": str(number), "a": "x"}) + "\n")
+    _write(tmp_path / "part" / "notes.txt", "no rows")
+    assert [row["q"] for row in _load(tmp_path / "part" / "rows-*.jsonl")] == ["1", "2"]
+    assert [row["q"] for row in _load(tmp_path / "**" / "*.jsonl")] == ["1", "2"]
+    assert _message(tmp_path / "part" / "*.csv") == f"{tmp_path}/part/*.csv: no file has a name like this"
+    assert "rows cannot be read from '.txt' files" in _message(tmp_path / "part" / "*")
+
+
+def test_files_of_one_pattern_are_of_one_kind(tmp_path: Path) -> None:
+    _write(tmp_path / "a.csv", TABLE)
+    _write(tmp_path / "b.jsonl", LINES)
+    assert "b.jsonl: is no '.csv' file as a.csv is" in _message(tmp_path / "[ab].*")
+    _write(tmp_path / "c.csv", "q,b\nx,y\n")
+    assert "c.csv: has other columns than a.csv" in _message(tmp_path / "[ac].*")
+
+
+def test_the_fault_of_a_pattern_is_told_with_its_file(tmp_path: Path) -> None:
+    _write(tmp_path / "a.jsonl", LINES)
+    _write(tmp_path / "b.jsonl", LINES + "nonsense\n")
+    assert _message(tmp_path / "*.jsonl").startswith(f"{tmp_path / 'b.jsonl'}:3: is no JSON")
+
+
+def test_several_splits_and_parts_of_them(tmp_path: Path) -> None:
+    _write(tmp_path / "hub" / "train.jsonl", LINES)
+    _write(tmp_path / "hub" / "validation.jsonl", LINES.splitlines()[0])
+    assert _load(tmp_path / "hub", split="train+validation") == [*ROWS, ROWS[0]]
+    assert _load(tmp_path / "hub", split="train[:1]+validation") == [ROWS[0], ROWS[0]]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.jsonl.gz", "x.parquet", "hub"])
+def test_a_stream_is_cut_where_it_is_asked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = [{"q": str(number), "a": "x"} for number in range(50)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    path = tmp_path / name
+    match name:
+        case "x.csv":
+            _write(path, "q,a\n" + "".join(f"{row['q']},x\n" for row in rows))
+        case "x.parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        case "hub":
+            _write(path / "train.jsonl", lines)
+        case "x.jsonl.gz":
+            _write(path, gzip.compress(lines.encode()))
+        case _:
+            _write(path, lines)
+    assert _load(path, stream=7) == rows[:7]
+    assert _load(path, stream=70) == rows
+    assert _load(path, stream=7) == rows[:7]
+
+
+def test_a_stream_of_a_changed_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = _write(tmp_path / "x.jsonl", LINES)
+    assert _load(path, stream=1) == ROWS[:1]
+    _write(path, LINES.replace("1+1", "one and one"))
+    assert _load(path, stream=1)[0]["q"] == "one and one"
+
+
+def test_the_hash_is_that_of_the_content(tmp_path: Path) -> None:
+    def sha256(name: str, content: str, used: list[str]) -> str:
+        rows = load_rows(SourceSettings(path=str(_write(tmp_path / name, content))), split="train")
+        return rows.sha256(rows.dataset.select_columns(used))
+
+    first = sha256("a.jsonl", LINES, ["a", "q"])
+    assert sha256("elsewhere.csv", TABLE, ["a", "q"]) == first
+    assert sha256("a.jsonl", LINES.replace("vier", "four"), ["a", "q"]) != first
+    more = "".join(json.dumps({**row, "unused": 1}) + "\n" for row in ROWS)
+    assert sha256("more.jsonl", more, ["a", "q"]) == first
+    assert sha256("more.jsonl", more, ["a"]) != first

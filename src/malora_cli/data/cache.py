@@ -23,7 +23,7 @@ from malora_cli.errors import DataError
 from malora_cli.results import read_json, write_json
 
 #: Raise it when a change in this room makes entries of older versions wrong.
-_VERSION = 3
+_VERSION = 4
 _SCRATCH = ".writing-"
 _LOCK = ".lock"
 _ABOUT = "about.json"

@@ -151,6 +151,8 @@ class Encoder:
         return found
 
     def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        if not texts:  # which the tokenizer refuses
+            return []
         return self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
 
     @cached_property

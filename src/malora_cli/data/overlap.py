@@ -20,7 +20,8 @@ from malora_cli.data.splits import Split
 
 #: Words of a run that tells (Brown et al., Language Models are Few-Shot Learners, appendix C).
 RUN = 13
-#: A run that so many test rows of a task share is the wording of its prompt, not its content.
+#: A phrase that so many test rows of a task share is the wording of its prompts; runs are looked for beside it.
+_PHRASE = 5
 _WORDING = 0.1
 _FEWEST = 5
 _LOT = 10_000
@@ -57,7 +58,7 @@ def _scan(splits: Mapping[str, tuple[Split, Split]], _scratch: Path) -> dict[str
     for train, _ in splits.values():
         for texts in _prompts(train):
             prompts.look_for(_whole(texts))
-            runs.look_for(_runs(texts)[0])
+            runs.look_for(_Words.of(texts).runs(RUN)[0])
     counts = []
     for test in tests:
         hit = test.rows[runs.seen(test.runs)]
@@ -75,20 +76,19 @@ class _Tested:
 
     @classmethod
     def of(cls, split: Split) -> _Tested:
-        prompts, runs, rows = [], [], []
-        start = 0
-        for texts in _prompts(split):
-            prompts.append(_whole(texts))
-            found, row = _runs(texts)
-            runs.append(found)
-            rows.append(row + start)
-            start += len(texts)
-        run, row = np.concatenate(runs), np.concatenate(rows)
-        pairs = np.unique(np.stack([run, row.astype(np.uint64)]), axis=1)
+        texts = pa.concat_arrays(list(_prompts(split)))
+        words = _Words.of(texts)
+        phrases, starts = words.runs(_PHRASE)
+        pairs = np.unique(np.stack([phrases, words.text[starts].astype(np.uint64)]), axis=1)
         values, counts = np.unique(pairs[0], return_counts=True)
-        wording = values[counts > max(_FEWEST, _WORDING * len(split))]
-        keep = ~np.isin(pairs[0], wording)
-        return cls(np.concatenate(prompts), pairs[0][keep], pairs[1][keep].astype(np.int64))
+        usual = starts[np.isin(phrases, values[counts > max(_FEWEST, _WORDING * len(texts))])]
+        wording = np.zeros(len(words.hashes), dtype=bool)
+        for offset in range(_PHRASE):
+            wording[usual + offset] = True
+        runs, starts = words.runs(RUN)
+        before = np.concatenate([[0], np.cumsum(wording)])
+        own = before[starts + RUN] == before[starts]
+        return cls(_whole(texts), runs[own], words.text[starts[own]])
 
 
 class _Seen:
@@ -113,8 +113,9 @@ def _prompts(split: Split) -> Iterator[pa.Array]:
 
 
 def _whole(texts: pa.Array) -> Hashes:
-    """One hash a text, white space around it aside."""
-    return _hashed(pc.utf8_trim_whitespace(texts))
+    """One hash a text; case, white space and the punctuation at its ends aside."""
+    spaced = pc.replace_substring_regex(pc.utf8_lower(texts), r"\s+", " ")
+    return _hashed(pc.utf8_trim(spaced, characters=" .?!,;:"))
 
 
 def _hashed(texts: pa.Array) -> Hashes:
@@ -123,20 +124,30 @@ def _hashed(texts: pa.Array) -> Hashes:
     return np.fromiter(numbers, dtype=np.int64, count=len(texts)).view(np.uint64)
 
 
-def _runs(texts: pa.Array) -> tuple[Hashes, NDArray[np.int64]]:
-    """A hash for every run of words, case aside, and the text each is in.
+@dataclass(frozen=True)
+class _Words:
+    """The words of some texts, one text after another: the hash of each, case aside, and the text it is in."""
 
-    A run's hash is a polynomial of its words' hashes, from differences of running sums, all modulo 2^64.
-    """
-    words = pc.utf8_split_whitespace(pc.utf8_lower(pc.utf8_trim_whitespace(texts)))
-    encoded = words.flatten().dictionary_encode()
-    hashes = _hashed(encoded.dictionary)[encoded.indices.to_numpy()] if len(encoded) else np.zeros(0, np.uint64)
-    lengths = words.value_lengths().to_numpy()
-    ends = np.cumsum(lengths)
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(hashes * _powers(_BASE, len(hashes)))])
-    text = np.repeat(np.arange(len(lengths)), lengths)
-    start = np.flatnonzero(np.arange(len(hashes)) + RUN <= ends[text])
-    return (sums[start + RUN] - sums[start]) * _powers(_INVERSE, len(hashes))[start], text[start]
+    hashes: Hashes
+    text: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: pa.Array) -> _Words:
+        words = pc.utf8_split_whitespace(pc.utf8_lower(pc.utf8_trim_whitespace(texts)))
+        encoded = words.flatten().dictionary_encode()
+        lengths = words.value_lengths().to_numpy()
+        hashes = _hashed(encoded.dictionary)[encoded.indices.to_numpy()] if len(encoded) else np.zeros(0, np.uint64)
+        return cls(hashes, np.repeat(np.arange(len(lengths)), lengths))
+
+    def runs(self, length: int) -> tuple[Hashes, NDArray[np.int64]]:
+        """A hash for every run of so many words within a text, and where each starts.
+
+        A run's hash is a polynomial of its words' hashes, from differences of running sums, all modulo 2^64.
+        """
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(self.hashes * _powers(_BASE, len(self.hashes)))])
+        ends = np.arange(length - 1, len(self.hashes))
+        starts = (ends - length + 1)[self.text[ends] == self.text[ends - length + 1]]
+        return (sums[starts + length] - sums[starts]) * _powers(_INVERSE, len(self.hashes))[starts], starts
 
 
 def _powers(base: np.uint64, count: int) -> Hashes:

@@ -27,8 +27,9 @@ def shipped(kind: Kind) -> Path:
 
 
 def shipped_files(kind: Kind) -> dict[str, Path]:
-    """The shipped recipes or mixes by name, which is the file's without its suffix."""
-    return {path.stem: path for path in sorted(shipped(kind).glob("*.yaml"))}
+    """The shipped recipes or mixes by name: the file's path without its suffix, such as ``examples/alpaca``."""
+    folder = shipped(kind)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def description_of(path: Path) -> str:

@@ -1,0 +1,133 @@
+"""The statement before training: its figures against slow counts, and that measuring changes nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from malora_cli.cli import main
+from malora_cli.data.batch import Packer
+from malora_cli.data.statement import longest_step, rendered, state
+from malora_cli.train.probe import measure_longest_step
+from malora_cli.train.run import gather, prepare_model, train
+from train_runs import SilentView, load, losses, same_weights, train_run, workplace
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return workplace(tmp_path, tiny_model)
+
+
+def _out(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert caught.value.code == code, captured.err
+    return captured.out if code == 0 else captured.err
+
+
+def test_the_figures_are_those_of_a_slow_count(recipe: Path) -> None:
+    materials = gather(load(recipe, "train.micro_batch_tokens=100", "train.max_length=60").recipe)
+    statement = state(materials.mixture, materials.packer)
+    examples = [materials.mixture[position] for position in range(36)]
+    for number, entry in enumerate(statement.tasks):
+        split = entry.task.train
+        rows = split.examples(range(len(split)), number)
+        labels = sum(last - first for example in rows for first, last in example.spans)
+        assert split.label_tokens == labels
+        assert entry.input_tokens == sum(len(example.input_ids) for example in rows) - labels
+        assert entry.passes == pytest.approx(12 / len(split))
+    tokens = [sum(len(example.input_ids) for example in examples[at : at + 6]) for at in range(0, 36, 6)]
+    packed = [len(materials.packer(examples[at : at + 6])) for at in range(0, 36, 6)]
+    assert statement.step_tokens == pytest.approx(sum(tokens) / 6)
+    assert statement.micro_batches == pytest.approx(sum(packed) / 6)
+    assert statement.filled == pytest.approx(sum(tokens) / (100 * sum(packed)))
+
+
+def test_no_step_is_longer_than_the_longest(recipe: Path) -> None:
+    materials = gather(load(recipe).recipe)
+    longest = sum(len(example.input_ids) for example in longest_step(materials.mixture))
+    lengths = sorted((n for task in materials.tasks for n in task.train.rows["tokens"]), reverse=True)
+    assert longest == sum(lengths[:6])
+
+
+def test_a_rendered_example_is_the_text_and_what_is_supervised_of_it(recipe: Path) -> None:
+    materials = gather(load(recipe).recipe)
+    example = materials.tasks[2].train.examples([0], 2)[0]
+    parts = rendered(example, materials.tokenizer)
+    assert "".join(text for text, _ in parts) == materials.tokenizer.decode(example.input_ids)
+    assert [text for text, supervised in parts if supervised] == ["0<|im_end|>"]
+
+
+def test_the_command_states_it_all(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = _out(capsys, "check", str(recipe))
+    assert "Mixture: 6 steps of 6 rows" in out
+    assert re.search(r"^add +sums +30 ", out, re.MULTILINE)
+    assert out.count("supervised between » and «") == 3
+    assert "»0<|im_end|>«" in out
+    assert re.search(
+        r"The longest step: \d+ tokens in [\d.]+ s, peak memory [\d.]+ GiB; at its pace training takes \d", out
+    )
+    assert not (recipe.parent / "runs").exists()
+    assert "The longest step" not in _out(capsys, "check", str(recipe), "--no-step")
+
+
+def test_what_is_not_used_is_told(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (recipe.parent / "add.train.jsonl").open("a") as file:
+        file.write('{"question": "x", "answer": ""}\n')
+    out = _out(capsys, "check", str(recipe), "--no-step", "mix.tasks.add.bad_rows=drop", "mix.tasks.copy.max_rows=3")
+    assert "add: 1 train rows are not used, an empty completion, so nothing of it is supervised (row 31)" in out
+    assert "copy: 15 train rows are not used, beyond max_rows (row " in out
+
+
+def test_a_task_without_anything_supervised_fails(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (recipe.parent / "add.train.jsonl").write_text('{"question": "x", "answer": ""}\n' * 3)
+    err = _out(capsys, "check", str(recipe), "mix.tasks.add.bad_rows=drop", code=2)
+    assert err.startswith("error: task 'add': ")
+    assert "no row can be used (3 with an empty completion, so nothing of it is supervised)" in err
+
+
+def test_measuring_leaves_the_model_as_it_was(recipe: Path) -> None:
+    loaded = load(recipe)
+    materials = gather(loaded.recipe)
+    model = prepare_model(loaded.recipe, materials)
+    before, state_before = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
+    cost = measure_longest_step(model, materials.mixture, Packer(3), loaded.recipe.train)
+    assert cost.seconds > 0
+    assert cost.peak_bytes > 2**20
+    assert cost.training_seconds(cost.tokens * 3) == pytest.approx(3 * cost.seconds)
+    assert torch.equal(torch.get_rng_state(), state_before)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+def test_a_run_that_is_announced_is_the_same_run(recipe: Path) -> None:
+    plain = train_run(recipe, "output.name=plain")
+    told: list[int] = []
+    loaded = load(recipe, "output.name=told")
+    announced = train(loaded, SilentView(), announce=lambda materials, cost: told.append(cost.tokens))
+    assert told
+    assert losses(plain) == losses(announced)
+    assert same_weights(plain, announced)
+
+
+def test_training_says_what_each_task_got(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = _out(capsys, "train", str(recipe))
+    assert out.index("Mixture: 6 steps") < out.index("The longest step") < out.index("step 1/6")
+    assert "share of rows, and target: copy 33.3% (33.3%)  upper 33.3% (33.3%)  add 33.3% (33.3%)" in out
+
+
+def test_the_manifest_counts_and_samples_what_was_not_used(recipe: Path) -> None:
+    with (recipe.parent / "add.train.jsonl").open("a") as file:
+        file.write('{"question": "' + "x" * 600 + '", "answer": "y"}\n')
+    manifest = train_run(recipe, "train.max_length=500").manifest
+    data = manifest.train_data["add"]
+    assert (data.read, data.rows, data.cut) == (31, 30, 0)
+    assert [(unused.reason, unused.rows, unused.samples) for unused in data.unused] == [
+        ("longer than 500 tokens", 1, [31])
+    ]

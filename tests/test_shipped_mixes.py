@@ -1,0 +1,186 @@
+"""Every shipped mix loads: the examples as they are, those of the hub from local folders of the hub's own shape."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from transformers import AutoTokenizer
+
+from malora_cli.data.encoding import Encoder
+from malora_cli.data.formats import FORMATS
+from malora_cli.data.tasks import Task, load_tasks
+from malora_cli.recipe import shipped_files
+from malora_cli.recipe.packaged import shipped
+from train_runs import load, workplace
+
+TEXT, LABELS = Value("string"), ["A", "B", "C", "D"]
+CHOICES = {"text": List(TEXT), "label": List(TEXT)}
+ARC = {"id": TEXT, "question": TEXT, "choices": CHOICES, "answerKey": TEXT}
+ALPACA = {"instruction": TEXT, "input": TEXT, "output": TEXT, "text": TEXT}
+#: Hub datasets: configuration, splits, and the columns with their types, as the hub has them.
+HUB: dict[str, tuple[str | None, tuple[str, ...], dict[str, Any]]] = {
+    "openlifescienceai/medmcqa": (
+        None,
+        ("train", "validation"),
+        {
+            "id": TEXT,
+            "question": TEXT,
+            **dict.fromkeys(("opa", "opb", "opc", "opd"), TEXT),
+            "cop": ClassLabel(names=["a", "b", "c", "d"]),
+            **dict.fromkeys(("choice_type", "exp", "subject_name", "topic_name"), TEXT),
+        },
+    ),
+    "ise-uiuc/Magicoder-OSS-Instruct-75K": (
+        None,
+        ("train",),
+        {
+            "lang": TEXT,
+            "raw_index": Value("int64"),
+            "index": Value("int64"),
+            "seed": TEXT,
+            "openai_fingerprint": TEXT,
+            "problem": TEXT,
+            "solution": TEXT,
+        },
+    ),
+    "meta-math/MetaMathQA": (
+        None,
+        ("train",),
+        dict.fromkeys(("type", "query", "original_question", "response"), TEXT),
+    ),
+    "openai/gsm8k": ("main", ("train", "test"), {"question": TEXT, "answer": TEXT}),
+    "gbharti/finance-alpaca": (None, ("train",), ALPACA),
+    "vicgalle/alpaca-gpt4": (None, ("train",), ALPACA),
+    "allenai/ai2_arc": ("ARC-Challenge", ("train", "test"), ARC),
+    "tuetschek/e2e_nlg": (None, ("train", "test"), {"meaning_representation": TEXT, "human_reference": TEXT}),
+    "ybisk/piqa": (
+        None,
+        ("train", "validation"),
+        {"goal": TEXT, "sol1": TEXT, "sol2": TEXT, "label": ClassLabel(names=["0", "1"])},
+    ),
+    "allenai/openbookqa": (
+        "main",
+        ("train", "test"),
+        {"id": TEXT, "question_stem": TEXT, "choices": CHOICES, "answerKey": TEXT},
+    ),
+    "google/boolq": (None, ("train", "validation"), {"question": TEXT, "answer": Value("bool"), "passage": TEXT}),
+}
+HUB_MIXES = ("inter_domain", "intra_domain")
+
+
+def _cell(name: str, kind: Any, number: int) -> Any:
+    if name == "answerKey":
+        return LABELS[number % 4]
+    if name == "lang":
+        return ("python", "rust")[number % 2]
+    if kind == CHOICES:
+        return {"text": [f"choice {letter} {number}" for letter in LABELS], "label": LABELS}
+    if isinstance(kind, ClassLabel):
+        return number % len(kind.names)
+    if kind.dtype == "string":
+        return f"{name} {number}"
+    return number % 2 == 0 if kind.dtype == "bool" else number
+
+
+def _hub(folder: Path) -> None:
+    """Local folders in the place of the hub's datasets, each of a thousand rows."""
+    for identifier, (config, splits, columns) in HUB.items():
+        configs = [config, "ARC-Easy"] if config == "ARC-Challenge" else [config]
+        for name in configs:
+            place = folder / identifier / (name or "")
+            place.mkdir(parents=True)
+            for part, split in enumerate(splits):
+                count = 1000 if split == "train" else 8
+                numbers = range(part * 5000, part * 5000 + count)
+                rows = [{column: _cell(column, kind, n) for column, kind in columns.items()} for n in numbers]
+                dataset = Dataset.from_list(rows, features=Features(columns))
+                dataset.to_parquet(str(place / f"{split}-00000-of-00001.parquet"))
+        if config:
+            listed = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in configs)
+            (folder / identifier / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("shipped")
+    workplace(folder, tiny_model)
+    _hub(folder)
+    for name in HUB_MIXES:
+        shutil.copy(shipped("data_mixes") / f"{name}.yaml", folder)
+    return folder
+
+
+def _tasks(place: Path, mix: str) -> dict[str, Task]:
+    recipe = load(place / "tiny.yaml", f"mix={mix}", "train.max_length=2048").recipe
+    encoder = Encoder(AutoTokenizer.from_pretrained(recipe.model.base))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {task.name: task for task in load_tasks(recipe.mix, encoder, max_length=2048)}
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_files("data_mixes") if name not in HUB_MIXES])
+def test_a_mix_with_its_own_data(name: str, place: Path) -> None:
+    for task in _tasks(place, name).values():
+        assert task.train.left_out == task.test.left_out == ()
+        assert (task.train.label_tokens > 0, task.overlap.exact) == (True, 0)
+
+
+@pytest.mark.parametrize("name", HUB_MIXES)
+def test_a_mix_of_the_hub(name: str, place: Path) -> None:
+    tasks = _tasks(place, str(place / f"{name}.yaml"))
+    sources = {split.source for task in tasks.values() for split in (task.train, task.test)}
+    assert all(Path(source).is_relative_to(place) for source in sources)
+    for task in tasks.values():
+        assert task.train.left_out == task.test.left_out == ()
+        assert task.train.label_tokens > 0
+        assert task.settings.metric in {"exact-match", "rouge-l", "last-number"}
+
+
+def test_what_the_rows_of_the_hub_become(place: Path) -> None:
+    tasks = _tasks(place, str(place / "inter_domain.yaml"))
+    inter = {name: (task.train.rows[1]["prompt"], task.train.rows[1]["completion"]) for name, task in tasks.items()}
+    letter = "\n\nAnswer with the letter alone."
+    assert inter["medmcqa"] == ("question 1\n\nA. opa 1\nB. opb 1\nC. opc 1\nD. opd 1" + letter, "B")
+    assert inter["metamath"] == ("query 1", "response 1")
+    assert inter["alpaca_gpt4"] == ("instruction 1\n\ninput 1", "output 1")
+    assert inter["e2e_nlg"] == ("Say this in a sentence or two: meaning_representation 1", "human_reference 1")
+    assert tasks["metamath"].test.rows[0]["completion"] == "answer 5000"
+    assert tasks["alpaca_gpt4"].test.rows[1]["completion"] == "B"
+    langs = [int(prompt.split()[-1]) % 2 for prompt in tasks["magicoder"].test.rows["prompt"]]
+    assert (len(langs), sum(langs)) == (500, 250)  # as many of each language
+    intra = _tasks(place, str(place / "intra_domain.yaml"))
+    assert intra["piqa"].train.rows[1]["prompt"] == "goal 1\n\nA. sol1 1\nB. sol2 1" + letter
+    assert [intra["boolq"].train.rows[n]["completion"] for n in (0, 1)] == ["yes", "no"]
+    assert intra["arc_easy"].train.rows[2]["completion"] == "C"
+
+
+def test_the_papers_sizes_are_in_the_mix(place: Path) -> None:
+    mix = load(place / "tiny.yaml", "mix=inter_domain").recipe.mix
+    assert {task.max_rows for task in mix.tasks.values()} == {30_000}
+    assert mix.weighting == "uniform"
+    assert len({task.domain for task in mix.tasks.values()}) == 6
+
+
+def test_there_is_an_example_for_every_format() -> None:
+    examples = {name.removeprefix("examples/") for name in shipped_files("data_mixes") if name.startswith("examples/")}
+    assert examples == {name.replace("-", "_") for name in FORMATS}
+
+
+def test_every_hub_dataset_has_its_licence_beside_it() -> None:
+    known = ("Apache-2.0", "MIT", "CC-BY", "AFL")
+    for name in HUB_MIXES:
+        text = (shipped("data_mixes") / f"{name}.yaml").read_text(encoding="utf-8")
+        heads = [line for line in text.splitlines() if line.startswith("  ") and line.lstrip() == line[2:]]
+        assert len(heads) == len(load_names(text))
+        assert all(any(licence in line for licence in known) for line in heads)
+
+
+def load_names(text: str) -> list[str]:
+    import yaml
+
+    return list(yaml.safe_load(text)["tasks"])
