@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from malora_cli.data.formats._base import RowError
 from malora_cli.data.lengths import fit
 from malora_cli.data.order import Ints, Shuffle
 from malora_cli.data.sources import Rows
-from malora_cli.errors import DataError
+from malora_cli.errors import DataError, MaloraError
 from malora_cli.recipe import LengthPolicy
 from malora_cli.results import UnusedRows, read_json, write_json
 
@@ -201,8 +202,32 @@ class Encoding:
 
     def _fill(self, rows: Dataset, source: str, scratch: Path) -> dict[str, Any]:
         (scratch / "unused").mkdir()
+        try:
+            encoded = self._encoded(rows, source, scratch)
+        except (MaloraError, OSError):
+            raise
+        except Exception as error:  # a cell that cannot be made a Python object of, for one of many reasons
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise DataError(f"rows cannot be read ({reason})", where=source, fix="Mend or remove them.") from error
+        tokens = encoded.data.column("tokens")
+        notes = [read_json(path) for path in sorted((scratch / "unused").iterdir())]
+        shutil.rmtree(scratch / "unused")
+        return {
+            "source": source,
+            "files": [Path(file["filename"]).name for file in encoded.cache_files],
+            "read": len(rows),
+            "rows": len(encoded),
+            "tokens": pc.sum(tokens).as_py() or 0,
+            "label_tokens": pc.sum(encoded.data.column("label_tokens")).as_py() or 0,
+            "longest": pc.max(tokens).as_py() or 0,
+            "cut": sum(note["cut"] for note in notes),
+            "left_out": [unused.model_dump() for unused in _together(notes)],
+            "sha256": _sha256(encoded),
+        }
+
+    def _encoded(self, rows: Dataset, source: str, scratch: Path) -> Dataset:
         processes = min(os.cpu_count() or 1, len(rows) // _ROWS_A_PROCESS)
-        encoded = rows.map(
+        return rows.map(
             _EncodeBatch(self, source, scratch / "unused"),
             batched=True,
             batch_size=_BATCH,
@@ -213,24 +238,6 @@ class Encoding:
             cache_file_name=str(scratch / "rows.arrow"),
             num_proc=processes if processes > 1 else None,
         )
-        files = [Path(file["filename"]).name for file in encoded.cache_files]
-        tokens = encoded.data.column("tokens")
-        notes = [read_json(path) for path in sorted((scratch / "unused").iterdir())]
-        for path in (scratch / "unused").iterdir():
-            path.unlink()
-        (scratch / "unused").rmdir()
-        return {
-            "source": source,
-            "files": files,
-            "read": len(rows),
-            "rows": len(encoded),
-            "tokens": pc.sum(tokens).as_py() or 0,
-            "label_tokens": pc.sum(encoded.data.column("label_tokens")).as_py() or 0,
-            "longest": pc.max(tokens).as_py() or 0,
-            "cut": sum(note["cut"] for note in notes),
-            "left_out": [unused.model_dump() for unused in _together(notes)],
-            "sha256": _sha256(encoded),
-        }
 
 
 @dataclass(frozen=True)
