@@ -68,12 +68,13 @@ def test_a_sparkline_is_of_the_newest_values() -> None:
 def test_the_plain_view_prints_a_line_an_event() -> None:
     console = Console(file=StringIO(), width=40)
     view = PlainView(console)
-    with view.running(10, ["add", "copy"]):
+    with view.running(10, dict.fromkeys(["add", "copy"], 0.5)):
         view.show(_evaluated(0, add=2.0, copy=1.0))
         for step in range(1, 6):
             view.tick(step)
         view.show(_trained(5, add=2.0, copy=1.0))
-    first, second = _shown(console).splitlines()
+    first, second, third = _shown(console).splitlines()
+    assert third == "share of rows, and target: add 50.0% (50.0%)  copy 50.0% (50.0%)"
     assert first == "step 0/10  held-out  add 2.000  copy 1.000"
     assert re.fullmatch(
         r"step 5/10  loss 1\.500  add 2\.000  copy 1\.000  1234 tokens/s  eta 0:00", second
@@ -92,7 +93,7 @@ def test_the_loss_is_over_tokens_not_tasks() -> None:
             }
         }
     )
-    with view.running(1, ["a", "b"]):
+    with view.running(1, dict.fromkeys(["a", "b"], 0.5)):
         view.tick(1)
         view.show(event)
     assert "loss 1.200  a 1.000  b 3.000  1234" in _shown(console)
@@ -103,19 +104,19 @@ def test_time_left_counts_from_where_a_resumed_run_began(monkeypatch: pytest.Mon
     monkeypatch.setattr("malora_cli.train.view.time.perf_counter", lambda: now[0])
     console = Console(file=StringIO(), width=200)
     view = PlainView(console)
-    with view.running(100, ["a"]):
+    with view.running(100, dict.fromkeys(["a"], 0.5)):
         view.tick(91)
         view.tick(92)
         now[0] = 20.0  # two steps in 20 seconds, eight to go
         view.show(_trained(92, a=1.0))
-    assert _shown(console).rstrip().endswith("eta 1:20")
+    assert _shown(console).splitlines()[0].endswith("eta 1:20")
 
 
 def test_brackets_in_names_are_names() -> None:
     for make in (PlainView, LiveView):
         console = _terminal()
         view = make(console)
-        with view.running(2, ["[red]a[/red]", "b[/]"]):
+        with view.running(2, dict.fromkeys(["[red]a[/red]", "b[/]"], 0.5)):
             view.tick(1)
             view.show(_trained(1, **{"[red]a[/red]": 1.0, "b[/]": 2.0}))
         assert "[red]a[/red]" in _shown(console)
@@ -125,7 +126,7 @@ def test_brackets_in_names_are_names() -> None:
 def test_the_live_view_has_a_row_for_every_task() -> None:
     console = _terminal()
     view = LiveView(console)
-    with view.running(4, ["add", "copy", "unseen"]):
+    with view.running(4, dict.fromkeys(["add", "copy", "unseen"], 0.5)):
         view.show(_evaluated(0, add=3.0, copy=3.0, unseen=3.0))
         view.tick(1)
         view.show(_trained(1, add=2.0, copy=1.0))
@@ -133,11 +134,11 @@ def test_the_live_view_has_a_row_for_every_task() -> None:
         view.show(_trained(2, balance=1.25, add=1.5, copy=1.75))
         view.show(_evaluated(2, add=2.5, copy=3.5, unseen=3.0))
     heading, *rows = _last_picture(console)
-    assert heading.split() == ["task", "loss", "change", "held", "out", "change", "loss", "over", "time"]
+    assert " ".join(heading.split()) == "task loss change held out change share (target) loss over time"
     assert [row.split() for row in rows if row] == [
-        ["add", "1.500", "-0.500", "2.500", "-0.500", "█▁"],
-        ["copy", "1.750", "+0.750", "3.500", "+0.500", "▁█"],
-        ["unseen", "-", "-", "3.000", "+0.000"],
+        ["add", "1.500", "-0.500", "2.500", "-0.500", "50.0%", "(50.0%)", "█▁"],
+        ["copy", "1.750", "+0.750", "3.500", "+0.500", "50.0%", "(50.0%)", "▁█"],
+        ["unseen", "-", "-", "3.000", "+0.000", "0.0%", "(50.0%)"],
     ]
     assert "2/4" in _shown(console)
     assert "loss 1.625  1234 tokens/s  balance 1.25" in _shown(console)
@@ -146,7 +147,7 @@ def test_the_live_view_has_a_row_for_every_task() -> None:
 def test_a_rising_loss_is_red_and_a_falling_one_green() -> None:
     console = _terminal()
     view = LiveView(console)
-    with view.running(2, ["up", "down"]):
+    with view.running(2, dict.fromkeys(["up", "down"], 0.5)):
         view.tick(1)
         view.show(_trained(1, up=1.0, down=1.0))
         view.tick(2)
@@ -159,7 +160,7 @@ def test_a_rising_loss_is_red_and_a_falling_one_green() -> None:
 def test_the_live_view_says_what_it_waits_for() -> None:
     console = _terminal()
     view = LiveView(console)
-    with view.running(2, ["a"]):
+    with view.running(2, dict.fromkeys(["a"], 0.5)):
         pass
     assert "measuring the base model" in _shown(console)
     assert "0/2" in _shown(console)
@@ -168,7 +169,7 @@ def test_the_live_view_says_what_it_waits_for() -> None:
 def test_a_resumed_runs_bar_counts_its_own_time() -> None:
     """Fifty steps at once would look like a very fast run."""
     view = LiveView(_terminal())
-    with view.running(100, ["a"]):
+    with view.running(100, dict.fromkeys(["a"], 0.5)):
         view.tick(51)
         task = view.progress.tasks[0]
         assert (task.completed, task.total) == (51, 100)
@@ -178,7 +179,7 @@ def test_a_resumed_runs_bar_counts_its_own_time() -> None:
 def test_an_error_leaves_the_terminal_as_it_was() -> None:
     console = _terminal()
     view = LiveView(console)
-    with pytest.raises(KeyboardInterrupt), view.running(2, ["a"]):
+    with pytest.raises(KeyboardInterrupt), view.running(2, dict.fromkeys(["a"], 0.5)):
         raise KeyboardInterrupt
     assert isinstance(console.file, StringIO)
     assert console.file.getvalue().rindex("\x1b[?25h") > console.file.getvalue().rindex("\x1b[?25l")

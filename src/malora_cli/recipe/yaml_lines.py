@@ -78,7 +78,7 @@ class Problem:
 
     def __str__(self) -> str:
         """``where: dotted.path: text``; for the command line the override stands as it was typed."""
-        dotted = ".".join(self.path)
+        dotted = ".".join(key if key.isprintable() else repr(key) for key in self.path)
         typed = self.origin.override
         if typed is not None:
             dotted = typed if typed.partition("=")[0] == dotted else f"{typed}: {dotted}"

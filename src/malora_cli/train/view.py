@@ -64,7 +64,7 @@ class PlainView:
         yield
         if self.drawn.total():
             got = (f"{name} {part}" for name, part in _shares(self.drawn, share).items())
-            self.console.print(f"share of rows, and target: {'  '.join(got)}", soft_wrap=True, highlight=False)
+            self._print(f"share of rows, and target: {'  '.join(got)}")
 
     def tick(self, step: int) -> None:
         """Steps themselves are not shown; the first one says where a resumed run began."""
@@ -83,6 +83,9 @@ class PlainView:
                 f"step {event.step}/{self.steps}  loss {_mean_loss(event.tasks):.3f}  {losses}  "
                 f"{event.tokens_per_second:.0f} tokens/s  eta {self._eta(event.step)}"
             )
+        self._print(line)
+
+    def _print(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _eta(self, step: int) -> str:
