@@ -222,6 +222,19 @@ def test_nothing_is_encoded_twice(place: Path, encoder: Encoder) -> None:
     assert _encoded(place, encoder, "mix.tasks.add.max_new_tokens=7", "mix.tasks.add.domain=other") == 0
 
 
+def test_several_processes_encode_the_same(place: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    _append(place / "add.train.jsonl", *({"question": f"{n}", "answer": "" if n % 3 == 0 else "x"} for n in range(50)))
+    drop = ("mix.tasks.add.bad_rows=drop",)
+    alone = _tasks(place, encoder, *drop)["add"].train
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "another cache"))
+    monkeypatch.setattr(splits_module, "_ROWS_A_PROCESS", 20)
+    assert (splits_module.processes_for(80), splits_module.processes_for(39)) == (2, None)
+    together = _tasks(place, encoder, *drop)["add"].train
+    assert (together.sha256, together.left_out) == (alone.sha256, alone.left_out)
+    assert together.rows.to_list() == alone.rows.to_list()
+    assert len(together.encoded.cache_files) == 2
+
+
 def test_what_decides_the_tokens_is_encoded_anew(
     place: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

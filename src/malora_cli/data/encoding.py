@@ -153,7 +153,13 @@ class Encoder:
     def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
         if not texts:  # which the tokenizer refuses
             return []
-        return self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+        if not self.tokenizer.is_fast:
+            return self.tokenizer(texts, add_special_tokens=special)["input_ids"]
+        # The tokenizer's own call also works out where each token stands in the text, and copies all of it.
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return [encoded.ids for encoded in backend.encode_batch_fast(texts, add_special_tokens=special)]
 
     @cached_property
     def stop_ids(self) -> list[int]:
