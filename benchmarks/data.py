@@ -141,7 +141,11 @@ def in_turns(runs: dict[str, Callable[[int], None]], rounds: int) -> dict[str, l
 
 
 class Memory:
-    """The most memory that this process and its children have at once, looked at four times a second."""
+    """The most memory that this process and its children have at once, looked at four times a second.
+
+    What several of them share counts once (the kernel's proportional set size). ``resident`` has the pages of mapped files in
+    it as well, which the kernel takes back whenever something else wants them.
+    """
 
     def __init__(self) -> None:
         self.peak_private = self.peak_resident = 0
@@ -158,15 +162,15 @@ class Memory:
 
     def _watch(self) -> None:
         while not self.done.wait(0.25):
-            found = [status(pid) for pid in family(os.getpid())]
-            self.peak_private = max(self.peak_private, sum(one.get("RssAnon", 0) for one in found))
-            self.peak_resident = max(self.peak_resident, sum(one.get("VmRSS", 0) for one in found))
+            found = [sizes(pid) for pid in family(os.getpid())]
+            self.peak_private = max(self.peak_private, sum(one.get("Pss_Anon", 0) for one in found))
+            self.peak_resident = max(self.peak_resident, sum(one.get("Pss", 0) for one in found))
 
 
-def status(pid: int) -> dict[str, int]:
+def sizes(pid: int) -> dict[str, int]:
     """Sizes of a process in bytes, by the kernel's names."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return {}
     return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
@@ -201,7 +205,7 @@ def one_size(count: int) -> dict[str, float]:
     with scratch() as folder:
         write_rows(folder / "train.jsonl", count, words=(6, 2))
         write_rows(folder / "test.jsonl", 100, words=(7, 2))
-        before = status(os.getpid())["RssAnon"]
+        before = sizes(os.getpid())["Pss_Anon"]
         with Memory() as memory:
             started = time.perf_counter()
             mix = mix_of([folder / "train.jsonl"], folder / "test.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
 import json
 import re
@@ -63,6 +64,7 @@ def nothing(_folder: Path) -> None:
     """The recipe and its data as they are."""
 
 
+CUT = gzip.compress(b'{"question": "1+1=", "answer": "2"}\n' * 99)[:-12]
 GOOD = '{"question": "1+1=", "answer": "2"}'
 
 #: name: (what is changed, arguments after `train`, the line after "error: ")
@@ -176,7 +178,96 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         ["tiny.yaml", "train.max_length=5"],
         r"task 'copy': \S+: every row is longer than train\.max_length 5 tokens",
     ),
+    "a file that is cut off": (
+        lambda folder: (task(train="add.jsonl.gz")(folder), write("add.jsonl.gz", CUT)(folder))[0],
+        [],
+        r"task 'add': \S+add\.jsonl\.gz: cannot be read \(Compressed file ended before .*\)\. Mend or replace it\.",
+    ),
+    "not UTF-8": (
+        write("add.train.jsonl", f"{GOOD}\n".encode() + b'{"question": "\xff", "answer": "2"}\n'),
+        [],
+        r"task 'add': \S+add\.train\.jsonl:2: is not UTF-8 at byte 15\. Mend or remove the line\.",
+    ),
+    "mixed types in a column": (
+        rows(GOOD, '{"question": "1+2=", "answer": ["3"]}'),
+        [],
+        r"task 'add': \S+add\.train\.jsonl: row 2 has no text as 'answer', but a list\. Mend or remove the row",
+    ),
+    "a huge row": (
+        rows(GOOD, json.dumps({"question": "1+" * 100_000, "answer": "2"})),
+        ["tiny.yaml", "mix.tasks.add.too_long=error"],
+        r"task 'add': \S+add\.train\.jsonl: row 2 has 200,\d+ tokens, more than train\.max_length 1024\. Raise it, or ",
+    ),
+    "an unknown role": (
+        lambda folder: (
+            task(train="add.jsonl", format="messages", columns={})(folder),
+            write("add.jsonl", '{"messages": [{"role": "robot", "content": "x"}]}\n')(folder),
+        )[0],
+        [],
+        r"task 'add': \S+: row 1 has a message of the unknown role 'robot' \(known: system, user, assistant\)",
+    ),
+    "a template with an unknown column": (
+        task(format="template", columns={"prompt": "{{ qestion }}", "completion": "{{ answer }}"}),
+        [],
+        r"task 'add': \S+: the template of 'prompt' names the column 'qestion', .* did you mean 'question'\?",
+    ),
+    "a weight of nothing": (
+        nothing,
+        ["tiny.yaml", "mix.weighting=explicit", "mix.tasks.add.weight=0"],
+        r"command line: mix\.tasks\.add\.weight=0: got 0; must be greater than 0",
+    ),
+    "a negative weight": (
+        nothing,
+        ["tiny.yaml", "mix.weighting=explicit", "mix.tasks.add.weight=-1"],
+        r"command line: mix\.tasks\.add\.weight=-1: got -1; must be greater than 0",
+    ),
+    "no temperature": (nothing, ["tiny.yaml", "mix.weighting=temperature"], r".*temperature weighting needs a temp"),
+    "a temperature for nothing": (
+        nothing,
+        ["tiny.yaml", "mix.temperature=2"],
+        r".*a temperature goes with 'weighting: ",
+    ),
+    "neither test nor holdout": (
+        nothing,
+        ["tiny.yaml", "mix.tasks.add.test=null"],
+        r".*exactly one of test and holdout must be given, and neither is",
+    ),
+    "test and holdout": (
+        nothing,
+        ["tiny.yaml", "mix.tasks.add.holdout={rows: 3}"],
+        r".*exactly one of test and holdout must be given, and test is there too",
+    ),
+    "a holdout of two sizes": (
+        nothing,
+        ["tiny.yaml", "mix.tasks.add.test=null", "mix.tasks.add.holdout={rows: 3, share: 0.5}"],
+        r".*exactly one of rows and share must be set",
+    ),
+    "no environment variable": (
+        task(train="$NOT_SET_ANYWHERE/add.jsonl"),
+        [],
+        r"mix\.yaml:1: mix\.tasks\.add\.train\.path: got '\$NOT_\S+'; there is no environment variable NOT_SET_",
+    ),
+    "no file of a pattern": (
+        task(train="none-*.jsonl"),
+        [],
+        r"task 'add': \S+none-\*\.jsonl: no file has a name like this",
+    ),
+    "stop and steps": (
+        nothing,
+        ["tiny.yaml", "train.stop=all_exhausted"],
+        r".*stop is all_exhausted, so neither steps nor epochs may be set",
+    ),
+    "a row too long for its micro-batch": (
+        nothing,
+        ["tiny.yaml", "train.micro_batch_tokens=100"],
+        r".*missing; must be at most micro_batch_tokens, which is 100",
+    ),
     # ------------------------------------------------------------ the model
+    "no chat template": (
+        nothing,
+        ["tiny.yaml", "model.chat_template=none.jinja"],
+        r"none\.jinja: the chat template cannot be read \(No such file or directory\)",
+    ),
     "no model folder": (nothing, ["tiny.yaml", "model.base=./none"], r"model '\S+none': there is no such folder"),
     "an empty folder": (
         lambda folder: (folder / "m").mkdir(),
