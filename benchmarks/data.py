@@ -143,8 +143,8 @@ def in_turns(runs: dict[str, Callable[[int], None]], rounds: int) -> dict[str, l
 class Memory:
     """The most memory that this process and its children have at once, looked at four times a second.
 
-    What several of them share counts once (the kernel's proportional set size). ``resident`` has the pages of mapped files in
-    it as well, which the kernel takes back whenever something else wants them.
+    What several of them share counts once (the kernel's proportional set size). ``resident`` has the pages of mapped
+    files in it as well, which the kernel takes back whenever something else wants them.
     """
 
     def __init__(self) -> None:

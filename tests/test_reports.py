@@ -15,7 +15,7 @@ from malora_cli.reports.sections.experts import distance, from_uniform
 from malora_cli.reports.sections.losses import training_curve
 from malora_cli.reports.sections.seesaw import Change, change
 from malora_cli.reports.sections.settings import flat
-from malora_cli.results import EvalEvent, RunRecord, RunStatus, Scores, TaskEval, TrainEvent
+from malora_cli.results import EvalEvent, RunRecord, RunStatus, Scores, TaskData, TaskEval, TrainEvent, UnusedRows
 from report_runs import HELD_OUT, TASKS, Page, bare_run, evaluation, full_run, held_out, loss, manifest, page, training
 
 
@@ -219,6 +219,13 @@ def test_mixture_counts_rows_and_examples(full: RunRecord) -> None:
     assert shown.row("mixture", "sums") == ["arithmetic", "33.3%", "400", "80", "100", "0.25"]
     assert shown.row("mixture", "3 tasks") == ["2 domains", "", "1,200", "240", "300", ""]
     assert "Three tasks." in shown.text("mixture")
+
+
+def test_the_mixture_says_what_was_not_used(bare: RunRecord) -> None:
+    unused = UnusedRows(reason="longer than 512 tokens", rows=1200, samples=[3])
+    data = {"sums": TaskData(source="a.jsonl", rows=5, sha256="0", unused=[unused])}
+    bare.write_manifest(bare.manifest.model_copy(update={"train_data": data}))
+    assert "1,200 training rows of sums were not used: longer than 512 tokens." in page(bare).text("mixture")
 
 
 def test_settings_read_like_the_recipe(full: RunRecord) -> None:

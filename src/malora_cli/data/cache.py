@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def cached(key: str, fill: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict
             with FileLock(folder.with_name(key + _LOCK)):
                 if not (folder / _ABOUT).is_file():
                     _fill(folder, fill)
-        os.utime(folder)  # when it was last used
+        with suppress(PermissionError):  # a cache that others share may be for reading only
+            os.utime(folder)  # when it was last used
         return folder, read_json(folder / _ABOUT)
     except OSError as error:
         raise DataError(

@@ -5,6 +5,7 @@ The words of the test rows are few enough to be kept as hashes; the training row
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,14 @@ def overlaps(splits: Mapping[str, tuple[Split, Split]]) -> dict[str, Overlap]:
     Args:
         splits: Training and test rows of each task.
     """
-    parts = [[train.key, None if train.picked is None else len(train), test.key] for train, test in splits.values()]
+    parts = [[train.key, _chosen(train), test.key] for train, test in splits.values()]
     _, found = cached(key_of("overlap", parts), lambda scratch: _scan(splits, scratch))
     counts = found["tasks"]
     return {name: Overlap(*pair) for name, pair in zip(splits, counts, strict=True)}
+
+
+def _chosen(split: Split) -> str | None:
+    return None if split.picked is None else hashlib.sha256(split.picked.tobytes()).hexdigest()
 
 
 def _scan(splits: Mapping[str, tuple[Split, Split]], _scratch: Path) -> dict[str, Any]:

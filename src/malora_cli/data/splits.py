@@ -8,14 +8,13 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
@@ -92,6 +91,10 @@ class Split:
     def _tokens(self) -> Dataset:
         return self.encoded.select_columns(["input_ids", "spans"])
 
+    @cached_property
+    def _counts(self) -> Dataset:
+        return self.encoded.select_columns(["tokens", "label_tokens"]).with_format("numpy")
+
     def examples(self, rows: Sequence[int], task: int) -> list[TrainExample]:
         """Some rows, as examples of task number ``task``."""
         chosen = rows if self.picked is None else self.picked[np.asarray(rows)].tolist()
@@ -103,9 +106,13 @@ class Split:
 
     def lengths(self, rows: Ints) -> Ints:
         """Tokens of some rows."""
+        return self._counted("tokens", rows)
+
+    def _counted(self, column: str, rows: Ints) -> Ints:
         chosen = rows if self.picked is None else self.picked[rows]
-        column = self.encoded.data.column("tokens")
-        return column.take(pa.array(chosen)).to_numpy().astype(np.int64)
+        if len(chosen) and chosen[-1] - chosen[0] == len(chosen) - 1 and (np.diff(chosen) == 1).all():
+            return np.asarray(self._counts[int(chosen[0]) : int(chosen[-1]) + 1][column], dtype=np.int64)
+        return np.asarray(self._counts[chosen.tolist()][column], dtype=np.int64)
 
     def longest_rows(self, count: int) -> list[int]:
         """The rows with the most tokens, longest first."""
@@ -126,7 +133,7 @@ class Split:
         return self.totals[1] if self.picked is None else self._sum("label_tokens")
 
     def _sum(self, column: str) -> int:
-        return int(pc.sum(self.encoded.data.column(column).take(pa.array(self.picked))).as_py())
+        return int(self._counted(column, np.arange(len(self))).sum())
 
     @property
     def too_long(self) -> int:
@@ -148,7 +155,7 @@ class Split:
         if rows is None or rows >= len(self.encoded):
             return self
         picked = np.sort(Shuffle(len(self.encoded), [*seed, _CAP])(np.arange(rows)))
-        return Split(**{**self.__dict__, "picked": picked})
+        return replace(self, picked=picked)
 
 
 _LONGER = "longer than"

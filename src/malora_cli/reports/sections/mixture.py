@@ -32,6 +32,7 @@ _TEMPLATE = """
 <td class="num">{{ train_rows|count }}</td><td class="num">{{ test_rows|count }}</td>
 {% if seen %}<td class="num">{{ seen.values()|sum|count }}</td><td></td>{% endif %}</tr></tfoot>
 </table></div>
+{% for line in unused %}<p>{{ line }}</p>{% endfor %}
 """
 
 
@@ -43,6 +44,13 @@ def _render(run: RunView) -> str | None:
         for name, loss in event.tasks.items():
             seen[name] = seen.get(name, 0) + loss.examples
     mix = run.recipe.get("mix")
+    splits = {"training": run.manifest.train_data, "test": run.manifest.test_data}
+    unused = [
+        f"{rows.rows:,} {split} rows of {name} were not used: {rows.reason}."
+        for split, tasks in splits.items()
+        for name, data in tasks.items()
+        for rows in data.unused
+    ]
     return render(
         _TEMPLATE,
         view=run,
@@ -50,6 +58,7 @@ def _render(run: RunView) -> str | None:
         domains=len({task.domain for task in run.tasks.values()}),
         top=max(run.manifest.task_share.values(), default=0.0) or 1.0,
         seen=seen,
+        unused=unused,
         train_rows=sum(data.rows for data in run.manifest.train_data.values()),
         test_rows=sum(data.rows for data in run.manifest.test_data.values()),
         description=mix.get("description") if isinstance(mix, dict) else None,
