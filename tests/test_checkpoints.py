@@ -211,7 +211,7 @@ def test_a_checkpoint_is_written_over_by_the_same_step(tmp_path: Path) -> None:
         scratch = checkpoints.begin(tmp_path, 3)
         (scratch / content).write_text("")
         final = checkpoints.commit(scratch)
-    assert [path.name for path in final.iterdir()] == ["new"]
+    assert sorted(path.name for path in final.iterdir()) == ["checkpoint.json", "new"]
 
 
 def test_random_generators_come_back(tmp_path: Path) -> None:

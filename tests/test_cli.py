@@ -265,7 +265,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(
     again = f"malora train {record.recipe_path} --resume"
     captured = capsys.readouterr()
     assert "step 1/6" not in captured.out
-    assert captured.err == f"interrupted: go on from the newest checkpoint with: {again}\n"
+    assert captured.err == f"interrupted: saved at step 3; go on from the newest checkpoint with: {again}\n"
     assert not record.finished
     assert run(*again.split()[1:]) == 0
     assert record.finished

@@ -73,6 +73,7 @@ APART = {
     "stop",
     "micro_batch_tokens",
 }
+APART |= {"stop", "not_finite", "max_skipped"}
 
 
 @pytest.fixture(scope="module")

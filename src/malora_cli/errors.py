@@ -4,7 +4,8 @@
     ├── RecipeError      a recipe, a mix or an override is wrong
     ├── DataError        a dataset, a row or a column is wrong
     ├── ModelError       a base model or an adapter cannot be had
-    └── RunError         a run folder is missing, in the way or damaged
+    ├── RunError         a run folder is missing, in the way or damaged
+    └── StoppedError     a run was told to stop
 
 Every message states what is wrong, where, why, and what to do about it. It is caught once, in
 ``malora_cli.cli``; ``--debug`` shows the traceback.
@@ -23,6 +24,7 @@ class MaloraError(Exception):
     """
 
     exit_code = 2
+    kind = "error"  # what stands before the message
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.what, self.where, self.fix = what, where, fix
@@ -47,3 +49,18 @@ class ModelError(MaloraError):
 
 class RunError(MaloraError):
     """A run folder is missing, in the way or damaged."""
+
+
+class StoppedError(MaloraError):
+    """A run was told to stop, and did so at the end of a step.
+
+    Args:
+        what: How far it came and how it goes on.
+        signal: Number of the signal.
+    """
+
+    kind = "interrupted"
+
+    def __init__(self, what: str, signal: int) -> None:
+        self.exit_code = 128 + signal  # as shells count
+        super().__init__(what)

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         typer.main.get_command(_application())(arguments, prog_name="malora", obj=options)
         code = 0
     except MaloraError as error:
-        code = _report("error", str(error), error.exit_code, options)
+        code = _report(error.kind, str(error), error.exit_code, options)
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except Exception as error:

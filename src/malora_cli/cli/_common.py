@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,14 +61,21 @@ def interruptible(record: RunRecord | None = None) -> Iterator[None]:
     Args:
         record: The run that is being trained; None where the same command goes on by itself.
     """
+    from malora_cli.errors import StoppedError
+
     try:
         yield
+    except StoppedError as stopped:
+        if record is None:
+            raise StoppedError("the same command goes on from here", stopped.exit_code - 128) from None
+        raise
     except KeyboardInterrupt:
         if record is None:
             typer.echo("interrupted: the same command goes on from here", err=True)
         elif record.exists:
-            again = shlex.join(["malora", "train", str(record.recipe_path), "--resume"])
-            typer.echo(f"interrupted: go on from the newest checkpoint with: {again}", err=True)
+            from malora_cli.train.run import how_to_go_on
+
+            typer.echo(f"interrupted: {how_to_go_on(record)}", err=True)
         else:
             typer.echo("interrupted before anything was written", err=True)
         raise

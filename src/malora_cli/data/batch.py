@@ -14,27 +14,15 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from malora_cli.data.encoding import Encoded
 from malora_cli.data.packing import packs
 
 
 @dataclass(frozen=True)
-class TrainExample:
-    """One encoded example and the task it belongs to.
+class TrainExample(Encoded):
+    """One encoded example and the number of the task it belongs to."""
 
-    Args:
-        input_ids: All of its tokens.
-        spans: First and last (excluded) position of each supervised answer.
-        task: Number of its task.
-    """
-
-    input_ids: Sequence[int]
-    spans: Sequence[tuple[int, int]]
     task: int
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens before the last answer."""
-        return self.spans[-1][0]
 
 
 class Batch(TypedDict):
@@ -62,6 +50,13 @@ class Packer:
 
     rows: int
     tokens: int | None = None
+
+    @property
+    def half(self) -> Packer | None:
+        """Micro-batches of half the size; None where one row is one already."""
+        if self.rows == 1:
+            return None
+        return Packer(self.rows // 2, None if self.tokens is None else max(1, self.tokens // 2))
 
     def __call__(self, examples: Sequence[TrainExample]) -> list[Batch]:
         """The micro-batches."""

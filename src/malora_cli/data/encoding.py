@@ -25,8 +25,8 @@ class Encoded:
         spans: First and last (excluded) position of each supervised answer, end-of-turn token included.
     """
 
-    input_ids: list[int]
-    spans: list[tuple[int, int]]
+    input_ids: Sequence[int]
+    spans: Sequence[tuple[int, int]]
 
     @property
     def prompt_tokens(self) -> int:

@@ -104,6 +104,11 @@ class Split:
             for ids, spans in zip(found["input_ids"], found["spans"], strict=True)
         ]
 
+    def source_rows(self, rows: Sequence[int]) -> list[int]:
+        """The numbers of some rows in their source, from 1."""
+        chosen = rows if self.picked is None else self.picked[np.asarray(rows)].tolist()
+        return [int(row) + 1 for row in self.encoded[list(chosen)]["row"]]
+
     def lengths(self, rows: Ints) -> Ints:
         """Tokens of some rows."""
         return self._counted("tokens", rows)

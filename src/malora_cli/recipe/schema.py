@@ -79,6 +79,10 @@ class TrainSettings(Settings):
     eval_rows: Count = Field(default=16, description="Held-out rows of each task for that loss")
     checkpoint_every: Count = Field(default=50, description="Steps from one checkpoint to the next")
     keep_checkpoints: Count = Field(default=2, description="Newest checkpoints to keep")
+    not_finite: Literal["halt", "skip"] = Field(
+        default="halt", description="What becomes of a step whose loss or gradient is no number"
+    )
+    max_skipped: Count = Field(default=10, description="Steps that may be skipped in a row before the run halts")
     gradient_checkpointing: bool = Field(default=False, description="Less memory for about a third more time")
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
         default=(), description="Trackers that receive the metrics besides the run folder"

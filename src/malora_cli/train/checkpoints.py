@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from malora_cli.results import read_json, write_json
+from malora_cli.results import file_sha256, read_json, write_json
 
 _NAME = re.compile(r"step-(\d+)")
 _TENSORS = "training_state.safetensors"
 _VALUES = "training_state.json"
+_CONTENTS = "checkpoint.json"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -47,6 +49,30 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where they are those that were written."""
+    try:
+        files = read_json(checkpoint / _CONTENTS)["files"]
+        wrong = next((name for name, sha256 in files.items() if file_sha256(checkpoint / name) != sha256), None)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return f"{getattr(error, 'filename', None) or checkpoint / _CONTENTS} cannot be read"
+    return f"{wrong} is not what was written" if wrong else None
+
+
+def newest_intact(folder: Path) -> Path | None:
+    """The newest checkpoint that is as it was written; damaged ones are warned of and taken away.
+
+    Taken away, since they would count among those to keep, and the run writes them again.
+    """
+    for checkpoint in reversed(checkpoints(folder)):
+        wrong = damage(checkpoint)
+        if wrong is None:
+            return checkpoint
+        warnings.warn(f"checkpoint {checkpoint} is damaged ({wrong}); an earlier one is taken", stacklevel=2)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return None
+
+
 def begin(folder: Path, step: int) -> Path:
     """A scratch folder for the checkpoint of a step; `commit` makes it one."""
     scratch = folder / f".writing-{checkpoint_path(folder, step).name}"
@@ -56,7 +82,9 @@ def begin(folder: Path, step: int) -> Path:
 
 
 def commit(scratch: Path) -> Path:
-    """Flush a scratch folder to disk and give it its name, in one rename."""
+    """Note the hash of every file of a scratch folder, flush it to disk and give it its name, in one rename."""
+    files = {str(path.relative_to(scratch)): file_sha256(path) for path in scratch.rglob("*") if path.is_file()}
+    write_json(scratch / _CONTENTS, {"files": files})
     for path in scratch.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import platform
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,17 +24,19 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.data.mixture import Mixture, lay_out
 from malora_cli.data.splits import Split
 from malora_cli.data.tasks import Task, load_tasks
-from malora_cli.errors import MaloraError, RecipeError, RunError
+from malora_cli.errors import MaloraError, RecipeError, RunError, StoppedError
 from malora_cli.modeling import BaseModel, count_parameters, load_base, load_tokenizer, resolve_base, wrap
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Manifest, RunRecord, RunStatus, TaskData, TrainEvent, utc_now
 from malora_cli.train import checkpoints
 from malora_cli.train.probe import StepCost, measure_longest_step
-from malora_cli.train.trainer import MaloraTrainer, Pace
+from malora_cli.train.stopping import StopRequest
+from malora_cli.train.trainer import MaloraTrainer, Pace, StopAtStep
 from malora_cli.train.view import View
 
 #: What a resumed run may change: how it is watched, not what is learned.
 _MAY_CHANGE = {"log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_checkpoints", "report_to"}
+_MAY_CHANGE |= {"not_finite", "max_skipped"}
 _PACKAGES = ("malora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -114,7 +117,7 @@ def train(
         record.metrics.append(event)
         view.show(event)
 
-    pace = Pace(recipe.train.eval_rows, recipe.train.keep_checkpoints, report, view.tick)
+    pace = Pace(recipe.train, record.path / "trouble", report, view.tick)
     trainer = MaloraTrainer(
         model,
         arguments,
@@ -124,14 +127,23 @@ def train(
         pace=pace,
         checkpoint=checkpoint,
     )
-    with view.running(materials.mixture.steps, materials.mixture.share):
+    with StopRequest() as stop, view.running(materials.mixture.steps, materials.mixture.share):
+        trainer.add_callback(StopAtStep(stop))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.signal is not None and trainer.state.global_step < materials.mixture.steps:
+        raise StoppedError(f"saved at step {trainer.state.global_step:,}; {how_to_go_on(record)}", stop.signal)
     model.save_pretrained(record.adapter_dir)
     if (geometry := analyse_experts(model)) is not None:
         geometry.save(record.experts_path)
     done = {"status": RunStatus.FINISHED, "steps": trainer.state.global_step, "train_seconds": trainer.seconds}
     record.write_manifest(manifest.model_copy(update=done))
     return record
+
+
+def how_to_go_on(record: RunRecord) -> str:
+    """The command that resumes a run, to stand at the end of a message."""
+    again = shlex.join(["malora", "train", str(record.recipe_path), "--resume"])
+    return f"go on from the newest checkpoint with: {again}"
 
 
 def _check_surroundings(recipe: Recipe) -> None:
@@ -181,7 +193,7 @@ def _resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
     if record.finished:
         raise RunError("this run is finished", where=str(record.path), fix=f"Evaluate it: malora eval {record.path}")
     check_same_recipe(record, loaded)
-    return next(reversed(checkpoints.checkpoints(record.checkpoints_dir)), None)
+    return checkpoints.newest_intact(record.checkpoints_dir)
 
 
 def _continued(record: RunRecord, manifest: Manifest) -> Manifest:

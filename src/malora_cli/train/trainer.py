@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,23 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from malora_cli.adapters.routing import routing_of, scale_balance_with
-from malora_cli.data.batch import Batch, Packer, collate
+from malora_cli.data.batch import Batch, Packer, TrainExample, collate
 from malora_cli.data.mixture import Mixture
 from malora_cli.data.tasks import Task, in_lots
+from malora_cli.errors import RunError
 from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import token_nats
+from malora_cli.recipe import TrainSettings
 from malora_cli.results import EvalEvent, TrainEvent
-from malora_cli.train import checkpoints
+from malora_cli.train import checkpoints, trouble
+from malora_cli.train.stopping import StopRequest
 from malora_cli.train.task_losses import TaskLosses, diverged
 
 
@@ -53,21 +58,45 @@ class EachStep(TrainerCallback):
         return control
 
 
-@dataclass(frozen=True)
-class Pace:
-    """What the trainer does how often, beside the arguments of transformers.
+class StopAtStep(TrainerCallback):
+    """Saves and ends the training at the end of the step in which it was told to stop.
 
     Args:
-        eval_rows: Held-out rows a task at an evaluation.
-        keep_checkpoints: Newest checkpoints to keep.
+        request: Knows whether it was.
+    """
+
+    def __init__(self, request: StopRequest) -> None:
+        self.request = request
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Look whether it is time."""
+        if self.request.signal is not None:
+            control.should_save = control.should_log = control.should_training_stop = True
+        return control
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the trainer does how often and whom it tells, beside the arguments of transformers.
+
+    Args:
+        settings: The recipe's.
+        trouble: Folder for the rows of steps that went wrong.
         report: Receives every log step and evaluation.
         tick: Receives the number of every step that is done.
     """
 
-    eval_rows: int
-    keep_checkpoints: int
+    settings: TrainSettings
+    trouble: Path
     report: Callable[[TrainEvent | EvalEvent], None]
     tick: Callable[[int], None]
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory did not suffice; on the CPU nothing but the message tells."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class MaloraTrainer(Trainer):
@@ -99,7 +128,7 @@ class MaloraTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=packer,
+            data_collator=list,  # parted into micro-batches when the step begins
             train_dataset=mixture,
             eval_dataset=tasks,
             callbacks=[EachStep(pace.tick)],
@@ -107,8 +136,11 @@ class MaloraTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # The loss is divided by the supervised tokens of the whole step, so that its parting changes nothing.
         self.loss_is_scaled_for_ga = True
-        self.tasks, self.pace = tasks, pace
-        self.seconds_before = checkpoints.load_extra(checkpoint)["seconds"] if checkpoint else 0.0
+        self.mixture, self.tasks, self.packer, self.pace = mixture, tasks, packer, pace
+        extra = checkpoints.load_extra(checkpoint) if checkpoint else {}
+        self.seconds_before, self.skipped = extra.get("seconds", 0.0), extra.get("skipped", 0)
+        if "packer" in extra:  # smaller than the recipe's, where memory did not suffice
+            self.packer = Packer(*extra["packer"])
         self.task_losses = TaskLosses([task.name for task in tasks], args.device)
         self.routing = routing_of(model)
         if self.routing is not None:
@@ -125,13 +157,81 @@ class MaloraTrainer(Trainer):
         """The mixture is in its order already; a resumed run skips positions, which costs no row."""
         return SequentialSampler(self.train_dataset)
 
-    def _get_num_items_in_batch(self, batch_samples: list[list[Batch]], device: torch.device) -> Tensor:
-        return torch.tensor(sum(len(batch["targets"]) for step in batch_samples for batch in step), device=device)
+    def _get_num_items_in_batch(self, batch_samples: list[list[TrainExample]], device: torch.device) -> Tensor:
+        return torch.tensor(sum(example.label_tokens for step in batch_samples for example in step), device=device)
 
-    def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: Tensor | None = None) -> Tensor:
-        """Gradients of one optimiser step, a micro-batch at a time; their losses are parts of one mean, so they add."""
-        losses = [super(MaloraTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs]
-        return torch.stack(losses).sum()
+    def training_step(
+        self, model: nn.Module, inputs: list[TrainExample], num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """Gradients of one optimiser step, a micro-batch at a time; their losses are parts of one mean, so they add.
+
+        Where memory does not suffice, the step begins again in micro-batches of half the size, which are kept to.
+        """
+        sums, tokens = self.task_losses.sums_3N.clone(), self._tokens
+        while True:
+            try:
+                batches = self.packer(inputs)
+                step = super().training_step
+                loss = torch.stack([step(model, batch, num_items_in_batch) for batch in batches]).sum()
+                break
+            except RuntimeError as error:  # that of CUDA is one as well
+                if not out_of_memory(error):
+                    raise
+                self._halve(error)
+            self._forget(sums, tokens)
+        if torch.isfinite(loss):
+            self.skipped = 0
+            return loss
+        self._forget(sums, tokens)
+        self._trouble("loss")
+        return torch.zeros_like(loss)
+
+    def _forget(self, sums_3N: Tensor, tokens: int) -> None:
+        """Take back what the step has left behind so far."""
+        self.model.zero_grad(set_to_none=True)
+        self.task_losses.sums_3N.copy_(sums_3N)
+        self._tokens = tokens
+        if self.routing is not None:
+            self.routing.tally = self.routing.new_tally(self.model)
+
+    def _halve(self, error: RuntimeError) -> None:
+        smaller = self.packer.half
+        if smaller is None:
+            raise RunError(
+                "a micro-batch of one row does not fit into memory",
+                where=f"step {self.state.global_step + 1}",
+                fix="Set train.max_length lower, or train.gradient_checkpointing to true.",
+            ) from error
+        self.packer = smaller
+        sizes = f"{smaller.rows} rows" + (f" or {smaller.tokens} tokens" if smaller.tokens is not None else "")
+        warnings.warn(
+            f"step {self.state.global_step + 1} does not fit into memory; from here on micro-batches are of at most "
+            f"{sizes}, and the optimiser sees the same rows as before",
+            stacklevel=2,
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm before clipping, looked at: a gradient that is no number would make every weight one."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # float16 scales the loss by trial and error, and itself skips the steps whose gradients overflow.
+        if norm is not None and not math.isfinite(norm) and self.accelerator.scaler is None:
+            self._trouble("gradient")
+        return norm
+
+    def _trouble(self, what: str) -> None:
+        """Write down the rows of this step; halt, or go on without it where the recipe says so."""
+        step, settings = self.state.global_step, self.pace.settings
+        rows = trouble.rows_of_step(self.model, self.mixture, step)
+        if self.routing is not None:
+            self.routing.tally = self.routing.new_tally(self.model)
+        error = trouble.not_finite(what, rows, step, trouble.write_down(rows, what, step, self.pace.trouble))
+        if settings.not_finite == "halt" or self.skipped >= settings.max_skipped:
+            raise error
+        self.skipped += 1
+        self.model.zero_grad(set_to_none=True)
+        warnings.warn(f"{error.where}: {error.what}; this step is skipped", stacklevel=2)
 
     def compute_loss(
         self,
@@ -189,7 +289,7 @@ class MaloraTrainer(Trainer):
         losses, tallies = {}, {}
         size = self.args.per_device_eval_batch_size
         for index, task in enumerate(self.tasks):
-            batches = map(collate, in_lots(task.test, index, limit=self.pace.eval_rows, size=size))
+            batches = map(collate, in_lots(task.test, index, limit=self.pace.settings.eval_rows, size=size))
             try:
                 result = held_out(self.model, batches)
             except ValidationError as error:  # results hold finite numbers only
@@ -217,13 +317,36 @@ class MaloraTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         started = time.perf_counter()
         folder = Path(self.args.output_dir)
-        scratch = checkpoints.begin(folder, self.state.global_step)
-        self.model.save_pretrained(scratch)
-        checkpoints.save_training_state(scratch, self.optimizer, self.lr_scheduler, {"seconds": self.seconds})
-        self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
-        checkpoints.commit(scratch)
-        checkpoints.prune(folder, self.pace.keep_checkpoints)
+        self._check_weights()
+        extra = {
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "packer": [self.packer.rows, self.packer.tokens],
+        }
+        try:
+            scratch = checkpoints.begin(folder, self.state.global_step)
+            self.model.save_pretrained(scratch)
+            checkpoints.save_training_state(scratch, self.optimizer, self.lr_scheduler, extra)
+            self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
+            checkpoints.commit(scratch)
+        except (OSError, SafetensorError) as error:  # which is what a full disk is to safetensors
+            checkpoints.prune(folder, self.pace.settings.keep_checkpoints)
+            raise RunError(
+                f"the checkpoint of step {self.state.global_step} cannot be written ({error})",
+                where=str(folder),
+                fix="Free some space and go on with --resume: the checkpoint before it is whole.",
+            ) from error
+        checkpoints.prune(folder, self.pace.settings.keep_checkpoints)
         self._pause_since(started)
+
+    def _check_weights(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise RunError(
+                    f"the weights are no finite numbers any more ({name}), so they are not saved",
+                    where=f"step {self.state.global_step}",
+                    fix="Train again under another name (output.name=NAME) with a lower train.learning_rate.",
+                )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

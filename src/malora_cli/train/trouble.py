@@ -1,0 +1,81 @@
+"""A loss or a gradient that is no number: which rows did it, and what becomes of the run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from malora_cli.data.batch import collate
+from malora_cli.data.mixture import Mixture
+from malora_cli.errors import RunError
+from malora_cli.modeling.loss import example_nats
+from malora_cli.results import write_json
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the step in question; ``row`` counts from 1 in its source, ``nats`` is None where it is no number."""
+
+    task: str
+    source: str
+    row: int
+    tokens: int
+    nats: float | None
+
+
+def rows_of_step(model: nn.Module, mixture: Mixture, step: int) -> list[Row]:
+    """The rows of an optimiser step, each with its loss under the model as it stands, dropout aside.
+
+    Args:
+        model: The model.
+        mixture: The rows in their order.
+        step: Steps done before.
+    """
+    positions = step * mixture.batch_size + np.arange(mixture.batch_size)
+    tasks, rows = mixture.order.at(positions)
+    found = []
+    for task, row, example in zip(tasks.tolist(), rows.tolist(), mixture.__getitems__(positions.tolist()), strict=True):
+        [(nats, _)] = example_nats(model, [collate([example])])
+        split = mixture.tasks[task].train
+        [number] = split.source_rows([row])
+        loss = nats if math.isfinite(nats) else None
+        found.append(Row(mixture.tasks[task].name, split.source, number, len(example.input_ids), loss))
+    return found
+
+
+def write_down(rows: list[Row], what: str, step: int, folder: Path) -> Path:
+    """Keep the rows of a step that went wrong in the run folder."""
+    path = folder / f"step-{step + 1:07d}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"step": step + 1, "what": what, "rows": [row.__dict__ for row in rows]})
+    return path
+
+
+def culprits(rows: list[Row]) -> str:
+    """The rows whose own loss is no number, or all tasks of the step where none is by itself."""
+    guilty = [row for row in rows if row.nats is None]
+    if guilty and len(guilty) < len(rows):
+        return ", ".join(f"row {row.row} of task '{row.task}'" for row in guilty[:3]) + (" ..." if guilty[3:] else "")
+    tasks = ", ".join(dict.fromkeys(f"'{row.task}'" for row in rows))
+    return f"rows of {tasks}"
+
+
+def not_finite(what: str, rows: list[Row], step: int, path: Path) -> RunError:
+    """What a run ends with: nothing that comes after could be a number.
+
+    Args:
+        what: ``"loss"`` or ``"gradient"``.
+        rows: The rows of the step.
+        step: Steps done before.
+        path: Where the rows are written down.
+    """
+    return RunError(
+        f"the {what} is not a finite number ({culprits(rows)}; all rows of the step: {path})",
+        where=f"step {step + 1}",
+        fix="Train again under another name (output.name=NAME) with a lower train.learning_rate, or set "
+        "train.not_finite to skip.",
+    )

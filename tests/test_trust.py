@@ -1,0 +1,350 @@
+"""Training that can be trusted: what stops it, what it survives, and what it never writes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from malora_cli.data.batch import Packer
+from malora_cli.errors import RunError, StoppedError
+from malora_cli.results import RunRecord
+from malora_cli.train import checkpoints
+from malora_cli.train import trainer as trainer_module
+from train_runs import adapter, load, losses, measured, same_weights, train_run, workplace
+
+HERE = str(Path(__file__).parent)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    return workplace(tmp_path_factory.mktemp("trust"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> RunRecord:
+    return train_run(recipe, "output.name=whole")
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    return "output.name=" + "".join(c if c.isalnum() else "-" for c in request.node.name)
+
+
+def record_of(recipe: Path, override: str) -> RunRecord:
+    return RunRecord(recipe.parent / "runs" / override.partition("=")[2])
+
+
+# ---------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_step_and_the_run_goes_on(
+    number: signal.Signals, code: int, recipe: Path, whole: RunRecord, name: str
+) -> None:
+    def send(step: int) -> None:
+        if step == 3:
+            signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(StoppedError, match=r"saved at step 3; go on .* with: malora train \S+ --resume") as caught:
+        train_run(recipe, name, at_step=send)
+    assert caught.value.exit_code == code
+    assert signal.getsignal(number) is before
+    record = record_of(recipe, name)
+    assert checkpoints.step_of(checkpoints.checkpoints(record.checkpoints_dir)[-1]) == 3  # no multiple of 2
+    resumed = train_run(recipe, name, resume=True)
+    assert same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_second_signal_leaves_at_once(
+    number: signal.Signals, raised: type[BaseException], recipe: Path, name: str
+) -> None:
+    def send(step: int) -> None:
+        if step == 3:
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+
+    with pytest.raises(raised):
+        train_run(recipe, name, at_step=send)
+    saved = checkpoints.checkpoints(record_of(recipe, name).checkpoints_dir)
+    assert [checkpoints.step_of(path) for path in saved] == [2]
+
+
+def test_a_signal_in_the_last_step_ends_nothing(recipe: Path, name: str, whole: RunRecord) -> None:
+    record = train_run(recipe, name, at_step=lambda step: signal.raise_signal(signal.SIGTERM) if step == 6 else None)
+    assert record.finished
+    assert same_weights(whole, record)
+
+
+# ---------------------------------------------------------------- a kill at any moment
+
+_KILLED = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from train_runs import train_run\n"
+    "print('up', flush=True)\ntrain_run(Path(sys.argv[2]), sys.argv[3], resume=sys.argv[4] == 'True')"
+)
+
+
+@pytest.mark.parametrize("after", [1.5, 3.0])
+def test_a_kill_at_any_moment_loses_nothing(after: float, recipe: Path, whole: RunRecord, name: str) -> None:
+    """The benchmark does this thirty times; where the clock stands when it comes is chance."""
+    record = record_of(recipe, name)
+    arguments = [sys.executable, "-c", _KILLED, HERE, str(recipe), name, "False"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(after)
+        process.kill()
+    resumed = record if record.finished else train_run(recipe, name, resume=record.exists)
+    assert same_weights(whole, resumed)
+    assert measured(whole) == measured(resumed)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def _stopped_at(recipe: Path, step: int, *overrides: str) -> None:
+    with pytest.raises(StoppedError):
+        train_run(
+            recipe,
+            *overrides,
+            at_step=lambda done: signal.raise_signal(signal.SIGINT) if done == step else None,
+        )
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [_cut, _flip, Path.unlink])
+@pytest.mark.parametrize(
+    "file", ["adapter_model.safetensors", "training_state.safetensors", "training_state.json", "checkpoint.json"]
+)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+    harm: Callable[[Path], None], file: str, recipe: Path, whole: RunRecord, name: str
+) -> None:
+    if (file, harm) == ("checkpoint.json", _flip):
+        pytest.skip("another letter in a hash is another file's damage")
+    _stopped_at(recipe, 5, name)
+    newest = checkpoints.checkpoints(record_of(recipe, name).checkpoints_dir)[-1]
+    harm(newest / file)
+    with pytest.warns(UserWarning, match=rf"checkpoint \S+{newest.name} is damaged .* an earlier one is taken"):
+        resumed = train_run(recipe, name, resume=True)
+    assert same_weights(whole, resumed)
+
+
+def test_where_every_checkpoint_is_damaged_the_run_begins_anew(recipe: Path, whole: RunRecord, name: str) -> None:
+    _stopped_at(recipe, 5, name)
+    for path in checkpoints.checkpoints(record_of(recipe, name).checkpoints_dir):
+        _cut(path / "adapter_model.safetensors")
+    with pytest.warns(UserWarning, match="is damaged") as caught:
+        resumed = train_run(recipe, name, resume=True)
+    assert len([one for one in caught if "is damaged" in str(one.message)]) == 2
+    assert same_weights(whole, resumed)
+
+
+_FULL = (
+    "import resource, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
+    "from train_runs import train_run\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "def fill(step):\n    if step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, -1))\n"
+    "try:\n    train_run(Path(sys.argv[2]), sys.argv[3], at_step=fill)\n"
+    "except Exception as error:\n    print(type(error).__name__, error)\n    sys.exit(3)"
+)
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(recipe: Path, whole: RunRecord, name: str) -> None:
+    """Files cannot grow beyond a limit from step 3 on, so the checkpoint of step 4 does not fit."""
+    arguments = [sys.executable, "-c", _FULL, HERE, str(recipe), name]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert ended.returncode == 3, ended.stderr
+    line = ended.stdout.splitlines()[-1]
+    assert line.startswith("RunError ")
+    assert "the checkpoint of step 4 cannot be written" in line
+    assert "the checkpoint before it is whole" in line
+    folder = record_of(recipe, name).checkpoints_dir
+    assert [path.name for path in folder.iterdir()] == ["step-0000002"]
+    assert same_weights(whole, train_run(recipe, name, resume=True))
+
+
+# ---------------------------------------------------------------- what is no number
+
+
+def _poison(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], bool]) -> None:
+    """Make the loss of some batches not a number, as an overflow would."""
+    plain = trainer_module.token_nats
+
+    def poisoned(model: Any, batch: Any) -> torch.Tensor:
+        nats = plain(model, batch)
+        return nats * torch.nan if spoil(batch) else nats
+
+    monkeypatch.setattr(trainer_module, "token_nats", poisoned)
+    monkeypatch.setattr("malora_cli.modeling.loss.token_nats", poisoned)
+
+
+def _holds_row_of(recipe: Path, text: str) -> Callable[[Any], bool]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(load(recipe).recipe.model.base)
+    return lambda batch: text in tokenizer.decode(batch["input_ids"][0])
+
+
+def test_a_loss_that_is_no_number_names_the_row(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _poison(monkeypatch, _holds_row_of(recipe, "copy bal"))
+    with pytest.raises(RunError) as caught:
+        train_run(recipe, name, "train.steps=20")
+    message = str(caught.value)
+    assert "the loss is not a finite number (row 1 of task 'copy'; all rows of the step: " in message
+    [path] = (record_of(recipe, name).path / "trouble").iterdir()
+    written = json.loads(path.read_text())
+    assert len(written["rows"]) == 6
+    assert [row["row"] for row in written["rows"] if row["nats"] is None] == [1]
+    assert {row["source"] for row in written["rows"] if row["task"] == "copy"} == {
+        str(recipe.parent / "copy.train.jsonl")
+    }
+    for event in record_of(recipe, name).metrics.train():
+        assert all(task.nats == task.nats for task in event.tasks.values())
+
+
+def test_such_steps_can_be_skipped_up_to_a_bound(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _poison(monkeypatch, lambda batch: True)
+    monkeypatch.setattr(trainer_module.MaloraTrainer, "evaluate", lambda self, *_, **__: {})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(RunError, match=r"^step 3: the loss is not a finite number"):
+            train_run(recipe, name, "train.not_finite=skip", "train.max_skipped=2")
+    skipped = [str(one.message) for one in caught if "this step is skipped" in str(one.message)]
+    assert [text.partition(":")[0] for text in skipped] == ["step 1", "step 2"]
+
+
+def test_a_skipped_step_changes_no_weight(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _poison(monkeypatch, lambda batch: bool(torch.is_grad_enabled()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        record = train_run(recipe, name, "train.not_finite=skip", "train.max_skipped=9")
+    monkeypatch.undo()
+    untrained = train_run(recipe, f"{name}-untrained", "train.learning_rate=1e-30", "train.weight_decay=0")
+    one, two = adapter(record), adapter(untrained)
+    assert all(torch.allclose(one[key], two[key]) for key in one)
+    assert all(event.tasks == {} for event in record.metrics.train())
+
+
+def test_a_gradient_that_is_no_number_is_caught(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = trainer_module.token_nats
+
+    def steep(model: Any, batch: Any) -> torch.Tensor:
+        nats = plain(model, batch)
+        if nats.requires_grad:
+            nats.register_hook(lambda gradient: gradient * torch.inf)
+        return nats
+
+    monkeypatch.setattr(trainer_module, "token_nats", steep)
+    with pytest.raises(RunError, match=r"^step 1: the gradient is not a finite number"):
+        train_run(recipe, name)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(self: Any, step: int) -> None:
+        if step == 2:
+            next(p for p in trained.model.parameters() if p.requires_grad).data.fill_(torch.nan)
+
+    start = trainer_module.MaloraTrainer.__init__
+
+    def remember(self: Any, *arguments: Any, **options: Any) -> None:
+        nonlocal trained
+        trained = self
+        start(self, *arguments, **options)
+
+    trained: Any = None
+    monkeypatch.setattr(trainer_module.MaloraTrainer, "__init__", remember)
+    with pytest.raises(RunError, match=r"^step 2: the weights are no finite numbers any more \(base_model"):
+        train_run(recipe, name, at_step=lambda step: spoil(None, step))
+    assert checkpoints.checkpoints(record_of(recipe, name).checkpoints_dir) == []
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Memory for two rows at once and no more; holds what was tried."""
+    tried: list[int] = []
+    plain = trainer_module.token_nats
+
+    def limited(model: Any, batch: Any) -> torch.Tensor:
+        rows = int((batch["position_ids"] == 0).sum())
+        if torch.is_grad_enabled():
+            tried.append(rows)
+            if rows > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, batch)
+
+    monkeypatch.setattr(trainer_module, "token_nats", limited)
+    return tried
+
+
+def test_where_memory_does_not_suffice_micro_batches_halve(
+    recipe: Path, name: str, crowded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = ["method.lora_dropout=0", "train.learning_rate=1e-4", "train.micro_batch_size=6"]
+    with pytest.warns(UserWarning, match="step 1 does not fit into memory") as caught:
+        record = train_run(recipe, name, *same)
+    assert [str(one.message) for one in caught if "micro-batches are of at most" in str(one.message)][-1].endswith(
+        "at most 1 rows, and the optimiser sees the same rows as before"
+    )
+    assert crowded[:2] == [6, 3]
+    assert set(crowded[2:]) == {1}  # kept to from then on
+    monkeypatch.undo()
+    plain = train_run(recipe, f"{name}-plain", *same)
+    for one, other in zip(losses(record), losses(plain), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_resumed_run_keeps_to_the_smaller_micro_batches(recipe: Path, name: str, crowded: list[int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _stopped_at(recipe, 3, name)
+        crowded.clear()
+        train_run(recipe, name, resume=True)
+    assert set(crowded) == {1}
+
+
+def test_one_row_that_does_not_fit_is_one_line(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(model: Any, batch: Any) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+    monkeypatch.setattr(trainer_module, "token_nats", full)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RunError, match=r"^step 1: a micro-batch of one row does not fit into memory"):
+            train_run(recipe, name)
+
+
+def test_other_errors_are_not_taken_for_it(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: Any, batch: Any) -> torch.Tensor:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(trainer_module, "token_nats", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train_run(recipe, name)
+
+
+def test_half_a_packer() -> None:
+    assert Packer(6, 100).half == Packer(3, 50)
+    assert Packer(3).half == Packer(1)
+    assert Packer(1, 100).half is None
