@@ -19,7 +19,7 @@ import torch
 from malora_cli.errors import MaloraError, RunError
 from malora_cli.results import RunRecord, RunStatus
 from malora_cli.train import checkpoints
-from train_runs import Killed, adapter, kill_at, load, measured, rewrite, same_weights, train_run, workplace
+from train_runs import Killed, kill_at, load, measured, rewrite, same_weights, train_run, workplace
 
 SAFE = {".safetensors", ".json", ".md"}
 _NUMBERS = itertools.count()
@@ -222,10 +222,10 @@ def test_random_generators_come_back(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW([parameter])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     draw()  # leaves the second half of a pair of normal numbers behind
-    checkpoints.save_training_state(tmp_path, optimizer, scheduler, {"seconds": 1.5})
+    checkpoints.save_training_state(tmp_path, optimizer, scheduler, [checkpoints.random_state()], {"seconds": 1.5})
     expected = draw()
     draw()
-    checkpoints.load_random_state(tmp_path)
+    checkpoints.load_random_state(tmp_path, 0)
     assert draw() == expected
     assert checkpoints.load_extra(tmp_path) == {"seconds": 1.5}
 
@@ -245,7 +245,7 @@ def test_optimizer_and_schedule_come_back(tmp_path: Path) -> None:
     parameter, optimizer, scheduler = start()
     for _ in range(3):
         step(parameter, optimizer, scheduler)
-    checkpoints.save_training_state(tmp_path, optimizer, scheduler, {})
+    checkpoints.save_training_state(tmp_path, optimizer, scheduler, [checkpoints.random_state()], {})
     other, other_optimizer, other_scheduler = start()
     other.data.copy_(parameter.data)
     checkpoints.load_optimizer_and_scheduler(tmp_path, other_optimizer, other_scheduler)
@@ -369,13 +369,3 @@ def test_bad_input_leaves_nothing_behind(
     named = next(name)
     assert error in _refusal(MaloraError, recipe, override, named)
     assert not _record(recipe, named).path.exists()
-
-
-def test_several_processes_are_refused(recipe: Path, name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    override = next(name)
-    message = _refusal(MaloraError, recipe, override)
-    assert message.startswith("WORLD_SIZE=2: training in several processes is not supported yet. Start `malora train`")
-    assert not _record(recipe, override).path.exists()
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert adapter(train_run(recipe, override, "train.steps=1"))

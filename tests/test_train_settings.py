@@ -6,7 +6,7 @@ A field that nothing reads would be a setting that silently does nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from malora_cli.data import batch as batch_module
-from malora_cli.data.batch import TrainExample
+from malora_cli.data.batch import Packer, TrainExample
 from malora_cli.errors import DataError, ModelError
 from malora_cli.modeling import base as base_module
 from malora_cli.recipe.schema import ModelSettings, OutputSettings, TrainSettings
@@ -124,13 +123,14 @@ def test_rows_are_packed_by_their_tokens(recipe: Path, name: Iterator[str], monk
     same = ["method.lora_dropout=0", "train.learning_rate=1e-4"]
     alone = train_run(recipe, *same, "train.micro_batch_size=1", next(name))
     seen: list[int] = []
-    collate = batch_module.collate
+    parted = Packer.parted
 
-    def spy(examples: list[TrainExample]) -> Any:
-        seen.append(sum(len(example.input_ids) for example in examples))
-        return collate(examples)
+    def spy(self: Packer, examples: Sequence[TrainExample]) -> list[list[TrainExample]]:
+        found = parted(self, examples)
+        seen.extend(sum(len(example.input_ids) for example in pack) for pack in found)
+        return found
 
-    monkeypatch.setattr(batch_module, "collate", spy)
+    monkeypatch.setattr(Packer, "parted", spy)
     packing = ["train.micro_batch_size=6", "train.micro_batch_tokens=80", "train.max_length=64"]
     packed = train_run(recipe, *same, *packing, next(name))
     assert max(seen) <= 80
@@ -179,13 +179,14 @@ def test_rows_that_go_through_the_model_at_once(
     rows: int, recipe: Path, name: Iterator[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    collate = batch_module.collate
+    parted = Packer.parted
 
-    def spy(examples: list[TrainExample]) -> Any:
-        seen.append(len(examples))
-        return collate(examples)
+    def spy(self: Packer, examples: Sequence[TrainExample]) -> list[list[TrainExample]]:
+        found = parted(self, examples)
+        seen.extend(map(len, found))
+        return found
 
-    monkeypatch.setattr(batch_module, "collate", spy)  # evaluations call it by another name
+    monkeypatch.setattr(Packer, "parted", spy)
     train_run(recipe, f"train.micro_batch_size={rows}", "train.steps=1", next(name))
     assert seen == [rows] * (6 // rows)
 

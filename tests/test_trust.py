@@ -73,6 +73,8 @@ def test_a_second_signal_leaves_at_once(
     def send(step: int) -> None:
         if step == 3:
             signal.raise_signal(number)
+            signal.raise_signal(number)  # at the same moment: the launcher's echo, not another wish
+            time.sleep(0.6)
             signal.raise_signal(number)
 
     with pytest.raises(raised):

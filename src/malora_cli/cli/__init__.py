@@ -7,6 +7,7 @@ are imported inside the commands, so that ``malora --help`` loads neither torch 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 import traceback
@@ -82,6 +83,8 @@ def _report(kind: str, message: str, code: int, options: dict[str, bool]) -> int
         traceback.print_exc()
     # Soft wrap leaves long lines whole, and Text is never read as markup: paths stay as they are.
     console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+    if (rank := os.environ.get("RANK", "0")) != "0":
+        kind = f"process {rank}: {kind}"
     for line in message.splitlines() or [""]:
         console.print(Text.assemble((f"{kind}:", "bold red"), " ", line))
     return code

@@ -21,6 +21,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe, the parameters and the mixture; train nothing.")
     ] = False,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", min=1, help="Processes that train on one batch together, as torchrun's.")
+    ] = None,
 ) -> None:
     """Train a recipe, with the loss of every task shown, into a run folder that is never overwritten.
 
@@ -32,6 +35,11 @@ def train(
 
     loaded = read_recipe(recipe, overrides or [])
     prepare_libraries()
+    if nproc is not None and nproc > 1 and not dry_run:
+        from malora_cli.train.launch import launch
+
+        again = ["train", recipe, *(overrides or []), *(["--resume"] if resume else [])]
+        raise typer.Exit(launch(nproc, again))
     console = result_console()
     if dry_run:
         from malora_cli.cli._dry_run import print_plan
@@ -42,6 +50,7 @@ def train(
     from malora_cli.data.statement import rendered, state
     from malora_cli.reports import write_report
     from malora_cli.train.probe import StepCost
+    from malora_cli.train.processes import writes
     from malora_cli.train.run import Materials
     from malora_cli.train.run import train as run_training
     from malora_cli.train.view import view_for
@@ -56,6 +65,8 @@ def train(
 
     with interruptible(RunRecord(loaded.recipe.output.folder / loaded.name)):
         record = run_training(loaded, view_for(console), resume=resume, announce=announce)
+    if not writes():
+        return
     typer.echo(f"run:     {record.path}")
     typer.echo(f"adapter: {record.adapter_dir}")
     typer.echo(f"report:  {write_report(record)}")

@@ -58,10 +58,14 @@ class Packer:
             return None
         return Packer(self.rows // 2, None if self.tokens is None else max(1, self.tokens // 2))
 
+    def parted(self, examples: Sequence[TrainExample]) -> list[list[TrainExample]]:
+        """The examples of each micro-batch."""
+        lengths = [len(example.input_ids) for example in examples]
+        return [[examples[row] for row in pack] for pack in packs(lengths, tokens=self.tokens, rows=self.rows)]
+
     def __call__(self, examples: Sequence[TrainExample]) -> list[Batch]:
         """The micro-batches."""
-        lengths = [len(example.input_ids) for example in examples]
-        return [collate([examples[row] for row in pack]) for pack in packs(lengths, tokens=self.tokens, rows=self.rows)]
+        return [collate(pack) for pack in self.parted(examples)]
 
 
 def collate(examples: Sequence[TrainExample]) -> Batch:

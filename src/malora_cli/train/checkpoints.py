@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,30 +96,45 @@ def commit(scratch: Path) -> Path:
     return scratch.rename(final)
 
 
-def save_training_state(folder: Path, optimizer: Optimizer, scheduler: LRScheduler, extra: dict[str, Any]) -> None:
+def random_state() -> dict[str, Any]:
+    """What this process's random generators know."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+    }
+
+
+def save_training_state(
+    folder: Path,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    generators: Sequence[dict[str, Any]],
+    extra: dict[str, Any],
+) -> None:
     """Write what the optimiser, the scheduler and the random generators know.
 
     Args:
         folder: The checkpoint being written.
         optimizer: Its state tensors go to safetensors by parameter number.
         scheduler: Its numbers go to JSON.
+        generators: `random_state` of every process, by rank.
         extra: Further JSON values.
     """
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     for index, slots in state["state"].items():
         tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value).contiguous() for slot, value in slots.items()}
-    tensors["rng.torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    for rank, generator in enumerate(generators):
+        tensors |= {f"rng.{rank}.{name}": generator[name] for name in ("torch", "cuda") if generator[name] is not None}
     save_file(tensors, folder / _TENSORS)
-    kind, keys, *rest = np.random.get_state()
     scheduled = {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
     values = {
         "param_groups": state["param_groups"],
         "scheduler": scheduled,
-        "rng_python": random.getstate(),
-        "rng_numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "generators": [{name: generator[name] for name in ("python", "numpy")} for generator in generators],
         "extra": extra,
     }
     write_json(folder / _VALUES, values)
@@ -137,16 +153,21 @@ def load_optimizer_and_scheduler(folder: Path, optimizer: Optimizer, scheduler: 
     scheduler.load_state_dict({**scheduler.state_dict(), **values["scheduler"]})
 
 
-def load_random_state(folder: Path) -> None:
-    """Bring the random generators to where the checkpoint was written."""
-    values, tensors = read_json(folder / _VALUES), load_file(folder / _TENSORS)
-    version, keys, gauss = values["rng_python"]
+def processes_of(folder: Path) -> int:
+    """How many processes wrote a checkpoint."""
+    return len(read_json(folder / _VALUES)["generators"])
+
+
+def load_random_state(folder: Path, rank: int) -> None:
+    """Bring this process's random generators to where the checkpoint was written."""
+    generator, tensors = read_json(folder / _VALUES)["generators"][rank], load_file(folder / _TENSORS)
+    version, keys, gauss = generator["python"]
     random.setstate((version, tuple(keys), gauss))
-    kind, numbers, *rest = values["rng_numpy"]
+    kind, numbers, *rest = generator["numpy"]
     np.random.set_state((kind, np.asarray(numbers, dtype=np.uint32), *rest))
-    torch.set_rng_state(tensors["rng.torch"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    torch.set_rng_state(tensors[f"rng.{rank}.torch"])
+    if f"rng.{rank}.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"rng.{rank}.cuda"])
 
 
 def load_extra(folder: Path) -> dict[str, Any]:

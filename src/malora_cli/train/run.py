@@ -24,11 +24,11 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.data.mixture import Mixture, lay_out
 from malora_cli.data.splits import Split
 from malora_cli.data.tasks import Task, load_tasks
-from malora_cli.errors import MaloraError, RecipeError, RunError, StoppedError
+from malora_cli.errors import RecipeError, RunError, StoppedError
 from malora_cli.modeling import BaseModel, count_parameters, load_base, load_tokenizer, resolve_base, wrap
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Manifest, RunRecord, RunStatus, TaskData, TrainEvent, utc_now
-from malora_cli.train import checkpoints
+from malora_cli.train import checkpoints, processes
 from malora_cli.train.probe import StepCost, measure_longest_step
 from malora_cli.train.stopping import StopRequest
 from malora_cli.train.trainer import MaloraTrainer, Pace, StopAtStep
@@ -94,28 +94,35 @@ def train(
     recipe = loaded.recipe
     record = RunRecord(recipe.output.folder / loaded.name)
     _check_surroundings(recipe)
-    if not resume:
+    processes.meet()
+    if not resume and processes.writes():
         _check_free(record)
-    checkpoint = _resume_point(record, loaded) if resume else None
-    materials = gather(recipe)
+    checkpoint = processes.the_writers(_resume_point(record, loaded) if resume and processes.writes() else None)
+    with processes.one_first():
+        materials = gather(recipe)
     model = prepare_model(recipe, materials)
     if announce is not None and not resume:
         cost = measure_longest_step(model, materials.mixture, materials.packer, recipe.train)
-        announce(materials, cost)
+        if processes.writes():
+            announce(materials, cost)
+    if processes.rank():
+        set_seed(recipe.train.seed + processes.rank())  # another dropout, of the same adapter
     manifest = _manifest(recipe, materials, model)
     if resume:
         manifest = _continued(record, manifest)
     arguments = _arguments(recipe, record, materials.mixture.steps, resumed=checkpoint is not None)
-    try:
-        record.write_recipe(loaded.to_yaml())
-        record.write_manifest(manifest)
-    except OSError as error:
-        raise _unwritable(record.path, error) from error
-    record.metrics.rewind(checkpoints.step_of(checkpoint) if checkpoint else -1)
+    if processes.writes():
+        try:
+            record.write_recipe(loaded.to_yaml())
+            record.write_manifest(manifest)
+        except OSError as error:
+            raise _unwritable(record.path, error) from error
+        record.metrics.rewind(checkpoints.step_of(checkpoint) if checkpoint else -1)
 
     def report(event: TrainEvent | EvalEvent) -> None:
-        record.metrics.append(event)
-        view.show(event)
+        if processes.writes():
+            record.metrics.append(event)
+            view.show(event)
 
     pace = Pace(recipe.train, record.path / "trouble", report, view.tick)
     trainer = MaloraTrainer(
@@ -132,6 +139,8 @@ def train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.signal is not None and trainer.state.global_step < materials.mixture.steps:
         raise StoppedError(f"saved at step {trainer.state.global_step:,}; {how_to_go_on(record)}", stop.signal)
+    if not processes.writes():
+        return record
     model.save_pretrained(record.adapter_dir)
     if (geometry := analyse_experts(model)) is not None:
         geometry.save(record.experts_path)
@@ -148,12 +157,11 @@ def how_to_go_on(record: RunRecord) -> str:
 
 def _check_surroundings(recipe: Recipe) -> None:
     """Make sure that training can run here, before anything is written."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise MaloraError(
-            "training in several processes is not supported yet",
-            where=f"WORLD_SIZE={processes}",
-            fix="Start `malora train` by itself, without torchrun or accelerate launch.",
+    if recipe.train.batch_size % processes.world_size():
+        raise RecipeError(
+            f"got {recipe.train.batch_size}; {processes.world_size()} processes share the rows of a step, so it must "
+            "be a multiple of their number",
+            where="train.batch_size",
         )
     for tracker in recipe.train.report_to:
         if tracker not in get_available_reporting_integrations():
@@ -193,7 +201,15 @@ def _resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
     if record.finished:
         raise RunError("this run is finished", where=str(record.path), fix=f"Evaluate it: malora eval {record.path}")
     check_same_recipe(record, loaded)
-    return checkpoints.newest_intact(record.checkpoints_dir)
+    checkpoint = checkpoints.newest_intact(record.checkpoints_dir)
+    if checkpoint is not None and checkpoints.processes_of(checkpoint) != processes.world_size():
+        raise RunError(
+            f"the run was trained in {checkpoints.processes_of(checkpoint)} processes, and these are "
+            f"{processes.world_size()}",
+            where=str(record.path),
+            fix="Resume it in as many.",
+        )
+    return checkpoint
 
 
 def _continued(record: RunRecord, manifest: Manifest) -> Manifest:
@@ -248,7 +264,9 @@ def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) 
         output_dir=str(record.checkpoints_dir),
         run_name=record.name,
         max_steps=steps,
-        per_device_train_batch_size=train.batch_size,  # the trainer itself parts it into micro-batches
+        # The trainer itself parts it into micro-batches.
+        per_device_train_batch_size=train.batch_size // processes.world_size(),
+        ddp_find_unused_parameters=False,
         per_device_eval_batch_size=train.micro_batch_size,
         learning_rate=train.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(train.schedule, train.schedule),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: A launcher passes on what the terminal has sent to all of its processes already: the same wish, not a second one.
+_ECHO_SECONDS = 0.5
 
 
 class StopRequest:
@@ -15,6 +18,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._first = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -27,6 +31,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _heard(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.signal is not None:
+            if now - self._first < _ECHO_SECONDS:
+                return
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        self.signal = number
+        self.signal, self._first = number, now

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import token_nats
 from malora_cli.recipe import TrainSettings
 from malora_cli.results import EvalEvent, TrainEvent
-from malora_cli.train import checkpoints, trouble
+from malora_cli.train import checkpoints, processes, trouble
 from malora_cli.train.stopping import StopRequest
 from malora_cli.train.task_losses import TaskLosses, diverged
 
@@ -71,8 +73,9 @@ class StopAtStep(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Look whether it is time."""
-        if self.request.signal is not None:
+        """Look whether it is time; one process that was told is enough."""
+        if processes.most(self.request.signal is not None, args.device):
+            self.request.signal = self.request.signal or signal.SIGTERM
             control.should_save = control.should_log = control.should_training_stop = True
         return control
 
@@ -158,7 +161,8 @@ class MaloraTrainer(Trainer):
         return SequentialSampler(self.train_dataset)
 
     def _get_num_items_in_batch(self, batch_samples: list[list[TrainExample]], device: torch.device) -> Tensor:
-        return torch.tensor(sum(example.label_tokens for step in batch_samples for example in step), device=device)
+        tokens = sum(example.label_tokens for step in batch_samples for example in step)
+        return processes.add_up(torch.tensor(tokens, device=device))
 
     def training_step(
         self, model: nn.Module, inputs: list[TrainExample], num_items_in_batch: Tensor | None = None
@@ -170,21 +174,33 @@ class MaloraTrainer(Trainer):
         sums, tokens = self.task_losses.sums_3N.clone(), self._tokens
         while True:
             try:
-                batches = self.packer(inputs)
-                step = super().training_step
-                loss = torch.stack([step(model, batch, num_items_in_batch) for batch in batches]).sum()
+                loss = self._accumulate(model, inputs, num_items_in_batch)
                 break
             except RuntimeError as error:  # that of CUDA is one as well
                 if not out_of_memory(error):
                     raise
                 self._halve(error)
             self._forget(sums, tokens)
-        if torch.isfinite(loss):
+        if not processes.most(not torch.isfinite(loss), loss.device):
             self.skipped = 0
             return loss
         self._forget(sums, tokens)
         self._trouble("loss")
         return torch.zeros_like(loss)
+
+    def _accumulate(self, model: nn.Module, inputs: list[TrainExample], num_items_in_batch: Tensor | None) -> Tensor:
+        parts = self.packer.parted(inputs)
+        # Routers of all processes exchange their load in every forward, so all must have as many of them.
+        for _ in range(int(processes.most(len(parts), self.args.device)) - len(parts)):
+            longest = max(range(len(parts)), key=lambda number: len(parts[number]))
+            half = len(parts[longest]) // 2
+            parts[longest : longest + 1] = [parts[longest][:half], parts[longest][half:]]
+        losses = []
+        for number, part in enumerate(parts, start=1):
+            # Gradients travel between processes once a step, with those of its last micro-batch.
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, collate(part), num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def _forget(self, sums_3N: Tensor, tokens: int) -> None:
         """Take back what the step has left behind so far."""
@@ -196,17 +212,18 @@ class MaloraTrainer(Trainer):
 
     def _halve(self, error: RuntimeError) -> None:
         smaller = self.packer.half
+        step = f"step {self.state.global_step + 1}"
+        if self.args.world_size > 1:  # the others wait for what this one can no longer give
+            fix = "Set train.micro_batch_size or train.micro_batch_tokens lower and go on with --resume."
+            raise RunError("a micro-batch does not fit into memory", where=step, fix=fix) from error
         if smaller is None:
-            raise RunError(
-                "a micro-batch of one row does not fit into memory",
-                where=f"step {self.state.global_step + 1}",
-                fix="Set train.max_length lower, or train.gradient_checkpointing to true.",
-            ) from error
+            fix = "Set train.max_length lower, or train.gradient_checkpointing to true."
+            raise RunError("a micro-batch of one row does not fit into memory", where=step, fix=fix) from error
         self.packer = smaller
         sizes = f"{smaller.rows} rows" + (f" or {smaller.tokens} tokens" if smaller.tokens is not None else "")
         warnings.warn(
-            f"step {self.state.global_step + 1} does not fit into memory; from here on micro-batches are of at most "
-            f"{sizes}, and the optimiser sees the same rows as before",
+            f"{step} does not fit into memory; from here on micro-batches are of at most {sizes}, and the optimiser "
+            f"sees the same rows as before",
             stacklevel=2,
         )
         if torch.cuda.is_available():
@@ -245,8 +262,10 @@ class MaloraTrainer(Trainer):
         self.task_losses.add(nats_K, inputs["tasks"], inputs["examples"])
         self._tokens += inputs["input_ids"].numel()
         total = nats_K.numel() if num_items_in_batch is None else num_items_in_batch
-        loss = nats_K.sum() / total
-        return loss if self.routing is None else scale_balance_with(loss, nats_K.numel() / total, self.routing)
+        # The mean over processes is taken of gradients, and this is to be their sum.
+        loss = nats_K.sum() / total * self.args.world_size
+        share = nats_K.numel() / total * self.args.world_size
+        return loss if self.routing is None else scale_balance_with(loss, share, self.routing)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the estimate of transformers is for full fine-tuning."""
@@ -257,6 +276,8 @@ class MaloraTrainer(Trainer):
         if "learning_rate" not in logs:  # the summary after training
             return
         elapsed = time.perf_counter() - self._logged
+        processes.add_up(self.task_losses.sums_3N)
+        tokens = int(processes.add_up(torch.tensor(self._tokens, device=self.args.device)))
         event = TrainEvent(
             step=self.state.global_step,
             seconds=self.seconds,
@@ -264,7 +285,7 @@ class MaloraTrainer(Trainer):
             learning_rate=logs["learning_rate"],
             # float16 scales the loss by trial and error: a step whose gradients overflow is skipped.
             grad_norm=norm if math.isfinite(norm := logs.get("grad_norm", math.nan)) else None,
-            tokens_per_second=self._tokens / elapsed,
+            tokens_per_second=tokens / elapsed,
             seconds_per_step=elapsed / (self.state.global_step - self._logged_step),
             **self._drain_routing(),
         )
@@ -277,6 +298,8 @@ class MaloraTrainer(Trainer):
         if self.routing is None or self.routing.tally is None:
             return {}
         tally, self.routing.tally = self.routing.tally, self.routing.new_tally(self.model)
+        for sums in vars(tally).values():
+            processes.add_up(sums)
         balanced = bool(tally.calls_L.any())
         return {
             "expert_share": self.routing.load_by_group({"all": tally})["all"],
@@ -284,7 +307,7 @@ class MaloraTrainer(Trainer):
         }
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Held-out loss of every task, and what its tokens asked of the experts."""
+        """Held-out loss of every task, and what its tokens asked of the experts; every process measures all of it."""
         started = time.perf_counter()
         losses, tallies = {}, {}
         size = self.args.per_device_eval_batch_size
@@ -323,12 +346,15 @@ class MaloraTrainer(Trainer):
             "skipped": self.skipped,
             "packer": [self.packer.rows, self.packer.tokens],
         }
+        generators = processes.everyones(checkpoints.random_state())
         try:
-            scratch = checkpoints.begin(folder, self.state.global_step)
-            self.model.save_pretrained(scratch)
-            checkpoints.save_training_state(scratch, self.optimizer, self.lr_scheduler, extra)
-            self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
-            checkpoints.commit(scratch)
+            if processes.writes():
+                scratch = checkpoints.begin(folder, self.state.global_step)
+                self.model.save_pretrained(scratch)
+                checkpoints.save_training_state(scratch, self.optimizer, self.lr_scheduler, generators, extra)
+                self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
+                checkpoints.commit(scratch)
+                checkpoints.prune(folder, self.pace.settings.keep_checkpoints)
         except (OSError, SafetensorError) as error:  # which is what a full disk is to safetensors
             checkpoints.prune(folder, self.pace.settings.keep_checkpoints)
             raise RunError(
@@ -336,7 +362,6 @@ class MaloraTrainer(Trainer):
                 where=str(folder),
                 fix="Free some space and go on with --resume: the checkpoint before it is whole.",
             ) from error
-        checkpoints.prune(folder, self.pace.settings.keep_checkpoints)
         self._pause_since(started)
 
     def _check_weights(self) -> None:
@@ -354,4 +379,4 @@ class MaloraTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpoints.load_random_state(Path(checkpoint))
+            checkpoints.load_random_state(Path(checkpoint), processes.rank())

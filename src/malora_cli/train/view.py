@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from malora_cli.results import EvalEvent, TaskLoss, TrainEvent
+from malora_cli.train.processes import writes
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 24
@@ -177,6 +178,23 @@ def _latest(values: Sequence[float]) -> tuple[str, str]:
     return f"{values[-1]:.3f}", f"[{'red' if change > 0 else 'green'}]{change:+.3f}[/]"
 
 
+class NoView:
+    """Shows nothing: what all processes but one have."""
+
+    @contextmanager
+    def running(self, steps: int, share: Mapping[str, float]) -> Iterator[None]:
+        """Nothing to show."""
+        yield
+
+    def tick(self, step: int) -> None:
+        """Nothing to show."""
+
+    def show(self, event: TrainEvent | EvalEvent) -> None:
+        """Nothing to show."""
+
+
 def view_for(console: Console) -> View:
-    """The live view on a terminal, the plain one elsewhere."""
+    """The live view on a terminal, the plain one elsewhere; none but in the process that writes."""
+    if not writes():
+        return NoView()
     return LiveView(console) if console.is_terminal else PlainView(console)

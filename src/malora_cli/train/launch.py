@@ -1,0 +1,41 @@
+"""``--nproc``: torchrun underneath."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+
+def launch(processes: int, arguments: Sequence[str]) -> int:
+    """Run the command line in several processes of this machine, which train on one batch together.
+
+    Args:
+        processes: How many; on a machine with GPUs, one for each.
+        arguments: Of the command line, without ``--nproc``.
+
+    Returns:
+        The exit code: 0, or that of the process that failed first. It has said why itself.
+    """
+    # Several processes would each take every core otherwise.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "malora_cli", *arguments)
+    except ChildFailedError as error:
+        return int(error.get_first_failure()[1].exitcode) or 1
+    return 0

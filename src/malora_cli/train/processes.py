@@ -1,0 +1,80 @@
+"""Several processes on one batch: what they agree on, and which of them writes.
+
+Launching them is torchrun's and accelerate's business; by itself a process finds nobody to ask and agrees with itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def meet() -> None:
+    """Find the other processes, where a launcher has started several."""
+    if world_size() > 1:
+        PartialState(cpu=not torch.accelerator.is_available())
+
+
+def world_size() -> int:
+    """How many processes the launcher has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def writes() -> bool:
+    """Whether this is the one process that writes and shows things."""
+    return rank() == 0
+
+
+@contextmanager
+def one_first() -> Iterator[None]:
+    """The writing process goes through the block first, the others when it is done: they find what it has cached."""
+    together = dist.is_available() and dist.is_initialized()
+    if together and not writes():
+        dist.barrier()
+    yield
+    if together and writes():
+        dist.barrier()
+
+
+def add_up(sums: Tensor) -> Tensor:
+    """The sum over all processes, in the place of this one's."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sums)
+    return sums
+
+
+def most(number: float, device: torch.device) -> float:
+    """The largest of all processes' numbers; for truth values, whether any holds."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return number
+    largest = torch.tensor(float(number), dtype=torch.float64, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest.item()
+
+
+def everyones(thing: T) -> list[T]:
+    """What each process has, by rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [thing]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, thing)
+    return found
+
+
+def the_writers(thing: T) -> T:
+    """What the writing process has."""
+    return everyones(thing)[0]

@@ -1,0 +1,108 @@
+"""Several processes on one batch, started as users start them: the losses and weights of one, and one that writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from malora_cli.results import RunRecord
+from train_runs import adapter, losses, train_run, workplace
+
+SAME = ["method.lora_dropout=0", "train.learning_rate=1e-4"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    return workplace(tmp_path_factory.mktemp("processes"), tiny_model)
+
+
+def malora(recipe: Path, *arguments: str, launcher: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(launcher or []), "-m", "malora_cli", "train", str(recipe), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+
+
+def record_of(recipe: Path, name: str) -> RunRecord:
+    return RunRecord(recipe.parent / "runs" / name)
+
+
+def agree(one: RunRecord, two: RunRecord, start: RunRecord) -> None:
+    """The same losses; and weights that lie near each other, measured by how far they have come."""
+    for first, second in zip(losses(one), losses(two), strict=True):
+        assert first == pytest.approx(second, abs=1e-5)
+    first, second, before = (torch.cat([w.flatten() for w in adapter(run).values()]) for run in (one, two, start))
+    # AdamW makes steps of one size of gradients of any, so that rounding counts for those that are all but zero.
+    assert (first - second).norm() < 0.15 * (first - before).norm()
+
+
+@pytest.mark.parametrize("method", ["malora", "lora"])
+def test_two_processes_train_as_one(method: str, recipe: Path) -> None:
+    settings = [*SAME, f"method={{name: {method}, r: 4}}", "train.micro_batch_size=3", "train.micro_batch_tokens=80"]
+    settings += ["train.max_length=64", "method.lora_dropout=0"]
+    one = train_run(recipe, *settings, f"output.name=one-{method}")
+    result = malora(recipe, *settings, f"output.name=two-{method}", "--nproc", "2")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert result.stdout.count("step 6/6  loss") == 1  # one of them shows it
+    two = record_of(recipe, f"two-{method}")
+    assert two.finished
+    start = ["train.learning_rate=1e-30", "train.weight_decay=0", f"output.name=start-{method}"]
+    agree(one, two, train_run(recipe, *settings, *start))
+    assert [event.step for event in two.metrics.train()] == [1, 2, 3, 4, 5, 6]
+    for first, second in zip(one.metrics.train(), two.metrics.train(), strict=True):
+        counted = {name: (task.tokens, task.examples) for name, task in first.tasks.items()}
+        assert {name: (task.tokens, task.examples) for name, task in second.tasks.items()} == counted
+        if method == "malora":
+            assert second.balance_loss == pytest.approx(first.balance_loss, rel=1e-3)
+
+
+def test_torchrun_and_a_resumed_run(recipe: Path) -> None:
+    """Two processes that are killed and resumed end where two that were not do, dropout and all."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    whole = malora(recipe, "output.name=whole", launcher=torchrun)
+    assert whole.returncode == 0, whole.stderr
+    script = recipe.parent / "killed.py"
+    script.write_text(
+        "import os, sys\nfrom malora_cli.train import trainer\n"
+        "plain = trainer.MaloraTrainer.training_step\n"
+        "def dying(self, *a, **o):\n"
+        "    if self.state.global_step == 5: os._exit(9)\n"
+        "    return plain(self, *a, **o)\n"
+        "trainer.MaloraTrainer.training_step = dying\n"
+        "from malora_cli.cli import main\nmain(sys.argv[1:])\n"
+    )
+    command = [sys.executable, *torchrun, str(script), "train", str(recipe), "output.name=killed"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    killed = record_of(recipe, "killed")
+    assert not killed.finished
+    alone = malora(recipe, "output.name=killed", "--resume")
+    assert alone.returncode == 2
+    assert "the run was trained in 2 processes, and these are 1. Resume it in as many." in alone.stderr
+    resumed = malora(recipe, "output.name=killed", "--resume", "--nproc", "2")
+    assert resumed.returncode == 0, resumed.stderr
+    one, two = adapter(record_of(recipe, "whole")), adapter(killed)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_what_one_process_cannot_do_is_a_line(recipe: Path) -> None:
+    result = malora(recipe, "output.name=odd", "train.batch_size=9", "train.micro_batch_size=3", "--nproc", "2")
+    assert result.returncode == 2
+    assert "error: train.batch_size: got 9; 2 processes share the rows of a step" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not record_of(recipe, "odd").path.exists()
+    wrong = malora(recipe, "train.stepz=1", "--nproc", "2")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)  # said once, before any is started
+
+
+def test_a_run_is_still_never_overwritten(recipe: Path) -> None:
+    train_run(recipe, "output.name=taken", "train.steps=1")
+    before = json.loads((record_of(recipe, "taken").manifest_path).read_text())
+    result = malora(recipe, "output.name=taken", "--nproc", "2")
+    assert result.returncode == 2
+    assert "this run folder exists already" in result.stderr
+    assert json.loads((record_of(recipe, "taken").manifest_path).read_text()) == before
