@@ -58,7 +58,7 @@ def test_two_processes_train_as_one(method: str, recipe: Path) -> None:
         counted = {name: (task.tokens, task.examples) for name, task in first.tasks.items()}
         assert {name: (task.tokens, task.examples) for name, task in second.tasks.items()} == counted
         if method == "malora":
-            assert second.balance_loss == pytest.approx(first.balance_loss, rel=1e-3)
+            assert second.balance_loss == pytest.approx(first.balance_loss, rel=1e-2)
 
 
 def test_torchrun_and_a_resumed_run(recipe: Path) -> None:
