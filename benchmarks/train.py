@@ -5,9 +5,9 @@
     python benchmarks/train.py resume   seconds from the command to the first step of a run resumed at step 100,000
 
 `trl` trains SmolLM2-135M on the rows of a recipe's mixture (`--recipe`; the quickstart's by default) of up to 512
-tokens, in the same order, each contender in a process of its own, in turns. PEFT's LoRA has rank 64 on the same linears; nobody
-checkpoints gradients or leaves float32. `trl` has 16 rows a step as we do, and `trl-packed` as many packs of 1,024
-tokens as hold them on average.
+tokens, in the same order, each contender in a process of its own, in turns. PEFT's LoRA has rank 64 on the same
+linears; nobody checkpoints gradients or leaves float32. `trl` has 16 rows a step as we do, and `trl-packed` as many
+packs of 1,024 tokens as hold them on average.
 """
 
 from __future__ import annotations

@@ -10,9 +10,11 @@ import yaml
 
 from malora_cli.reports import write_report
 from malora_cli.results import (
+    ConflictEvent,
     EvalEvent,
     EvalResult,
     ExpertGeometry,
+    GradientConflict,
     Manifest,
     ProjectionGeometry,
     RunRecord,
@@ -168,6 +170,16 @@ def geometry(similarity: float | None = 0.75, *, target: str = "q_proj") -> Expe
     return ExpertGeometry(groups={"layers 0-3": {target: sides, "up_proj": sides}})
 
 
+def conflict(tasks: dict[str, str], cosine: float = -0.25) -> ConflictEvent:
+    """Gradients of which each pair has the same cosine."""
+    count = len(tasks)
+    matrix = [[1.0 if a == b else cosine for b in range(count)] for a in range(count)]
+    compared = GradientConflict(cosine=matrix, magnitude=matrix, norm=[2.0] * count)
+    return ConflictEvent(
+        step=100, cost_seconds=1.5, rows=4, tasks=list(tasks), groups={"all": compared, "lora_A": compared}
+    )
+
+
 def bare_run(folder: Path) -> RunRecord:
     """A run that got as far as its manifest and recipe."""
     record = RunRecord(folder / "runs" / "trial")
@@ -181,6 +193,7 @@ def full_run(folder: Path) -> RunRecord:
     record = bare_run(folder)
     training(record, TASKS, routed=True)
     held_out(record, stderr=0.1)
+    record.metrics.append(conflict(TASKS))
     load = {name: {"layers 0-3": [0.5, 0.1, 0.15, 0.25]} for name in TASKS}
     load["cipher"] = {"layers 0-3": [0.25, 0.25, 0.25, 0.25]}
     entropy = {name: {"layers 0-3": 0.8} for name in TASKS}

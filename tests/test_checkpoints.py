@@ -274,7 +274,27 @@ def test_another_recipe_is_refused_with_what_differs(override: str, path: str, r
         message = _refusal(RunError, recipe, "output.name=whole", override, resume=True)
     finally:
         rewrite(whole.path / "manifest.json", lambda manifest: manifest.update(status=RunStatus.FINISHED))
-    assert f"differs from the run's own in {path}. Undo that, or start another run: output.name=NAME." in message
+    assert f"differs from the run's own in {path} (was " in message
+    assert message.endswith("). Undo that, or start another run: output.name=NAME.")
+
+
+def test_a_refusal_shows_both_values(recipe: Path, whole: RunRecord) -> None:
+    rewrite(whole.path / "manifest.json", lambda manifest: manifest.update(status=RunStatus.RUNNING))
+    try:
+        changes = ["train.learning_rate=0.5", "method.r=2"]
+        message = _refusal(RunError, recipe, "output.name=whole", *changes, resume=True)
+    finally:
+        rewrite(whole.path / "manifest.json", lambda manifest: manifest.update(status=RunStatus.FINISHED))
+    assert "method.r (was 4, is 2), train.learning_rate (was 0.01, is 0.5)" in message
+
+
+def test_a_run_may_be_made_longer_or_shorter(recipe: Path, name: Any) -> None:
+    override = next(name)
+    _killed(recipe, 3, override)
+    longer = train_run(recipe, override, "train.steps=8", resume=True)
+    assert longer.manifest.steps == 8
+    assert [event.step for event in longer.metrics.train()] == list(range(1, 9))
+    assert longer.metrics.train()[-1].learning_rate < longer.metrics.train()[-2].learning_rate
 
 
 def test_how_a_run_is_watched_may_change(recipe: Path, whole: RunRecord, name: Any) -> None:

@@ -16,7 +16,20 @@ from malora_cli.reports.sections.losses import training_curve
 from malora_cli.reports.sections.seesaw import Change, change
 from malora_cli.reports.sections.settings import flat
 from malora_cli.results import EvalEvent, RunRecord, RunStatus, Scores, TaskData, TaskEval, TrainEvent, UnusedRows
-from report_runs import HELD_OUT, TASKS, Page, bare_run, evaluation, full_run, held_out, loss, manifest, page, training
+from report_runs import (
+    HELD_OUT,
+    TASKS,
+    Page,
+    bare_run,
+    conflict,
+    evaluation,
+    full_run,
+    held_out,
+    loss,
+    manifest,
+    page,
+    training,
+)
 
 
 @pytest.fixture
@@ -38,6 +51,7 @@ def test_the_page_lies_in_the_run_and_has_every_section(full: RunRecord) -> None
         "scores",
         "losses",
         "seesaw",
+        "conflict",
         "experts",
         "entropy",
         "similarity",
@@ -226,6 +240,17 @@ def test_the_mixture_says_what_was_not_used(bare: RunRecord) -> None:
     data = {"sums": TaskData(source="a.jsonl", rows=5, sha256="0", unused=[unused])}
     bare.write_manifest(bare.manifest.model_copy(update={"train_data": data}))
     assert "1,200 training rows of sums were not used: longer than 512 tokens." in page(bare).text("mixture")
+
+
+def test_conflict_counts_the_pairs_that_pull_apart(full: RunRecord) -> None:
+    shown = page(full)
+    assert "3 of 3 pairs of tasks pull against each other, most of all" in shown.text("conflict")
+    assert shown.row("conflict", "sums") == ["", "-0.25", "-0.25", "2"]
+    assert shown.row("conflict", "lora_A") == ["-0.25"]
+    full.metrics.append(conflict(TASKS, 0.5).model_copy(update={"step": 120}))
+    shown = page(full)
+    assert "No two tasks pull against each other" in shown.text("conflict")
+    assert shown.row("conflict", "all") == ["-0.25", "0.50"]
 
 
 def test_settings_read_like_the_recipe(full: RunRecord) -> None:

@@ -14,7 +14,7 @@ import yaml
 from malora_cli.reports import write_report
 from malora_cli.reports.section import SECTIONS
 from malora_cli.results import EvalEvent, RunRecord, TrainEvent
-from report_runs import Page, evaluation, full_run, geometry, loss, manifest, page
+from report_runs import Page, conflict, evaluation, full_run, geometry, loss, manifest, page
 
 
 @pytest.fixture
@@ -27,7 +27,14 @@ def test_everything_from_users_is_escaped(tmp_path: Path) -> None:
     record = RunRecord(tmp_path / "runs" / "<b>bold")
     load = {evil: {evil: [0.5, 0.5]}}
     record.write_manifest(
-        manifest({evil: evil}, base_model=evil, method=evil, versions={evil: evil}, seeds={evil: 1}, created=evil)
+        manifest(
+            {evil: evil, f"{evil}2": evil},
+            base_model=evil,
+            method=evil,
+            versions={evil: evil},
+            seeds={evil: 1},
+            created=evil,
+        )
     )
     record.write_recipe(yaml.safe_dump({evil: {evil: evil}, "mix": {"description": evil}, "train": {"steps": evil}}))
     record.metrics.append(EvalEvent(step=0, seconds=1.0, tasks={evil: loss(1.0)}, expert_load=load))
@@ -46,6 +53,7 @@ def test_everything_from_users_is_escaped(tmp_path: Path) -> None:
     result = evaluation({evil: evil}, created=evil, gate_entropy={evil: {evil: 0.5}})
     result.save(record.eval_dir / "a.json")
     geometry(target=evil).save(record.experts_path)
+    record.metrics.append(conflict({evil: evil, f"{evil}2": evil}))
     shown = page(record)
     assert set(shown.texts) == set(SECTIONS)
     assert {"script", "b>bold"}.isdisjoint(tag for tag, _ in shown.tags)

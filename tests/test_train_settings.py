@@ -72,7 +72,7 @@ APART = {
     "stop",
     "micro_batch_tokens",
 }
-APART |= {"stop", "not_finite", "max_skipped"}
+APART |= {"stop", "not_finite", "max_skipped", "conflict_rows"}
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,10 @@ class TrainSettings(Settings):
     log_every: Count = Field(default=5, description="Steps from one logged step to the next")
     eval_every: Count = Field(default=50, description="Steps from one held-out loss of every task to the next")
     eval_rows: Count = Field(default=16, description="Held-out rows of each task for that loss")
+    conflict_rows: Count | None = Field(
+        default=None,
+        description="Training rows of each task whose gradients are compared at every evaluation; null compares none",
+    )
     checkpoint_every: Count = Field(default=50, description="Steps from one checkpoint to the next")
     keep_checkpoints: Count = Field(default=2, description="Newest checkpoints to keep")
     not_finite: Literal["halt", "skip"] = Field(

@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 import yaml
 
 from malora_cli.errors import RunError
-from malora_cli.results import EvalEvent, EvalResult, ExpertGeometry, Manifest, RunRecord, RunStatus, TrainEvent
+from malora_cli.results import (
+    ConflictEvent,
+    EvalEvent,
+    EvalResult,
+    ExpertGeometry,
+    Manifest,
+    RunRecord,
+    RunStatus,
+    TrainEvent,
+)
 
 T = TypeVar("T")
 
@@ -58,6 +67,7 @@ class RunView:
         evals: Evaluations during training, oldest first, one a step.
         evaluations: Finished ``malora eval`` results, oldest first.
         experts: Analysis of the trained experts, of finished runs of routed methods.
+        conflicts: Comparisons of the tasks' gradients, oldest first.
     """
 
     name: str
@@ -68,6 +78,7 @@ class RunView:
     evals: tuple[EvalEvent, ...]
     evaluations: tuple[EvalResult, ...]
     experts: ExpertGeometry | None = None
+    conflicts: tuple[ConflictEvent, ...] = ()
 
     @classmethod
     def read(cls, record: RunRecord) -> RunView:
@@ -96,6 +107,7 @@ class RunView:
             evals=tuple(evals[step] for step in sorted(evals)),
             evaluations=tuple(evaluations),
             experts=experts,
+            conflicts=tuple(event for event in events if isinstance(event, ConflictEvent)),
         )
 
     @cached_property

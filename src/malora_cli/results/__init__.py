@@ -3,13 +3,24 @@
 from malora_cli.results.evaluation import EvalResult, Scores, TaskEval
 from malora_cli.results.files import file_sha256, read_json, write_json, write_text
 from malora_cli.results.geometry import ExpertGeometry, ProjectionGeometry, Sides
-from malora_cli.results.metrics import EvalEvent, MetricsLog, TaskLoss, TrainEvent
+from malora_cli.results.metrics import (
+    ConflictEvent,
+    EvalEvent,
+    Event,
+    GradientConflict,
+    MetricsLog,
+    TaskLoss,
+    TrainEvent,
+)
 from malora_cli.results.run import Manifest, RunRecord, RunStatus, TaskData, UnusedRows, find_run, runs_under, utc_now
 
 __all__ = [
+    "ConflictEvent",
     "EvalEvent",
     "EvalResult",
+    "Event",
     "ExpertGeometry",
+    "GradientConflict",
     "Manifest",
     "MetricsLog",
     "ProjectionGeometry",

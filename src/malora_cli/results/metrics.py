@@ -80,7 +80,29 @@ class EvalEvent(Record):
     gate_entropy: dict[str, GateEntropy] | None = Field(default=None, description="by task, then layer group")
 
 
-Event = TrainEvent | EvalEvent
+class GradientConflict(Record):
+    """The gradients of all tasks compared, for one group of parameters; tasks in the order of the event's.
+
+    ``magnitude`` is ``2 |a| |b| / (|a|^2 + |b|^2)``, 1 for equal norms.
+    """
+
+    cosine: list[list[float]]
+    magnitude: list[list[float]]
+    norm: list[float]
+
+
+class ConflictEvent(Record):
+    """How far the tasks' gradients pulled apart after a step."""
+
+    kind: Literal["conflict"] = "conflict"
+    step: int
+    cost_seconds: float = Field(description="that measuring took")
+    rows: int = Field(description="training rows of each task that the gradients are of, at most")
+    tasks: list[str]
+    groups: dict[str, GradientConflict] = Field(description='by group of parameters, and "all" of them')
+
+
+Event = TrainEvent | EvalEvent | ConflictEvent
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 

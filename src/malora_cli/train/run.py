@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import platform
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,16 +28,31 @@ from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import RecipeError, RunError, StoppedError
 from malora_cli.modeling import BaseModel, count_parameters, load_base, load_tokenizer, resolve_base, wrap
 from malora_cli.recipe import LoadedRecipe, Recipe
-from malora_cli.results import EvalEvent, Manifest, RunRecord, RunStatus, TaskData, TrainEvent, utc_now
+from malora_cli.results import Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
 from malora_cli.train import checkpoints, processes
+from malora_cli.train.callbacks import StopAtStep
 from malora_cli.train.probe import StepCost, measure_longest_step
 from malora_cli.train.stopping import StopRequest
-from malora_cli.train.trainer import MaloraTrainer, Pace, StopAtStep
+from malora_cli.train.trainer import MaloraTrainer, Pace
 from malora_cli.train.view import View
 
-#: What a resumed run may change: how it is watched, not what is learned.
-_MAY_CHANGE = {"log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_checkpoints", "report_to"}
-_MAY_CHANGE |= {"not_finite", "max_skipped"}
+#: Settings of ``train`` that say how a run is watched, not what is learned.
+WATCHING = frozenset(
+    {
+        "log_every",
+        "eval_every",
+        "eval_rows",
+        "conflict_rows",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "report_to",
+        "not_finite",
+        "max_skipped",
+    }
+)
+#: What a resumed run may change besides: how long it is, and with that the course of its learning rate.
+_LENGTH = frozenset(("steps", "epochs"))
+_LONGEST_VALUE = 60
 _PACKAGES = ("malora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -119,7 +135,7 @@ def train(
             raise _unwritable(record.path, error) from error
         record.metrics.rewind(checkpoints.step_of(checkpoint) if checkpoint else -1)
 
-    def report(event: TrainEvent | EvalEvent) -> None:
+    def report(event: Event) -> None:
         if processes.writes():
             record.metrics.append(event)
             view.show(event)
@@ -200,7 +216,7 @@ def _resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
         raise RunError("there is no run to resume", where=str(record.path), fix=f"{remove} --resume out to start it.")
     if record.finished:
         raise RunError("this run is finished", where=str(record.path), fix=f"Evaluate it: malora eval {record.path}")
-    check_same_recipe(record, loaded)
+    check_same_recipe(record, loaded, may_change=WATCHING | _LENGTH)
     checkpoint = checkpoints.newest_intact(record.checkpoints_dir)
     if checkpoint is not None and checkpoints.processes_of(checkpoint) != processes.world_size():
         raise RunError(
@@ -233,28 +249,42 @@ def _changed(before: dict[str, TaskData], now: dict[str, TaskData]) -> list[str]
     return [name for name in now if now[name].sha256 != before[name].sha256]
 
 
-def check_same_recipe(record: RunRecord, loaded: LoadedRecipe) -> None:
+def check_same_recipe(record: RunRecord, loaded: LoadedRecipe, *, may_change: Collection[str] = WATCHING) -> None:
     """Make sure that a run is what a recipe asks for, as far as what is learned goes.
 
+    Args:
+        record: The run.
+        loaded: The recipe.
+        may_change: Settings of ``train`` that may differ; those of ``eval`` and ``output`` always may.
+
     Raises:
-        RunError: It differs; the settings are named.
+        RunError: It differs; every setting is named with both values.
     """
-    changed = _differences(record.recipe, loaded.recipe.model_dump(mode="json"))
+    allowed = {f"train.{setting}" for setting in may_change}
+    changed = [
+        f"{path} (was {_spelled(before)}, is {_spelled(now)})"
+        for path, before, now in _differences(record.recipe, loaded.recipe.model_dump(mode="json"))
+        if path not in allowed and not path.startswith(("eval.", "output."))
+    ]
     if changed:
         raise RunError(
-            f"the recipe differs from the run's own in {', '.join(changed)}",
+            f"the recipe differs from the run's own in {', '.join(sorted(changed))}",
             where=str(record.recipe_path),
             fix="Undo that, or start another run: output.name=NAME.",
         )
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+def _spelled(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        skipped = _MAY_CHANGE if path == "train" else {"eval", "output"} if not path else set()
-        found = [_differences(old.get(k), new.get(k), f"{path}.{k}".lstrip(".")) for k in keys if k not in skipped]
-        return [name for names in found for name in names]
-    return [] if old == new else [path]
+        for key in old.keys() | new.keys():
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+    elif old != new:
+        yield path, old, new
 
 
 def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) -> TrainingArguments:

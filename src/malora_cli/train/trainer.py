@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from malora_cli.adapters.routing import routing_of, scale_balance_with
@@ -28,56 +27,11 @@ from malora_cli.errors import RunError
 from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import token_nats
 from malora_cli.recipe import TrainSettings
-from malora_cli.results import EvalEvent, TrainEvent
+from malora_cli.results import ConflictEvent, EvalEvent, Event, TrainEvent
 from malora_cli.train import checkpoints, processes, trouble
-from malora_cli.train.stopping import StopRequest
+from malora_cli.train.callbacks import EachStep
+from malora_cli.train.conflict import gradient_conflict
 from malora_cli.train.task_losses import TaskLosses, diverged
-
-
-class EachStep(TrainerCallback):
-    """Tells of every step; the last one is evaluated and saved even where it is no multiple of the intervals.
-
-    Args:
-        tick: Called with the number of each step that is done.
-    """
-
-    def __init__(self, tick: Callable[[int], None]) -> None:
-        self.tick = tick
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take the intervals of the recipe, which a resumed run may have changed, over those of the checkpoint."""
-        state.logging_steps, state.eval_steps, state.save_steps = args.logging_steps, args.eval_steps, args.save_steps
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Tell of the step, and ask for everything after the last one."""
-        self.tick(state.global_step)
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_save = True
-        # What a log step sums up must not be torn apart by a run that ends and goes on from the checkpoint.
-        control.should_log = control.should_log or control.should_save
-        return control
-
-
-class StopAtStep(TrainerCallback):
-    """Saves and ends the training at the end of the step in which it was told to stop.
-
-    Args:
-        request: Knows whether it was.
-    """
-
-    def __init__(self, request: StopRequest) -> None:
-        self.request = request
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Look whether it is time; one process that was told is enough."""
-        if processes.most(self.request.signal is not None, args.device):
-            self.request.signal = self.request.signal or signal.SIGTERM
-            control.should_save = control.should_log = control.should_training_stop = True
-        return control
 
 
 @dataclass(frozen=True)
@@ -93,7 +47,7 @@ class Pace:
 
     settings: TrainSettings
     trouble: Path
-    report: Callable[[TrainEvent | EvalEvent], None]
+    report: Callable[[Event], None]
     tick: Callable[[int], None]
 
 
@@ -328,10 +282,33 @@ class MaloraTrainer(Trainer):
             gate_entropy=self.routing.entropy_by_group(tallies) if self.routing is not None else None,
         )
         self.pace.report(event)
+        if self.pace.settings.conflict_rows is not None:
+            self.pace.report(self._conflict(self.pace.settings.conflict_rows))
         metrics = {f"eval_loss/{name}": task.loss for name, task in losses.items() if task.loss is not None}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._pause_since(started)
         return metrics
+
+    def _conflict(self, rows: int) -> ConflictEvent:
+        """The gradients of all tasks, compared; every process measures alike."""
+        started = time.perf_counter()
+        batches = [
+            self.packer(task.train.examples(range(min(rows, len(task.train))), number))
+            for number, task in enumerate(self.tasks)
+        ]
+        tally = self.routing.tally if self.routing is not None else None
+        if self.routing is not None:
+            self.routing.tally = None
+        groups = gradient_conflict(self.model, batches)
+        if self.routing is not None:
+            self.routing.tally = tally
+        return ConflictEvent(
+            step=self.state.global_step,
+            cost_seconds=time.perf_counter() - started,
+            rows=rows,
+            tasks=[task.name for task in self.tasks],
+            groups=groups,
+        )
 
     def _pause_since(self, started: float) -> None:
         """Leave what has passed since ``started`` out of the pace of training."""

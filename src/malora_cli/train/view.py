@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import combinations
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from malora_cli.results import EvalEvent, TaskLoss, TrainEvent
+from malora_cli.results import ConflictEvent, EvalEvent, Event, TaskLoss, TrainEvent
 from malora_cli.train.processes import writes
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -30,7 +31,7 @@ class View(Protocol):
     def tick(self, step: int) -> None:
         """A step is done."""
 
-    def show(self, event: TrainEvent | EvalEvent) -> None:
+    def show(self, event: Event) -> None:
         """Something was measured."""
 
 
@@ -72,8 +73,11 @@ class PlainView:
         if self.first_step is None:
             self.first_step = step - 1
 
-    def show(self, event: TrainEvent | EvalEvent) -> None:
+    def show(self, event: Event) -> None:
         """Print one line."""
+        if isinstance(event, ConflictEvent):
+            self._print(f"step {event.step}/{self.steps}  {_conflict(event)}")
+            return
         if isinstance(event, TrainEvent):
             self.drawn.update({name: task.examples for name, task in event.tasks.items()})
         losses = "  ".join(f"{name} {task.loss:.3f}" for name, task in event.tasks.items() if task.loss is not None)
@@ -134,8 +138,11 @@ class LiveView:
             self.progress.reset(self.bar, completed=self.first_step)
         self.progress.update(self.bar, completed=step, note=self.status)
 
-    def show(self, event: TrainEvent | EvalEvent) -> None:
+    def show(self, event: Event) -> None:
         """Add to the rows of the tasks."""
+        if isinstance(event, ConflictEvent):
+            self.console.print(Text(f"step {event.step}  {_conflict(event)}"))
+            return
         history = self.held_out if isinstance(event, EvalEvent) else self.losses
         for name, task in event.tasks.items():
             if task.loss is not None:
@@ -160,6 +167,17 @@ class LiveView:
             line = sparkline(losses) if losses else ""
             table.add_row(Text(name), *_latest(losses), *_latest(held), shares[name], line)
         return Group(self.progress, table)
+
+
+def _conflict(event: ConflictEvent) -> str:
+    """The pair of tasks that pull apart most, and how many do."""
+    cosine = event.groups["all"].cosine
+    pairs = [(cosine[a][b], f"{event.tasks[a]} and {event.tasks[b]}") for a, b in combinations(range(len(cosine)), 2)]
+    if not pairs:
+        return "gradients  one task has nothing to conflict with"
+    against = sum(value < 0 for value, _ in pairs)
+    lowest, names = min(pairs)
+    return f"gradients  {against} of {len(pairs)} pairs of tasks pull apart, lowest cosine {lowest:.2f} of {names}"
 
 
 def _shares(drawn: Counter[str], target: Mapping[str, float]) -> dict[str, str]:
@@ -189,7 +207,7 @@ class NoView:
     def tick(self, step: int) -> None:
         """Nothing to show."""
 
-    def show(self, event: TrainEvent | EvalEvent) -> None:
+    def show(self, event: Event) -> None:
         """Nothing to show."""
 
 

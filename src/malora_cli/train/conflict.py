@@ -1,0 +1,82 @@
+"""How far the tasks' gradients pull apart: pairwise cosine and magnitude similarity, by group of adapter parameters.
+
+Gradients of all tasks side by side would take the memory of as many adapters. Each is sketched instead, as it comes:
+entries get random signs and are summed into a fixed number of slots, which keeps inner products in expectation, to
+about ``1 / sqrt(slots)`` of the norms (Charikar, Chen and Farach-Colton, Finding frequent items in data streams, 2002).
+Groups of no more entries than slots are kept as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from malora_cli.modeling.loss import token_nats
+from malora_cli.results import GradientConflict
+
+SLOTS = 2**16
+#: The part of a parameter's name that says what it is in its adapter, as ``malora_up`` or ``lora_A``.
+_GROUP = re.compile(r"\.((?:malora|lora)_\w+)")
+
+
+def gradient_conflict(model: nn.Module, batches: Sequence[Iterable[Mapping[str, Any]]]) -> dict[str, GradientConflict]:
+    """Compare the gradients of some tasks.
+
+    Args:
+        model: The wrapped model; it is left as it is, gradients included.
+        batches: Micro-batches of each task.
+
+    Returns:
+        The comparison for each group of trainable parameters, and for ``"all"`` of them.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    parameters = [parameter for _, parameter in named]
+    groups = [match[1] if (match := _GROUP.search(name)) else "other" for name, _ in named]
+    device = parameters[0].device
+    was_training = model.training
+    model.eval()
+    sketches_NGS = []
+    for task in batches:
+        sketch = {group: torch.zeros(SLOTS, dtype=torch.float64, device=device) for group in dict.fromkeys(groups)}
+        for batch in task:
+            nats_K = token_nats(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            _add(sketch, groups, torch.autograd.grad(nats_K.sum(), parameters, materialize_grads=True))
+        sketches_NGS.append(sketch)
+    model.train(was_training)
+    compared = {group: _compared([sketch[group] for sketch in sketches_NGS]) for group in dict.fromkeys(groups)}
+    # Groups are sketched apart, so that their inner products add up.
+    whole = [torch.cat(list(sketch.values())) for sketch in sketches_NGS]
+    return {"all": _compared(whole), **compared}
+
+
+def _add(sketch: dict[str, Tensor], groups: Sequence[str], gradients: Sequence[Tensor]) -> None:
+    sizes: Counter[str] = Counter()
+    for gradient, group in zip(gradients, groups, strict=True):
+        sizes[group] += gradient.numel()
+    offsets = dict.fromkeys(sketch, 0)
+    for number, (gradient, group) in enumerate(zip(gradients, groups, strict=True)):
+        flat = gradient.flatten().double()
+        if sizes[group] > SLOTS:
+            generator = torch.Generator().manual_seed(number)
+            flat = flat * (2 * torch.randint(0, 2, flat.shape, generator=generator) - 1).to(flat.device)
+        padded = torch.cat([flat, flat.new_zeros(-len(flat) % SLOTS)]).reshape(-1, SLOTS).sum(0)
+        sketch[group] += padded.roll(offsets[group] % SLOTS)
+        offsets[group] += gradient.numel()
+
+
+def _compared(sketches: Sequence[Tensor]) -> GradientConflict:
+    """Cosines, and ``2 |a| |b| / (|a|^2 + |b|^2)``, which is 1 for equal norms (Yu et al., arXiv 2001.06782)."""
+    gradients_NS = torch.stack(list(sketches))
+    norm_N = gradients_NS.norm(dim=1)
+    product_NN = norm_N.outer(norm_N)
+    cosine_NN = (gradients_NS @ gradients_NS.T) / product_NN.clamp(min=1e-300)
+    square_N = norm_N**2
+    magnitude_NN = 2 * product_NN / (square_N.unsqueeze(0) + square_N.unsqueeze(1)).clamp(min=1e-300)
+    return GradientConflict(
+        cosine=cosine_NN.clamp(-1, 1).tolist(), magnitude=magnitude_NN.tolist(), norm=norm_N.tolist()
+    )
