@@ -72,7 +72,7 @@ APART = {
     "stop",
     "micro_batch_tokens",
 }
-APART |= {"stop", "not_finite", "max_skipped", "conflict_rows"}
+APART |= {"stop", "not_finite", "max_skipped", "conflict_rows", "init_seed", "dropout_seed"}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -344,6 +345,39 @@ def test_other_errors_are_not_taken_for_it(recipe: Path, name: str, monkeypatch:
     monkeypatch.setattr(trainer_module, "token_nats", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         train_run(recipe, name)
+
+
+def test_the_weight_of_a_tasks_loss_weighs_its_gradient(recipe: Path, name: str) -> None:
+    """All weights doubled under plain steps of a clipped gradient change nothing; one of them does."""
+    plain = train_run(recipe, f"{name}-plain", "train.steps=2")
+    same = [f"mix.tasks.{task}.loss_weight=1.0" for task in ("copy", "upper", "add")]
+    assert same_weights(plain, train_run(recipe, f"{name}-same", "train.steps=2", *same))
+    heavy = train_run(recipe, f"{name}-heavy", "train.steps=2", "mix.tasks.add.loss_weight=5")
+    assert not same_weights(plain, heavy)
+    first, weighted = plain.metrics.train()[0], heavy.metrics.train()[0]
+    assert weighted.tasks == first.tasks  # what is reported is the loss itself
+    assert weighted.grad_norm != first.grad_norm
+
+
+def test_seeds_are_apart(recipe: Path, name: str) -> None:
+    number = itertools.count()
+
+    def run(*settings: str) -> RunRecord:
+        few = ["train.steps=2", "train.eval_rows=1"]
+        return train_run(recipe, f"{name}-{next(number)}", *few, *settings)
+
+    plain, dropped, begun = run(), run("train.dropout_seed=1"), run("train.init_seed=1")
+    rows = [event.tasks["add"].tokens for event in plain.metrics.train()]
+    for other in (dropped, begun):  # the same rows in the same order
+        assert [event.tasks["add"].tokens for event in other.metrics.train()] == rows
+        assert not same_weights(plain, other)
+    assert plain.metrics.evals()[0].tasks == dropped.metrics.evals()[0].tasks
+    assert same_weights(run("train.dropout_seed=1"), dropped)
+    assert begun.manifest.seeds == {"train": 0, "init": 1, "dropout": 0}
+    # With both seeds given, that of the data order is of nothing else.
+    fixed = ["train.init_seed=3", "train.dropout_seed=4", "train.learning_rate=1e-30", "train.weight_decay=0"]
+    one, two = adapter(run("train.seed=0", *fixed)), adapter(run("train.seed=9", *fixed))
+    assert all(torch.allclose(one[key], two[key]) for key in one)
 
 
 def test_half_a_packer() -> None:

@@ -100,6 +100,9 @@ class TaskSettings(Settings):
     weight: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="Share of the training relative to other tasks; only with explicit weighting"
     )
+    loss_weight: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="Weight of its loss in the gradient; how often it is drawn is another matter"
+    )
     max_rows: Count | None = Field(
         default=None, description="Training rows at most, chosen at random by the mix's seed; null is all of them"
     )

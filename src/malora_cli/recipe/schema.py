@@ -38,6 +38,9 @@ def _whole_batch(data: dict[str, Any]) -> int:
     return int(data["batch_size"])
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
 class TrainSettings(Settings):
     """Length, pace and record of the training."""
 
@@ -73,7 +76,11 @@ class TrainSettings(Settings):
         description="Longest row in tokens, prompt and answer together; a task's too_long says what becomes of longer "
         "ones",
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of initialisation, data order and dropout")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Seed of the data order, and of what has no seed of its own"
+    )
+    init_seed: Seed | None = Field(default=None, description="Seed of the adapter's initialisation")
+    dropout_seed: Seed | None = Field(default=None, description="Seed of dropout")
     log_every: Count = Field(default=5, description="Steps from one logged step to the next")
     eval_every: Count = Field(default=50, description="Steps from one held-out loss of every task to the next")
     eval_rows: Count = Field(default=16, description="Held-out rows of each task for that loss")

@@ -82,8 +82,12 @@ def gather(recipe: Recipe) -> Materials:
 
 def prepare_model(recipe: Recipe, materials: Materials) -> PeftModel:
     """The base model with a fresh adapter, the same for every run of the recipe's seed."""
-    set_seed(recipe.train.seed)
+    set_seed(_first(recipe.train.init_seed, recipe.train.seed))
     return wrap(load_base(materials.base, recipe.model), recipe.method)  # type: ignore[arg-type]
+
+
+def _first(given: int | None, otherwise: int) -> int:
+    return otherwise if given is None else given
 
 
 def train(
@@ -121,8 +125,6 @@ def train(
         cost = measure_longest_step(model, materials.mixture, materials.packer, recipe.train)
         if processes.writes():
             announce(materials, cost)
-    if processes.rank():
-        set_seed(recipe.train.seed + processes.rank())  # another dropout, of the same adapter
     manifest = _manifest(recipe, materials, model)
     if resume:
         manifest = _continued(record, manifest)
@@ -303,7 +305,8 @@ def _arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed: bool) 
         warmup_steps=math.ceil(train.warmup_ratio * steps),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        seed=train.seed,
+        # The trainer sets it when it is made; of what comes then only dropout draws. Each process has its own.
+        seed=_first(train.dropout_seed, train.seed) + processes.rank(),
         use_cpu=cpu,
         bf16=recipe.model.dtype == "bfloat16" and (cpu or (cuda and torch.cuda.is_bf16_supported())),
         fp16=recipe.model.dtype == "float16" and cuda,
@@ -346,7 +349,11 @@ def _manifest(recipe: Recipe, materials: Materials, model: PeftModel) -> Manifes
         base_model_sha256=materials.base.sha256(),
         trainable_parameters=count.trainable,
         base_parameters=count.base,
-        seeds={"train": recipe.train.seed},
+        seeds={
+            "train": recipe.train.seed,
+            "init": _first(recipe.train.init_seed, recipe.train.seed),
+            "dropout": _first(recipe.train.dropout_seed, recipe.train.seed),
+        },
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         train_data={task.name: data(task.train) for task in materials.tasks},
         test_data={task.name: data(task.test) for task in materials.tasks},

@@ -98,6 +98,9 @@ class MaloraTrainer(Trainer):
         self.seconds_before, self.skipped = extra.get("seconds", 0.0), extra.get("skipped", 0)
         if "packer" in extra:  # smaller than the recipe's, where memory did not suffice
             self.packer = Packer(*extra["packer"])
+        weights = [task.settings.loss_weight for task in tasks]
+        # None leaves the sums as they are, to the last bit.
+        self.loss_weight_N = None if set(weights) == {1.0} else torch.tensor(weights, device=args.device)
         self.task_losses = TaskLosses([task.name for task in tasks], args.device)
         self.routing = routing_of(model)
         if self.routing is not None:
@@ -216,8 +219,9 @@ class MaloraTrainer(Trainer):
         self.task_losses.add(nats_K, inputs["tasks"], inputs["examples"])
         self._tokens += inputs["input_ids"].numel()
         total = nats_K.numel() if num_items_in_batch is None else num_items_in_batch
+        weighted_K = nats_K if self.loss_weight_N is None else nats_K * self.loss_weight_N[inputs["tasks"]]
         # The mean over processes is taken of gradients, and this is to be their sum.
-        loss = nats_K.sum() / total * self.args.world_size
+        loss = weighted_K.sum() / total * self.args.world_size
         share = nats_K.numel() / total * self.args.world_size
         return loss if self.routing is None else scale_balance_with(loss, share, self.routing)
 
