@@ -200,7 +200,7 @@ def test_checkpoints_are_in_order_of_their_steps(tmp_path: Path) -> None:
         checkpoints.commit(checkpoints.begin(tmp_path, step))
     (tmp_path / "step-x").mkdir()
     assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path)] == [2, 9_999_999, 10_000_000]
-    checkpoints.prune(tmp_path, 1)
+    checkpoints.prune(tmp_path, newest=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10000000", "step-x"]
     with pytest.raises(ValueError, match="no checkpoint"):
         checkpoints.step_of(tmp_path / "step-x")

@@ -72,7 +72,8 @@ APART = {
     "stop",
     "micro_batch_tokens",
 }
-APART |= {"stop", "not_finite", "max_skipped", "conflict_rows", "init_seed", "dropout_seed"}
+APART |= {"stop", "not_finite", "max_skipped", "conflict_rows", "keep_best"}
+APART |= {"init_seed", "dropout_seed"}
 
 
 @pytest.fixture(scope="module")

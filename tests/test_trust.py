@@ -380,6 +380,15 @@ def test_seeds_are_apart(recipe: Path, name: str) -> None:
     assert all(torch.allclose(one[key], two[key]) for key in one)
 
 
+def test_the_best_checkpoints_stay_as_well(recipe: Path, name: str) -> None:
+    settings = ["train.steps=12", "train.eval_every=2", "train.checkpoint_every=1", "train.keep_checkpoints=1"]
+    record = train_run(recipe, name, *settings, "train.keep_best=2", "train.learning_rate=0.1")
+    losses_at = {event.step: sum(task.loss or 0.0 for task in event.tasks.values()) for event in record.metrics.evals()}
+    earlier = sorted((step for step in losses_at if 0 < step < 12), key=lambda step: losses_at[step])[:2]
+    kept = [checkpoints.step_of(path) for path in checkpoints.checkpoints(record.checkpoints_dir)]
+    assert kept == sorted({*earlier, 12})
+
+
 def test_half_a_packer() -> None:
     assert Packer(6, 100).half == Packer(3, 50)
     assert Packer(3).half == Packer(1)

@@ -90,6 +90,9 @@ class TrainSettings(Settings):
     )
     checkpoint_every: Count = Field(default=50, description="Steps from one checkpoint to the next")
     keep_checkpoints: Count = Field(default=2, description="Newest checkpoints to keep")
+    keep_best: int = Field(
+        default=0, ge=0, description="Checkpoints to keep besides, those of the lowest held-out loss, mean over tasks"
+    )
     not_finite: Literal["halt", "skip"] = Field(
         default="halt", description="What becomes of a step whose loss or gradient is no number"
     )

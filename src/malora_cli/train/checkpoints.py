@@ -44,9 +44,27 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and what interrupted writes left behind."""
-    for path in [*checkpoints(folder)[:-keep], *folder.glob(".writing-*")]:
+def prune(folder: Path, *, newest: int, best: int = 0) -> None:
+    """Remove all but some checkpoints, and what interrupted writes left behind.
+
+    Args:
+        folder: Where they lie.
+        newest: How many of the newest to keep.
+        best: How many to keep besides, of those with the lowest held-out loss; ones of steps without an evaluation
+            have none.
+    """
+    older = checkpoints(folder)[:-newest]
+    losses = {path: loss for path in older if (loss := load_extra(path).get("held_out")) is not None} if best else {}
+    kept = sorted(losses, key=lambda path: losses[path])[:best]
+    for path in older:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+    clear_scratch(folder)
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what an interrupted write left behind."""
+    for path in folder.glob(".writing-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 

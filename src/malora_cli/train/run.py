@@ -45,6 +45,7 @@ WATCHING = frozenset(
         "conflict_rows",
         "checkpoint_every",
         "keep_checkpoints",
+        "keep_best",
         "report_to",
         "not_finite",
         "max_skipped",

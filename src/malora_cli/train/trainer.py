@@ -98,6 +98,7 @@ class MaloraTrainer(Trainer):
         self.seconds_before, self.skipped = extra.get("seconds", 0.0), extra.get("skipped", 0)
         if "packer" in extra:  # smaller than the recipe's, where memory did not suffice
             self.packer = Packer(*extra["packer"])
+        self.held_out: dict[int, float] = {}  # mean over tasks after the step that was evaluated last
         weights = [task.settings.loss_weight for task in tasks]
         # None leaves the sums as they are, to the last bit.
         self.loss_weight_N = None if set(weights) == {1.0} else torch.tensor(weights, device=args.device)
@@ -285,6 +286,8 @@ class MaloraTrainer(Trainer):
             expert_load=self.routing.load_by_group(tallies) if self.routing is not None else None,
             gate_entropy=self.routing.entropy_by_group(tallies) if self.routing is not None else None,
         )
+        measured = [task.loss for task in losses.values() if task.loss is not None]
+        self.held_out = {event.step: sum(measured) / len(measured)}
         self.pace.report(event)
         if self.pace.settings.conflict_rows is not None:
             self.pace.report(self._conflict(self.pace.settings.conflict_rows))
@@ -325,6 +328,7 @@ class MaloraTrainer(Trainer):
         extra = {
             "seconds": self.seconds,
             "skipped": self.skipped,
+            "held_out": self.held_out.get(self.state.global_step),
             "packer": [self.packer.rows, self.packer.tokens],
         }
         generators = processes.everyones(checkpoints.random_state())
@@ -335,9 +339,10 @@ class MaloraTrainer(Trainer):
                 checkpoints.save_training_state(scratch, self.optimizer, self.lr_scheduler, generators, extra)
                 self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
                 checkpoints.commit(scratch)
-                checkpoints.prune(folder, self.pace.settings.keep_checkpoints)
+                keep = self.pace.settings
+                checkpoints.prune(folder, newest=keep.keep_checkpoints, best=keep.keep_best)
         except (OSError, SafetensorError) as error:  # which is what a full disk is to safetensors
-            checkpoints.prune(folder, self.pace.settings.keep_checkpoints)
+            checkpoints.clear_scratch(folder)
             raise RunError(
                 f"the checkpoint of step {self.state.global_step} cannot be written ({error})",
                 where=str(folder),
