@@ -73,7 +73,7 @@ APART = {
     "micro_batch_tokens",
 }
 APART |= {"stop", "not_finite", "max_skipped", "conflict_rows", "keep_best"}
-APART |= {"init_seed", "dropout_seed"}
+APART |= {"init_seed", "dropout_seed", "surgery"}
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,10 @@ class TrainSettings(Settings):
     keep_best: int = Field(
         default=0, ge=0, description="Checkpoints to keep besides, those of the lowest held-out loss, mean over tasks"
     )
+    surgery: Literal["pcgrad"] | None = Field(
+        default=None,
+        description="Takes out of each task's gradient what would undo another's; holds as many gradients as tasks",
+    )
     not_finite: Literal["halt", "skip"] = Field(
         default="halt", description="What becomes of a step whose loss or gradient is no number"
     )

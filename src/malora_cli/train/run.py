@@ -182,6 +182,12 @@ def _check_surroundings(recipe: Recipe) -> None:
             "be a multiple of their number",
             where="train.batch_size",
         )
+    if recipe.train.surgery is not None and processes.world_size() > 1:
+        raise RecipeError(
+            "surgery needs the whole gradient of each task, which no process has alone",
+            where="train.surgery",
+            fix="Train in one process, or without it.",
+        )
     for tracker in recipe.train.report_to:
         if tracker not in get_available_reporting_integrations():
             raise RecipeError(

@@ -28,7 +28,7 @@ from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import token_nats
 from malora_cli.recipe import TrainSettings
 from malora_cli.results import ConflictEvent, EvalEvent, Event, TrainEvent
-from malora_cli.train import checkpoints, processes, trouble
+from malora_cli.train import checkpoints, processes, surgery, trouble
 from malora_cli.train.callbacks import EachStep
 from malora_cli.train.conflict import gradient_conflict
 from malora_cli.train.task_losses import TaskLosses, diverged
@@ -132,7 +132,9 @@ class MaloraTrainer(Trainer):
         sums, tokens = self.task_losses.sums_3N.clone(), self._tokens
         while True:
             try:
-                loss = self._accumulate(model, inputs, num_items_in_batch)
+                operate = self.pace.settings.surgery is not None
+                gradients = self._operate if operate else self._accumulate
+                loss = gradients(model, inputs, num_items_in_batch)
                 break
             except RuntimeError as error:  # that of CUDA is one as well
                 if not out_of_memory(error):
@@ -158,6 +160,20 @@ class MaloraTrainer(Trainer):
             # Gradients travel between processes once a step, with those of its last micro-batch.
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, collate(part), num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def _operate(self, model: nn.Module, inputs: list[TrainExample], num_items_in_batch: Tensor | None) -> Tensor:
+        """Gradients of one task after another, then together what surgery leaves of them."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        losses, gradients = [], []
+        for task in sorted({example.task for example in inputs}):
+            rows = [example for example in inputs if example.task == task]
+            losses.append(self._accumulate(model, rows, num_items_in_batch))
+            gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in trained])
+            model.zero_grad(set_to_none=True)
+        key = [self.pace.settings.seed, self.state.global_step]
+        for parameter, gradient in zip(trained, surgery.combine(gradients, key), strict=True):
+            parameter.grad = gradient
         return torch.stack(losses).sum()
 
     def _forget(self, sums_3N: Tensor, tokens: int) -> None:
