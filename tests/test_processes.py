@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from malora_cli.results import RunRecord
+from malora_cli.train import checkpoints
 from train_runs import adapter, losses, train_run, workplace
 
 SAME = ["method.lora_dropout=0", "train.learning_rate=1e-4"]
@@ -87,6 +90,25 @@ def test_torchrun_and_a_resumed_run(recipe: Path) -> None:
     assert resumed.returncode == 0, resumed.stderr
     one, two = adapter(record_of(recipe, "whole")), adapter(killed)
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_launcher_saves_the_step(number: signal.Signals, code: int, recipe: Path) -> None:
+    name = f"told-{code}"
+    command = [sys.executable, "-m", "malora_cli", "train", str(recipe), f"output.name={name}", "--nproc", "2"]
+    command += ["train.steps=100000", "train.eval_every=100000", "train.checkpoint_every=100000"]
+    record = record_of(recipe, name)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while len(record.metrics.train()) < 3:
+            time.sleep(0.2)
+            assert process.poll() is None
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "interrupted: saved at step" in err
+    assert "Traceback" not in err
+    [checkpoint] = checkpoints.checkpoints(record.checkpoints_dir)
+    assert checkpoints.damage(checkpoint) is None
 
 
 def test_what_one_process_cannot_do_is_a_line(recipe: Path) -> None:

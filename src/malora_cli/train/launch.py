@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -36,6 +37,8 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "malora_cli", *arguments)
+    except SignalException as error:  # the processes have been told, and have finished their step
+        return 128 + int(error.sigval)
     except ChildFailedError as error:
         return int(error.get_first_failure()[1].exitcode) or 1
     return 0
