@@ -259,6 +259,10 @@ def test_a_gradient_that_is_no_number_is_caught(recipe: Path, name: str, monkeyp
     monkeypatch.setattr(trainer_module, "token_nats", steep)
     with pytest.raises(RunError, match=r"^step 1: the gradient is not a finite number"):
         train_run(recipe, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RunError, match=r"^step 4: the gradient is not a finite number"):
+            train_run(recipe, f"{name}-skipped", "train.not_finite=skip", "train.max_skipped=3")
 
 
 def test_weights_that_are_no_numbers_are_never_saved(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ RUN/adapter/         the trained adapter in PEFT's format
 RUN/experts.json     what the trained experts have in common, for routed methods
 RUN/eval/            one JSON an evaluation, and the predictions behind it
 RUN/report/          index.html
+RUN/trouble/         the rows of steps whose loss or gradient was no number
 """
 
 from __future__ import annotations

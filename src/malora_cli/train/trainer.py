@@ -106,6 +106,7 @@ class MaloraTrainer(Trainer):
         self.routing = routing_of(model)
         if self.routing is not None:
             self.routing.tally = self.routing.new_tally(model)
+        self._finite = True  # the loss of the step at hand
         self._tokens, self._logged_step = 0, checkpoints.step_of(checkpoint) if checkpoint else 0
         self._started = self._logged = time.perf_counter()
 
@@ -141,8 +142,8 @@ class MaloraTrainer(Trainer):
                     raise
                 self._halve(error)
             self._forget(sums, tokens)
-        if not processes.most(not torch.isfinite(loss), loss.device):
-            self.skipped = 0
+        self._finite = not processes.most(not torch.isfinite(loss), loss.device)
+        if self._finite:
             return loss
         self._forget(sums, tokens)
         self._trouble("loss")
@@ -188,7 +189,7 @@ class MaloraTrainer(Trainer):
         smaller = self.packer.half
         step = f"step {self.state.global_step + 1}"
         if self.args.world_size > 1:  # the others wait for what this one can no longer give
-            fix = "Set train.micro_batch_size or train.micro_batch_tokens lower and go on with --resume."
+            fix = "Train again under another name (output.name=NAME) with a lower train.micro_batch_tokens."
             raise RunError("a micro-batch does not fit into memory", where=step, fix=fix) from error
         if smaller is None:
             fix = "Set train.max_length lower, or train.gradient_checkpointing to true."
@@ -209,6 +210,8 @@ class MaloraTrainer(Trainer):
         # float16 scales the loss by trial and error, and itself skips the steps whose gradients overflow.
         if norm is not None and not math.isfinite(norm) and self.accelerator.scaler is None:
             self._trouble("gradient")
+        elif self._finite:
+            self.skipped = 0
         return norm
 
     def _trouble(self, what: str) -> None:
@@ -217,12 +220,16 @@ class MaloraTrainer(Trainer):
         rows = trouble.rows_of_step(self.model, self.mixture, step)
         if self.routing is not None:
             self.routing.tally = self.routing.new_tally(self.model)
-        error = trouble.not_finite(what, rows, step, trouble.write_down(rows, what, step, self.pace.trouble))
+        path = self.pace.trouble / f"step-{step + 1:07d}.json"
+        if processes.writes():
+            trouble.write_down(rows, what, step, path)
+        error = trouble.not_finite(what, rows, step, path)
         if settings.not_finite == "halt" or self.skipped >= settings.max_skipped:
             raise error
         self.skipped += 1
         self.model.zero_grad(set_to_none=True)
-        warnings.warn(f"{error.where}: {error.what}; this step is skipped", stacklevel=2)
+        if processes.writes():
+            warnings.warn(f"{error.where}: {error.what}; this step is skipped", stacklevel=2)
 
     def compute_loss(
         self,

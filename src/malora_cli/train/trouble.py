@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +47,9 @@ def rows_of_step(model: nn.Module, mixture: Mixture, step: int) -> list[Row]:
     return found
 
 
-def write_down(rows: list[Row], what: str, step: int, folder: Path) -> Path:
+def write_down(rows: list[Row], what: str, step: int, path: Path) -> None:
     """Keep the rows of a step that went wrong in the run folder."""
-    path = folder / f"step-{step + 1:07d}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"step": step + 1, "what": what, "rows": [row.__dict__ for row in rows]})
-    return path
+    write_json(path, {"step": step + 1, "what": what, "rows": [asdict(row) for row in rows]})
 
 
 def culprits(rows: list[Row]) -> str:
