@@ -102,6 +102,7 @@ def begin(folder: Path, step: int) -> Path:
 
 def commit(scratch: Path) -> Path:
     """Note the hash of every file of a scratch folder, flush it to disk and give it its name, in one rename."""
+    (scratch / _CONTENTS).unlink(missing_ok=True)
     files = {str(path.relative_to(scratch)): file_sha256(path) for path in scratch.rglob("*") if path.is_file()}
     write_json(scratch / _CONTENTS, {"files": files})
     for path in scratch.rglob("*"):
