@@ -64,7 +64,7 @@ def nothing(_folder: Path) -> None:
     """The recipe and its data as they are."""
 
 
-CUT = gzip.compress(b'{"question": "1+1=", "answer": "2"}\n' * 99)[:-12]
+CUT = gzip.compress(b'{"question": "1+1=", "answer": "2"}\n' * 99, mtime=0)[:-12]
 GOOD = '{"question": "1+1=", "answer": "2"}'
 
 #: name: (what is changed, arguments after `train`, the line after "error: ")

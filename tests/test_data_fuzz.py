@@ -179,7 +179,7 @@ CHUNKS = st.one_of(
             b"PAR1",
         ]
     ),
-    st.just(gzip.compress(b'{"prompt": "x", "completion": "y"}\n')),
+    st.just(gzip.compress(b'{"prompt": "x", "completion": "y"}\n', mtime=0)),
 )
 SUFFIXES = ["jsonl", "json", "csv", "tsv", "parquet", "arrow", "jsonl.gz", "csv.bz2", "json.xz", "txt"]
 

@@ -68,7 +68,7 @@ def _message(path: Path | str, **settings: Any) -> str:
         ("crlf.csv", TABLE.replace("\n", "\r\n")),
         ("mark.csv", "\ufeff" + TABLE),
         ("rows.tsv", TABLE.replace(",", "\t")),
-        ("rows.jsonl.gz", gzip.compress(LINES.encode())),
+        ("rows.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("rows.jsonl.bz2", bz2.compress(LINES.encode())),
         ("rows.json.gz", gzip.compress(json.dumps(ROWS).encode())),
         ("rows.csv.xz", lzma.compress(TABLE.encode())),
@@ -148,7 +148,7 @@ def test_fields_may_hold_newlines_and_be_missing(tmp_path: Path) -> None:
         ("x.jsonl", "\n" + LINES + "[1, 2]\n", "x.jsonl:4: is no JSON object"),
         ("x.jsonl", LINES.encode() + b'{"q":"\xff"}\n', "x.jsonl:3: is not UTF-8 at byte 7"),
         ("x.jsonl.gz", gzip.compress((LINES + "{bad\n").encode()), "x.jsonl.gz:3: is no JSON"),
-        ("x.jsonl.gz", gzip.compress(LINES.encode() + b'{"q":"\xff"}\n'), "x.jsonl.gz:3: is not UTF-8"),
+        ("x.jsonl.gz", gzip.compress(LINES.encode() + b'{"q":"\xff"}\n', mtime=0), "x.jsonl.gz:3: is not UTF-8"),
         ("x.json", '[{"q": 1},\n', "x.json:2: is no JSON (Expecting value at column 1)"),
         ("x.json", LINES + "{bad\n", "x.json:3: is no JSON"),
         ("x.json", '"text"', "x.json:1: is no JSON array of objects"),
@@ -203,7 +203,7 @@ def test_a_dataset_without_rows(tmp_path: Path) -> None:
         ("x.parquet", b"PAR1 and then nothing", "the data are damaged, or not what their name says"),
         ("x.arrow", b"nonsense", "the data are damaged, or not what their name says"),
         ("x.jsonl.gz", b"nonsense", "Not a gzipped file"),
-        ("x.jsonl.gz", gzip.compress(LINES.encode() * 9)[:-12], "Compressed file ended"),
+        ("x.jsonl.gz", gzip.compress(LINES.encode() * 9, mtime=0)[:-12], "Compressed file ended"),
         ("x.jsonl.xz", lzma.compress(LINES.encode() * 9)[:-12], "Compressed file ended"),
         ("x.jsonl", '{"q": "x", "q": "y"}\n', "(/q) was specified twice)"),
         ("x.jsonl", '{"q": "\\ud800"}\n', "surrogate pair in string is invalid)"),
@@ -301,7 +301,7 @@ def test_a_stream_is_cut_where_it_is_asked(name: str, tmp_path: Path, monkeypatc
         case "hub":
             _write(path / "train.jsonl", lines)
         case "x.jsonl.gz":
-            _write(path, gzip.compress(lines.encode()))
+            _write(path, gzip.compress(lines.encode(), mtime=0))
         case _:
             _write(path, lines)
     assert _load(path, stream=7) == rows[:7]
