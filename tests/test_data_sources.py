@@ -70,7 +70,7 @@ def _message(path: Path | str, **settings: Any) -> str:
         ("rows.tsv", TABLE.replace(",", "\t")),
         ("rows.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("rows.jsonl.bz2", bz2.compress(LINES.encode())),
-        ("rows.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("rows.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
         ("rows.csv.xz", lzma.compress(TABLE.encode())),
     ],
 )
@@ -147,7 +147,7 @@ def test_fields_may_hold_newlines_and_be_missing(tmp_path: Path) -> None:
         ("x.jsonl", LINES + '{"q":"x","a":"y', "x.jsonl:3: is no JSON (Unterminated string starting at column 14)"),
         ("x.jsonl", "\n" + LINES + "[1, 2]\n", "x.jsonl:4: is no JSON object"),
         ("x.jsonl", LINES.encode() + b'{"q":"\xff"}\n', "x.jsonl:3: is not UTF-8 at byte 7"),
-        ("x.jsonl.gz", gzip.compress((LINES + "{bad\n").encode()), "x.jsonl.gz:3: is no JSON"),
+        ("x.jsonl.gz", gzip.compress((LINES + "{bad\n").encode(), mtime=0), "x.jsonl.gz:3: is no JSON"),
         ("x.jsonl.gz", gzip.compress(LINES.encode() + b'{"q":"\xff"}\n', mtime=0), "x.jsonl.gz:3: is not UTF-8"),
         ("x.json", '[{"q": 1},\n', "x.json:2: is no JSON (Expecting value at column 1)"),
         ("x.json", LINES + "{bad\n", "x.json:3: is no JSON"),
