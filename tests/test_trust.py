@@ -21,7 +21,8 @@ from malora_cli.errors import RunError, StoppedError
 from malora_cli.results import RunRecord
 from malora_cli.train import checkpoints
 from malora_cli.train import trainer as trainer_module
-from train_runs import adapter, load, losses, measured, same_weights, train_run, workplace
+from malora_cli.train.run import train
+from train_runs import SilentView, adapter, load, losses, measured, same_weights, train_run, workplace
 
 HERE = str(Path(__file__).parent)
 
@@ -329,6 +330,19 @@ def test_a_resumed_run_keeps_to_the_smaller_micro_batches(recipe: Path, name: st
         crowded.clear()
         train_run(recipe, name, resume=True)
     assert set(crowded) == {1}
+
+
+def test_measuring_the_longest_step_does_not_end_what_training_would_survive(
+    recipe: Path, name: str, crowded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("malora_cli.train.probe.token_nats", trainer_module.token_nats)
+    told: list[int] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = load(recipe, name, "train.micro_batch_size=6")
+        record = train(loaded, SilentView(), announce=lambda _materials, cost: told.append(cost.tokens))
+    assert record.finished
+    assert len(told) == 1
 
 
 def test_one_row_that_does_not_fit_is_one_line(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,8 +97,7 @@ class Split:
 
     def examples(self, rows: Sequence[int], task: int) -> list[TrainExample]:
         """Some rows, as examples of task number ``task``."""
-        chosen = rows if self.picked is None else self.picked[np.asarray(rows)].tolist()
-        found = self._tokens[list(chosen)]
+        found = self._tokens[self._chosen(rows)]
         return [
             TrainExample(ids, list(zip(spans[::2], spans[1::2], strict=True)), task)
             for ids, spans in zip(found["input_ids"], found["spans"], strict=True)
@@ -106,8 +105,11 @@ class Split:
 
     def source_rows(self, rows: Sequence[int]) -> list[int]:
         """The numbers of some rows in their source, from 1."""
-        chosen = rows if self.picked is None else self.picked[np.asarray(rows)].tolist()
-        return [int(row) + 1 for row in self.encoded[list(chosen)]["row"]]
+        return [int(row) + 1 for row in self.encoded[self._chosen(rows)]["row"]]
+
+    def _chosen(self, rows: Sequence[int]) -> list[int]:
+        """Where some rows are among the encoded ones."""
+        return list(rows) if self.picked is None else self.picked[np.asarray(rows)].tolist()
 
     def lengths(self, rows: Ints) -> Ints:
         """Tokens of some rows."""

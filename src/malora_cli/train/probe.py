@@ -18,6 +18,7 @@ from malora_cli.data.statement import longest_step
 from malora_cli.errors import RunError
 from malora_cli.modeling.loss import token_nats
 from malora_cli.recipe import TrainSettings
+from malora_cli.train.trouble import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ class StepCost:
 def measure_longest_step(model: nn.Module, mixture: Mixture, packer: Packer, settings: TrainSettings) -> StepCost:
     """Go through the longest step once, with an optimiser that changes nothing.
 
-    Weights, gradients and random state are as before afterwards.
+    Weights, gradients and random state are as before afterwards. Where memory does not suffice, micro-batches halve, as
+    they will in training.
 
     Raises:
-        RunError: The memory does not suffice.
+        RunError: Memory does not suffice for one row at a time.
     """
     examples = longest_step(mixture)
     device = next(model.parameters()).device
@@ -55,19 +57,29 @@ def measure_longest_step(model: nn.Module, mixture: Mixture, packer: Packer, set
     was_training = model.training
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            _step(model, packer(examples[-1:]), trained)  # what is compiled or chosen once is not of the step
-            started = time.perf_counter()
-            _step(model, packer(examples), trained)
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"the longest step, of {mixture.batch_size} rows, does not fit into memory",
-                where=str(device),
-                fix="Set train.micro_batch_tokens or train.micro_batch_size lower, or checkpoint gradients.",
-            ) from error
+        while True:
+            try:
+                _step(model, packer(examples[-1:]), trained)  # what is compiled or chosen once is not of the step
+                started = time.perf_counter()
+                _step(model, packer(examples), trained)
+                break
+            except RuntimeError as error:  # that of CUDA is one as well
+                if not out_of_memory(error):
+                    raise
+                packer = _half(packer, error)
+                model.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
     model.train(was_training)
     return StepCost(sum(len(example.input_ids) for example in examples), seconds, _peak_bytes(device))
+
+
+def _half(packer: Packer, error: RuntimeError) -> Packer:
+    if packer.half is None:
+        fix = "Set train.max_length lower, or train.gradient_checkpointing to true."
+        raise RunError(
+            "a micro-batch of one row does not fit into memory", where="the longest step", fix=fix
+        ) from error
+    return packer.half
 
 
 def _step(model: nn.Module, batches: list[Any], trained: list[nn.Parameter]) -> None:

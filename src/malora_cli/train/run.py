@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import platform
@@ -28,6 +27,7 @@ from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import RecipeError, RunError, StoppedError
 from malora_cli.modeling import BaseModel, count_parameters, load_base, load_tokenizer, resolve_base, wrap
 from malora_cli.recipe import LoadedRecipe, Recipe
+from malora_cli.recipe.problems import show
 from malora_cli.results import Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
 from malora_cli.train import checkpoints, processes
 from malora_cli.train.callbacks import StopAtStep
@@ -53,7 +53,6 @@ WATCHING = frozenset(
 )
 #: What a resumed run may change besides: how long it is, and with that the course of its learning rate.
 _LENGTH = frozenset(("steps", "epochs"))
-_LONGEST_VALUE = 60
 _PACKAGES = ("malora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -271,7 +270,7 @@ def check_same_recipe(record: RunRecord, loaded: LoadedRecipe, *, may_change: Co
     """
     allowed = {f"train.{setting}" for setting in may_change}
     changed = [
-        f"{path} (was {_spelled(before)}, is {_spelled(now)})"
+        f"{path} (was {show(before)}, is {show(now)})"
         for path, before, now in _differences(record.recipe, loaded.recipe.model_dump(mode="json"))
         if path not in allowed and not path.startswith(("eval.", "output."))
     ]
@@ -281,11 +280,6 @@ def check_same_recipe(record: RunRecord, loaded: LoadedRecipe, *, may_change: Co
             where=str(record.recipe_path),
             fix="Undo that, or start another run: output.name=NAME.",
         )
-
-
-def _spelled(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

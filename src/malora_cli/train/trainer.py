@@ -51,11 +51,6 @@ class Pace:
     tick: Callable[[int], None]
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory did not suffice; on the CPU nothing but the message tells."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 class MaloraTrainer(Trainer):
     """Trains on a mixture and reports the loss of every task.
 
@@ -138,7 +133,7 @@ class MaloraTrainer(Trainer):
                 loss = gradients(model, inputs, num_items_in_batch)
                 break
             except RuntimeError as error:  # that of CUDA is one as well
-                if not out_of_memory(error):
+                if not trouble.out_of_memory(error):
                     raise
                 self._halve(error)
             self._forget(sums, tokens)

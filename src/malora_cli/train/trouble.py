@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number: which rows did it, and what becomes of the run."""
+"""What goes wrong in a step: memory that does not suffice, and a loss or a gradient that is no number."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from malora_cli.data.batch import collate
@@ -14,6 +15,11 @@ from malora_cli.data.mixture import Mixture
 from malora_cli.errors import RunError
 from malora_cli.modeling.loss import example_nats
 from malora_cli.results import write_json
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory did not suffice; on the CPU nothing but the message tells."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True)
