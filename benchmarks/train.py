@@ -289,9 +289,10 @@ def resume(_rounds: int, recipe: str) -> None:
         seconds = time.perf_counter() - started
         event = record.metrics.train()[-1]
         process.kill()
-    took = f"of which the step took {event.seconds_per_step:.1f}"
-    console.print(f"step {event.step:,} done {seconds:.1f} s after the command, {took}")
-    write_json(RESULTS / "train-resume.json", {"seconds": seconds, "step_seconds": event.seconds_per_step})
+    assert event.seconds_per_step is not None
+    before = seconds - event.seconds_per_step
+    console.print(f"step {event.step:,} began {before:.1f} s after the command and took {event.seconds_per_step:.1f} s")
+    write_json(RESULTS / "train-resume.json", {"seconds_before": before, "step_seconds": event.seconds_per_step})
 
 
 def renumber(checkpoint: Path, step: int) -> None:

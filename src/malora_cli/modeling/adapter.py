@@ -74,8 +74,13 @@ def _wrong_targets(model: nn.Module, what: str) -> ModelError:
     return ModelError(what, where="method.target_modules", fix=f"Name linears; it has {', '.join(sorted(linears))}.")
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put a saved adapter on its base model, for evaluation.
+def load_adapter(model: PreTrainedModel, folder: Path, *, trained: AdapterSettings | None = None) -> PeftModel:
+    """Put a saved adapter on its base model.
+
+    Args:
+        model: The base model.
+        folder: Where the adapter lies.
+        trained: The method by which it is trained further; None is for evaluation.
 
     Raises:
         ModelError: The folder holds no adapter in safetensors, or not one of this model.
@@ -85,7 +90,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     try:
         # Our own need no initial values first; PEFT would round its own methods to the base model's dtype.
         ours = isinstance(PeftConfig.from_pretrained(folder), MixtureConfig)
-        wrapped = PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=ours)
+        wrapped = PeftModel.from_pretrained(model, folder, is_trainable=trained is not None, low_cpu_mem_usage=ours)
         with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
             saved = set(file.keys())
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
@@ -97,7 +102,10 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             f"the adapter does not fit this model ({len(wrong)} tensors are on one side only, as {min(wrong)})",
             where=str(folder),
         )
-    return wrapped.eval()
+    if trained is None:
+        return wrapped.eval()
+    _freeze(wrapped, trained.frozen)
+    return wrapped
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -19,13 +19,14 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from malora_cli.adapters.analysis import analyse_experts
+from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.mixture import Mixture, lay_out
 from malora_cli.data.splits import Split
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import RecipeError, RunError, StoppedError
-from malora_cli.modeling import BaseModel, count_parameters, load_base, load_tokenizer, resolve_base, wrap
+from malora_cli.modeling import BaseModel, count_parameters, load_adapter, load_base, load_tokenizer, resolve_base, wrap
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.recipe.problems import show
 from malora_cli.results import Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
@@ -80,10 +81,13 @@ def gather(recipe: Recipe) -> Materials:
     return Materials(base, tokenizer, tasks, lay_out(tasks, recipe.mix, recipe.train), packer)
 
 
-def prepare_model(recipe: Recipe, materials: Materials) -> PeftModel:
-    """The base model with a fresh adapter, the same for every run of the recipe's seed."""
+def prepare_model(recipe: Recipe, materials: Materials, checkpoint: Path | None = None) -> PeftModel:
+    """The base model with a fresh adapter, the same for every run of the recipe's seed, or with a checkpoint's."""
+    base, method = load_base(materials.base, recipe.model), cast(AdapterSettings, recipe.method)
+    if checkpoint is not None:  # whose adapter needs no initial values, the slow part of wrapping
+        return load_adapter(base, checkpoint, trained=method)
     set_seed(_first(recipe.train.init_seed, recipe.train.seed))
-    return wrap(load_base(materials.base, recipe.model), recipe.method)  # type: ignore[arg-type]
+    return wrap(base, method)
 
 
 def _first(given: int | None, otherwise: int) -> int:
@@ -120,7 +124,7 @@ def train(
     checkpoint = processes.the_writers(_resume_point(record, loaded) if resume and processes.writes() else None)
     with processes.one_first():
         materials = gather(recipe)
-    model = prepare_model(recipe, materials)
+    model = prepare_model(recipe, materials, checkpoint)
     if announce is not None and not resume:
         cost = measure_longest_step(model, materials.mixture, materials.packer, recipe.train)
         if processes.writes():

@@ -377,6 +377,9 @@ class MaloraTrainer(Trainer):
                     fix="Train again under another name (output.name=NAME) with a lower train.learning_rate.",
                 )
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The model was given its adapter when it was made."""
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             checkpoints.load_optimizer_and_scheduler(Path(checkpoint), self.optimizer, self.lr_scheduler)
