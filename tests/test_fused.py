@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from malora_cli.adapters import fused as fused_module
 from malora_cli.adapters import layer as layer_module
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MoloraConfig
-from malora_cli.adapters.fused import can_fuse, draw_kept
+from malora_cli.adapters.dropout import draw_kept
+from malora_cli.adapters.fused import can_fuse
 from malora_cli.adapters.gathered import gathering_pays
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import Routing

@@ -1,4 +1,4 @@
-"""Products by either library, and the frozen linears that take the faster one."""
+"""Products by either library, and the linears and dropouts that take the faster way."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from malora_cli.adapters import frozen, product
-from malora_cli.adapters.frozen import FrozenLinear, quicken
+from malora_cli.adapters import product, quick
 from malora_cli.adapters.methods import METHODS
+from malora_cli.adapters.quick import QuickLinear, quicken
 from malora_cli.modeling import wrap
 from tiny_models import tiny, tokens
 
@@ -21,7 +21,7 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN for every product, however small and whatever the processor."""
     monkeypatch.setattr(product, "prefers_onednn", lambda: True)
-    monkeypatch.setattr(frozen, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(quick, "prefers_onednn", lambda: True)
     monkeypatch.setattr(product, "_WORTH_IT", 0)
 
 
@@ -89,31 +89,29 @@ def test_the_processor_decides(vendor: str, expected: bool, monkeypatch: pytest.
 
 
 @needs_onednn
+@pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_frozen_linear_is_the_linear_it_was(bias: bool, onednn: None) -> None:
+def test_a_quick_linear_is_the_linear_it_was(bias: bool, trained: bool, onednn: None) -> None:
     torch.manual_seed(0)
-    plain = nn.Linear(12, 7, bias=bias).requires_grad_(False)
-    quick = copy.deepcopy(plain)
-    quicken(quick)
-    assert type(quick) is FrozenLinear
-    assert quick.state_dict().keys() == plain.state_dict().keys()
+    plain = nn.Linear(12, 7, bias=bias).requires_grad_(trained)
+    quickened = copy.deepcopy(plain)
+    quicken(quickened)
+    assert type(quickened) is QuickLinear
+    assert quickened.state_dict().keys() == plain.state_dict().keys()
     found = []
-    for module in (plain, quick):
+    for module in (plain, quickened):
         x = torch.linspace(-1, 1, 2 * 5 * 12).view(2, 5, 12).requires_grad_()
         y = module(x)
         (y * torch.arange(y.numel()).view_as(y)).sum().backward()
-        found.append((y, x.grad))
+        found.append((y, x.grad, *(parameter.grad for parameter in module.parameters())))
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-5)
 
 
 @needs_onednn
-def test_a_linear_that_trains_or_runs_under_autocast_is_left_to_torch(onednn: None) -> None:
+def test_a_linear_under_autocast_is_left_to_torch(onednn: None) -> None:
     module = nn.Linear(12, 7)
     quicken(module)
     x = torch.randn(3, 12)
-    module(x).sum().backward()
-    torch.testing.assert_close(module.weight.grad, x.sum(0).expand(7, 12))
-    module.requires_grad_(False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert module(x).dtype == torch.bfloat16
 
@@ -123,8 +121,8 @@ def test_only_float32_linears_on_a_processor_are_quickened(onednn: None, monkeyp
     kinds = [nn.Linear(2, 2), nn.Linear(2, 2).bfloat16(), nn.Linear(2, 2, device="meta"), nn.Conv1d(2, 2, 1)]
     model = nn.ModuleList(kinds)
     quicken(model)
-    assert [isinstance(module, FrozenLinear) for module in kinds] == [True, False, False, False]
-    monkeypatch.setattr(frozen, "prefers_onednn", lambda: False)
+    assert [isinstance(module, QuickLinear) for module in kinds] == [True, False, False, False]
+    monkeypatch.setattr(quick, "prefers_onednn", lambda: False)
     other = nn.Linear(2, 2)
     quicken(other)
     assert type(other) is nn.Linear
@@ -134,12 +132,10 @@ def test_only_float32_linears_on_a_processor_are_quickened(onednn: None, monkeyp
 @pytest.mark.parametrize("method", ["lora", "malora", "molora"])
 def test_a_quickened_model_trains_to_the_same_gradients(method: str, onednn: None) -> None:
     ids, found = tokens(2, 9), []
-    for quick in (False, True):
+    for quickened in (False, True):
         base = tiny("llama")
-        if quick:
-            quicken(base)
         torch.manual_seed(0)
-        model = wrap(base, METHODS[method](lora_dropout=0.0)).train()
+        model = wrap(base, METHODS[method](lora_dropout=0.0), quick=quickened).train()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name or "malora_up" in name:
@@ -149,3 +145,17 @@ def test_a_quickened_model_trains_to_the_same_gradients(method: str, onednn: Non
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_the_dropout_of_lora_is_one() -> None:
+    """What is kept is scaled, what is not gets no gradient, and evaluation changes nothing."""
+    model = wrap(tiny("llama"), METHODS["lora"](lora_dropout=0.25))
+    dropout = next(module for module in model.modules() if isinstance(module, quick.QuickDropout))
+    x = torch.ones(400, 500, requires_grad=True)
+    y = dropout.train()(x)
+    kept = y.detach() != 0
+    torch.testing.assert_close(y.detach()[kept].unique(), torch.tensor([4 / 3]))
+    assert abs(kept.float().mean().item() - 0.75) < 0.005
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    assert torch.equal(dropout.eval()(x), x)

@@ -8,18 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedModel
 
 from malora_cli import MaloraConfig
 from malora_cli.adapters.config import MixtureConfig
 from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.methods.malora import Malora
-from malora_cli.data.batch import TrainExample, collate
 from malora_cli.errors import ModelError
 from malora_cli.modeling import (
     count_parameters,
@@ -31,8 +27,6 @@ from malora_cli.modeling import (
     resolve_base,
     wrap,
 )
-from malora_cli.modeling.heldout import held_out
-from malora_cli.modeling.loss import example_nats, reads_across_examples, token_nats
 from malora_cli.recipe import ModelSettings
 from tiny_models import LAYERS, gemma3_with_pictures, randomise, tiny, tokens
 
@@ -192,116 +186,3 @@ def test_an_adapter_of_another_model_is_one_line(adapter: Path) -> None:
         with pytest.raises(ModelError, match="does not fit this model") as error:
             load_adapter(tiny(other), adapter)
         message(error)
-
-
-# The loss of examples in one row
-
-
-def examples() -> list[TrainExample]:
-    sizes = ((9, 3), (14, 5), (2, 1), (20, 8))
-    return [
-        TrainExample(tokens(length, seed=seed).tolist(), [(prompt, length)], seed)
-        for seed, (length, prompt) in enumerate(sizes)
-    ]
-
-
-def alone(model: nn.Module, example: TrainExample) -> torch.Tensor:
-    """Cross entropy of one example on its own, by the plainest call there is."""
-    ids = torch.tensor([example.input_ids])
-    logits = model(input_ids=ids).logits[0, :-1]
-    return F.cross_entropy(logits, ids[0, 1:], reduction="none")[example.prompt_tokens - 1 :]
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi", "gpt2"])
-@torch.no_grad()
-def test_examples_in_one_row_are_as_good_as_alone(kind: str, attention: str) -> None:
-    model = tiny(kind, attention)
-    assert not reads_across_examples(model)
-    for one in (model, wrap(model, Malora(**TINY)).eval()):
-        randomise(one)
-        together = token_nats(one, collate(examples()))
-        expected = [alone(one, example) for example in examples()]
-        torch.testing.assert_close(together, torch.cat(expected), atol=2e-5, rtol=1e-5)
-        sums = example_nats(one, [collate(examples()[:2]), collate(examples()[2:])])
-        assert [count for _, count in sums] == [6, 9, 1, 12]
-        torch.testing.assert_close(torch.tensor([nats for nats, _ in sums]), torch.stack([e.sum() for e in expected]))
-
-
-@pytest.mark.parametrize("kind", ["falcon", "opt"])
-def test_a_model_that_reads_across_examples_is_found_out_and_refused(kind: str, tmp_path: Path) -> None:
-    model = tiny(kind)
-    assert reads_across_examples(model)
-    with torch.no_grad():
-        together = token_nats(model, collate(examples()))
-        assert (together - torch.cat([alone(model, example) for example in examples()])).abs().max() > 0.01
-    model.save_pretrained(tmp_path)
-    settings = ModelSettings(base=str(tmp_path))
-    with pytest.raises(ModelError, match=f"a '{kind}' model reads across the examples of a batch") as error:
-        load_base(resolve_base(settings), settings)
-    message(error)
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_half_precision_is_not_taken_for_reading_across(kind: str) -> None:
-    model = tiny(kind, dtype=torch.bfloat16).train()
-    assert not reads_across_examples(model)
-    assert model.training
-
-
-def test_the_head_runs_only_where_a_token_is_supervised() -> None:
-    model, shapes = tiny("llama"), []
-    model.lm_head.register_forward_hook(lambda _module, inputs, _output: shapes.append(inputs[0].shape))
-    batch = collate(examples())
-    for one in (model, get_peft_model(model, LoraConfig(target_modules=["q_proj"]))):
-        token_nats(one, batch)
-    assert shapes == [(1, 28, 32)] * 2
-    assert len(batch["targets"]) == 28
-
-
-def test_an_example_without_a_target_keeps_its_place() -> None:
-    model = tiny("llama")
-    one, two = TrainExample([5, 6, 7], [(1, 3)], 0), TrainExample([5, 6], [], 0)
-    three = TrainExample([8, 9], [(1, 2)], 0)
-    found = example_nats(model, [collate([one, two]), collate([two]), collate([two, three])])
-    assert [count for _, count in found] == [2, 0, 0, 0, 1]
-    assert found[1][0] == 0.0
-
-
-def test_measuring_leaves_the_mode_alone() -> None:
-    model = wrap(tiny("llama"), Malora(**TINY)).train()
-    batches = [collate(examples())]
-    result = held_out(model, batches)
-    assert model.training
-    assert result.tally is not None
-    assert result.tally.tokens_L.tolist() == [45.0] * 6 * LAYERS
-    assert (result.loss.tokens, result.loss.examples) == (28, 4)
-    assert result.loss.nats == pytest.approx(sum(nats for nats, _ in example_nats(model, batches)))
-    assert held_out(wrap(tiny("llama"), settings_of("lora")), batches).tally is None
-
-
-def test_padding_in_rows_agrees_with_examples_in_one_row() -> None:
-    """transformers' own loss over padded rows and ours over one row are the same, gradients included."""
-    gradients = []
-    for flat in (True, False):
-        torch.manual_seed(0)
-        model = wrap(tiny("llama"), Malora(**TINY, lora_dropout=0.0))
-        randomise(model)
-        model.train()
-        loss = token_nats(model, collate(examples())).mean() if flat else _padded_loss(model, examples())
-        loss.backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], atol=2e-5, rtol=1e-4, msg=name)
-
-
-def _padded_loss(model: PeftModel | PreTrainedModel, rows: list[TrainExample]) -> torch.Tensor:
-    width = max(len(row.input_ids) for row in rows)
-    ids, mask, labels = (torch.full((len(rows), width), fill) for fill in (0, 0, -100))
-    for index, row in enumerate(rows):
-        size = len(row.input_ids)
-        ids[index, :size] = torch.tensor(row.input_ids)
-        mask[index, :size] = 1
-        labels[index, row.prompt_tokens : size] = ids[index, row.prompt_tokens : size]
-    return model(input_ids=ids, attention_mask=mask, labels=labels).loss

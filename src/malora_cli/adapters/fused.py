@@ -17,18 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from malora_cli.adapters.frozen import FrozenLinear
+from malora_cli.adapters.dropout import draw_kept
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
 from malora_cli.adapters.kernel import Factors
 from malora_cli.adapters.product import add_product, product
-
-_LOTS = 1 << 16
+from malora_cli.adapters.quick import QuickLinear
 
 
 def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the frozen product of ``base_layer`` may be taken over: a plain float32 linear that nothing watches."""
     return (
-        type(base_layer) in (nn.Linear, FrozenLinear)
+        type(base_layer) in (nn.Linear, QuickLinear)
         and type(dropout) in (nn.Dropout, nn.Identity)
         and x.dtype == up.dtype == base_layer.weight.dtype == torch.float32
         and not base_layer.weight.requires_grad
@@ -37,22 +36,6 @@ def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -
         and not base_layer._forward_pre_hooks
         and not base_layer._backward_hooks
     )
-
-
-def draw_kept(x_TI: Tensor, p: float) -> tuple[Tensor, float]:
-    """Which entries of the input a dropout keeps, and what it multiplies them by.
-
-    Four entries share one number of the generator, 16 bits each: on a CPU, drawing numbers is most of what dropout
-    costs. The rate is that of ``p`` in units of 2^-16, and the factor is exact for it, so nothing is biased.
-
-    Returns:
-        Mask, shape of ``x_TI``, 1 for kept, and ``1 / (1 - rate)``. It is int8: products with bool take twice as long.
-    """
-    lots = torch.empty(-(-x_TI.numel() // 4), dtype=torch.int64, device=x_TI.device).random_(-(1 << 63), None)
-    dropped = min(round(p * _LOTS), _LOTS - 1)
-    kept = torch.empty(x_TI.shape, dtype=torch.int8, device=x_TI.device)
-    torch.ge(lots.view(torch.int16)[: x_TI.numel()].view_as(x_TI), dropped - _LOTS // 2, out=kept)
-    return kept, _LOTS / (_LOTS - dropped)
 
 
 class _Project(torch.autograd.Function):

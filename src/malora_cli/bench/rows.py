@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from malora_cli.adapters.frozen import quicken
 from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.targets import PAPER_TARGETS
 from malora_cli.bench.loop import wrap_in_loops
@@ -113,7 +112,5 @@ def build(name: str, base: PreTrainedModel, workload: Workload) -> nn.Module:
             raise ModelError(f"loops are not written for a '{model.config.model_type}' model", where=LOOP)
         wrap_in_loops(model, targets, dropout=0.05 if workload.dropout is None else workload.dropout)
         return model
-    if name not in _STOCK:
-        quicken(model)
     changed = {} if workload.dropout is None else {"lora_dropout": workload.dropout}
-    return wrap(model, METHODS[name.removeprefix("peft-")](**changed)).train()
+    return wrap(model, METHODS[name.removeprefix("peft-")](**changed), quick=name not in _STOCK).train()

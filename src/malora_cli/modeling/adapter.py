@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from malora_cli.adapters import tuner  # noqa: F401 - tells PEFT about our methods
 from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig
 from malora_cli.adapters.methods._base import AdapterSettings
+from malora_cli.adapters.quick import quicken
 from malora_cli.adapters.targets import PAPER_TARGETS
 from malora_cli.errors import ModelError
 from malora_cli.modeling.reason import first_line
@@ -35,8 +36,13 @@ class ParameterCount:
         return 100 * self.trainable / (self.base + self.trainable)
 
 
-def wrap(model: PreTrainedModel, method: AdapterSettings) -> PeftModel:
+def wrap(model: PreTrainedModel, method: AdapterSettings, *, quick: bool = True) -> PeftModel:
     """Put a method's adapter on a base model; nothing else stays trainable.
+
+    Args:
+        model: The base model.
+        method: The method.
+        quick: Take the faster ways to compute it, see `adapters.quick`.
 
     Raises:
         ModelError: The model has no such linears, or its architecture is not known and none are named.
@@ -57,6 +63,8 @@ def wrap(model: PreTrainedModel, method: AdapterSettings) -> PeftModel:
     except (ValueError, TypeError) as error:
         raise ModelError(first_line(error), where=f"method '{method.name}'") from error
     _freeze(wrapped, method.frozen)
+    if quick:
+        quicken(wrapped)
     return wrapped
 
 
@@ -102,6 +110,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trained: AdapterSettin
             f"the adapter does not fit this model ({len(wrong)} tensors are on one side only, as {min(wrong)})",
             where=str(folder),
         )
+    quicken(wrapped)
     if trained is None:
         return wrapped.eval()
     _freeze(wrapped, trained.frozen)

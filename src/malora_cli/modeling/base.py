@@ -15,10 +15,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from malora_cli.adapters.frozen import quicken
+from malora_cli.adapters.quick import quicken
 from malora_cli.errors import ModelError
+from malora_cli.modeling.attention import attend_within_examples
 from malora_cli.modeling.gguf import converted_folder
-from malora_cli.modeling.loss import reads_across_examples
+from malora_cli.modeling.loss import note_plain_head, reads_across_examples
 from malora_cli.modeling.reason import first_line
 from malora_cli.recipe import ModelSettings
 from malora_cli.registry import did_you_mean
@@ -176,7 +177,7 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
     Args:
         base: The model.
         settings: How it is loaded.
-        quick: Let its linears take the faster product while they are frozen, see `adapters.frozen`.
+        quick: Take the faster ways to compute it, see `adapters.quick` and `attention`.
 
     Raises:
         ModelError: It cannot be had, lacks weights, or cannot tell the examples of a row apart.
@@ -199,12 +200,14 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     if quick:
         quicken(model)
+        attend_within_examples(model)
     if reads_across_examples(model):
         raise ModelError(
             f"a '{model.config.model_type}' model reads across the examples of a batch, which stand in one row",
             where=f"model '{base.name}'",
             fix="Take one whose attention keeps them apart, such as a Llama, Mistral, Qwen, Gemma, Phi or GPT-2.",
         )
+    note_plain_head(model)
     return model
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
+#: Most that the logits of one call of the head may take, in float32.
+LOGITS_BYTES = 2**28
 _PROBE_TOKENS = 8
+#: Models whose logits are what their head makes of the last hidden states, and nothing else.
+_PLAIN_HEADS: WeakSet[nn.Module] = WeakSet()
 
 
 def token_nats(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -25,22 +33,72 @@ def token_nats(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         Nats, float32, shape ``(K,)``.
     """
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
-    if _keeps_some_logits(model):
-        logits_KV = model(**inputs, logits_to_keep=batch["positions"]).logits[0]
-    else:
-        logits_KV = model(**inputs).logits[0, batch["positions"]]
-    return F.cross_entropy(logits_KV.float(), batch["targets"], reduction="none")
+    positions_K, targets_K = batch["positions"], batch["targets"]
+    base = _unwrapped(model)
+    if not _keeps_some_logits(base):
+        return _nats(model(**inputs).logits[0, positions_K], targets_K)
+    size = LOGITS_BYTES // (4 * _vocabulary(base)) or 1
+    if base not in _PLAIN_HEADS or len(positions_K) <= size:
+        return _nats(model(**inputs, logits_to_keep=positions_K).logits[0], targets_K)
+    with _headless(base) as head:
+        hidden_KH = model(**inputs, logits_to_keep=positions_K).logits[0]
+    chunks = zip(hidden_KH.split(size), targets_K.split(size), strict=True)
+    return torch.cat([checkpoint(_head_nats, head, h, t, use_reentrant=False) for h, t in chunks])
 
 
-def _keeps_some_logits(model: Any) -> bool:
+def _nats(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
+    return F.cross_entropy(logits_KV.float(), targets_K, reduction="none")
+
+
+def _head_nats(head: nn.Module, hidden_KH: Tensor, targets_K: Tensor) -> Tensor:
+    return _nats(head(hidden_KH), targets_K)
+
+
+def _unwrapped(model: Any) -> Any:
     while hasattr(model, "module"):  # data-parallel wrappers
         model = model.module
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _keeps_some_logits(base: nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
+@contextmanager
+def _headless(base: PreTrainedModel) -> Iterator[nn.Module]:
+    """Within the block the model's logits are its last hidden states; yields the head."""
+    head = base.get_output_embeddings()
+    head.forward = lambda hidden: hidden
+    try:
+        yield head
+    finally:
+        del head.forward
+
+
 @torch.no_grad()
-def reads_across_examples(model: nn.Module) -> bool:
+def note_plain_head(base: PreTrainedModel) -> None:
+    """Let `token_nats` run a model's head in chunks where its logits would take more than `LOGITS_BYTES`.
+
+    Not done where the model itself does more to its logits, such as capping them.
+
+    Args:
+        base: The model before it is wrapped, with its weights.
+    """
+    if not _keeps_some_logits(base) or not isinstance(base.get_output_embeddings(), nn.Linear):
+        return
+    ids = torch.arange(_PROBE_TOKENS, device=base.device).unsqueeze(0) % _vocabulary(base)
+    with _headless(base) as head:
+        hidden = base(input_ids=ids, use_cache=False).logits
+    if torch.equal(head(hidden), base(input_ids=ids, use_cache=False).logits):
+        _PLAIN_HEADS.add(base)
+
+
+@torch.no_grad()
+def reads_across_examples(model: PreTrainedModel) -> bool:
     """Whether a model's view of one example changes with the example that stands before it in the row.
 
     Position ids that restart keep examples apart wherever attention goes through transformers' mask functions. Models
@@ -51,7 +109,7 @@ def reads_across_examples(model: nn.Module) -> bool:
     """
     was_training = model.training
     model.eval()
-    size = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    size = _vocabulary(model)
     run_P = torch.arange(_PROBE_TOKENS, device=next(model.parameters()).device)
     ids = torch.cat([size // 2 + run_P, size // 3 + run_P]).unsqueeze(0) % size
     alone_PV = model(input_ids=ids[:, _PROBE_TOKENS:], position_ids=run_P.unsqueeze(0), use_cache=False).logits[0]
