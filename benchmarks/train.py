@@ -31,7 +31,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from malora_cli.cli._common import prepare_libraries, read_recipe
 from malora_cli.cli._terminal import plain_table
-from malora_cli.results import RunRecord, write_json
+from malora_cli.results import RunRecord, checkpoint_name, write_json
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, BATCH, WARM = 8, 16, 2
@@ -74,7 +74,7 @@ def ours(method: str, recipe: str, folder: Path) -> dict[str, Any]:
 
 
 def trl(packed: bool, recipe: str, folder: Path) -> dict[str, Any]:
-    """TRL's SFTTrainer with PEFT's LoRA on the rows of the same mixture, in the same order."""
+    """TRL's SFTTrainer with PEFT's LoRA on the same tokens, the same of them supervised, in the same order."""
     import numpy as np
     import torch
     from datasets import Dataset
@@ -82,28 +82,14 @@ def trl(packed: bool, recipe: str, folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from malora_cli.data.columns import RowReader
-    from malora_cli.data.formats import FORMATS
-    from malora_cli.data.sources import load_rows
     from malora_cli.train.run import gather
 
-    loaded = read_recipe(recipe, settings())
-    materials = gather(loaded.recipe)
-    rows, sources = [], {}
-    for task in materials.tasks:
-        name = task.settings.format
-        found = load_rows(task.settings.train, split="train")
-        reader = RowReader(name, FORMATS[name], task.settings.columns, found.dataset.column_names, found.source)
-        sources[task.name] = (found.dataset, reader, loaded.recipe.mix.system)
-    for position in range(len(materials.mixture)):
-        number, row = materials.mixture.order[position]
-        task = materials.tasks[number]
-        dataset, reader, system = sources[task.name]
-        [source_row] = task.train.source_rows([row])
-        turns = [{"role": turn.role, "content": turn.text} for turn in reader(dataset[source_row - 1]).turns]
-        if system is not None:
-            turns.insert(0, {"role": "system", "content": system})
-        rows.append({"prompt": turns[:-1], "completion": turns[-1:]})
+    materials = gather(read_recipe(recipe, settings()).recipe)
+    rows = []
+    for example in materials.mixture.__getitems__(list(range(len(materials.mixture)))):
+        supervised = {at for first, last in example.spans for at in range(first, last)}
+        mask = [int(at in supervised) for at in range(len(example.input_ids))]
+        rows.append({"input_ids": list(example.input_ids), "completion_mask": mask})
     batch = {"per_device_train_batch_size": BATCH}
     if packed:  # as many packs of 1,024 tokens as hold the rows of a step, on average
         lengths = materials.mixture.lengths(np.arange(len(materials.mixture)))
@@ -119,6 +105,7 @@ def trl(packed: bool, recipe: str, folder: Path) -> dict[str, Any]:
         bf16=False,
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
+        completion_only_loss=True,
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
@@ -303,8 +290,7 @@ def renumber(checkpoint: Path, step: int) -> None:
     values = json.loads(state.read_text())
     values["global_step"] = step
     state.write_text(json.dumps(values))
-    target = checkpoints.checkpoint_path(checkpoint.parent, step)
-    scratch = checkpoint.parent / f".writing-{target.name}"
+    scratch = checkpoint.parent / f".writing-{checkpoint_name(step)}"
     checkpoint.rename(scratch)
     checkpoints.commit(scratch)
 

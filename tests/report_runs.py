@@ -191,7 +191,19 @@ def bare_run(folder: Path) -> RunRecord:
 def full_run(folder: Path) -> RunRecord:
     """A run with everything a report can show."""
     record = bare_run(folder)
+    sums = {"domain": "arithmetic", "system": "", "loss_weight": 2.0}
+    adapted = {
+        "mix": {"description": "Three tasks.", "weighting": "bandit", "adapt_every": 10, "tasks": {"sums": sums}},
+        "train": {**RECIPE["train"], "loss_weighting": "uncertainty", "surgery": "pcgrad", "patience": 2},
+    }
+    record.write_recipe(yaml.safe_dump({**RECIPE, **adapted}, sort_keys=False))
     training(record, TASKS, routed=True)
+    adapts = {
+        "task_share": {"sums": 0.75, "reverse_words": 0.0, "cipher": 0.25},
+        "loss_weight": dict.fromkeys(TASKS, 0.5),
+    }
+    newest = record.metrics.train()[-1]
+    record.metrics.append(newest.model_copy(update={"step": newest.step, "tasks": {}, **adapts}))
     held_out(record, stderr=0.1)
     record.metrics.append(conflict(TASKS))
     load = {name: {"layers 0-3": [0.5, 0.1, 0.15, 0.25]} for name in TASKS}

@@ -219,6 +219,8 @@ def test_a_process_prints_our_lines_and_no_others(home: Path, tmp_path: Path) ->
     losses = rf"(  (copy|upper|add) {NUMBER})+"
     lines = [
         rf"step \d/6  held-out{losses[:-1]}{{3}}",
+        r"step \d/6  since step \d: ((gained|lost) [^:]+|no task gained or lost [^:]+)(  above their best: .+)?"
+        r"  imbalance \d\.\d+",
         rf"step \d/6  loss {NUMBER}{losses}  \d+ tokens/s  eta \d+:\d\d",
         r"share of rows, and target:(  ?(copy|upper|add) 33\.3% \(33\.3%\)){3}",
         r"(run|adapter|report): +\S+/runs/noise(/adapter|/report/index\.html)?",

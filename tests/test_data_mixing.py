@@ -227,7 +227,7 @@ def test_where_the_first_and_the_last_task_are_exhausted(case: tuple[MixtureOrde
 
 def test_proportional_until_all_are_exhausted_is_every_row_and_few_of_them_twice(place: Path) -> None:
     mixture = mixture_of(place, "mix.weighting=proportional", steps=None, stop="all_exhausted")
-    assert 78 <= len(mixture) < 78 + mixture.order.block
+    assert 78 <= len(mixture) < 78 + mixture.order.first.block
     assert len(drawn(mixture)) == 78
 
 

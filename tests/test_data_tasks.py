@@ -307,8 +307,8 @@ def test_shares(overrides: list[str], expected: list[float], place: Path, encode
     mix = _mix(place, *overrides)
     mixture = _mixture(load_tasks(mix, encoder, max_length=512), mix, steps=2400)
     assert list(mixture.share.values()) == pytest.approx(expected)
-    drawn = np.bincount([mixture.order[position][0] for position in range(2400)], minlength=3)
-    assert np.abs(drawn / 2400 - expected).max() < mixture.order.block / 2400
+    drawn = np.bincount([mixture.order.first[position][0] for position in range(2400)], minlength=3)
+    assert np.abs(drawn / 2400 - expected).max() < mixture.order.first.block / 2400
     assert len(mixture) == 2400
 
 
@@ -317,7 +317,7 @@ def test_the_mixture_gives_the_rows_of_its_tasks(place: Path, encoder: Encoder) 
     tasks = load_tasks(mix, encoder, max_length=512)
     mixture = _mixture(tasks, mix, steps=90, seed=1)
     for position in range(90):
-        task, row = mixture.order[position]
+        task, row = mixture.order.first[position]
         example, expected = mixture[position], tasks[task].train.rows[row]
         assert (example.input_ids, example.spans) == (expected["input_ids"], [tuple(expected["spans"])])
         assert example.task == task

@@ -283,6 +283,23 @@ def test_a_run_that_is_not_finished_is_refused(recipe: Path, record: RunRecord) 
     assert not record.eval_dir.exists()
 
 
+def test_a_checkpoint_is_evaluated_in_place_of_the_end(recipe: Path, record: RunRecord) -> None:
+    """Of a run that is still going, too; its loss is that of the evaluation at its step."""
+    rewrite(record.path / "manifest.json", lambda manifest: manifest.update(status="running"))
+    result = evaluate_run(record, load(recipe).recipe, step=4)
+    assert result.step == 4
+    assert not record.checkpoint(5).exists()
+    newest = record.metrics.evals()[-1]
+    assert result.tasks["add"].adapter.loss != pytest.approx(newest.tasks["add"].loss, rel=1e-5)
+    at_end = evaluate_run(record, load(recipe).recipe, step=6)
+    assert at_end.tasks["add"].adapter.loss == pytest.approx(newest.tasks["add"].loss, rel=1e-5)
+    with pytest.raises(RunError, match=r"there is no checkpoint of step 5. It has those of steps 4, 6."):
+        evaluate_run(record, load(recipe).recipe, step=5)
+    shutil.rmtree(record.checkpoints_dir)
+    with pytest.raises(RunError, match=r"there is no checkpoint of step 4. It has none."):
+        evaluate_run(record, load(recipe).recipe, step=4)
+
+
 def test_rows_that_changed_since_the_training_are_refused(record: RunRecord, tiny_model: Path, tmp_path: Path) -> None:
     recipe = workplace(tmp_path / "changed", tiny_model)
     path = recipe.parent / "add.test.jsonl"

@@ -158,6 +158,21 @@ def test_an_exported_adapter_is_loaded_by_peft_and_names_its_base(
         assert not torch.equal(logits(exported), logits(base_model(tiny_model)))
 
 
+def test_a_checkpoint_is_exported_without_what_only_training_needs(
+    recipe: Path, runs: dict[str, tuple[RunRecord, tuple[str, ...]]], tiny_model: Path, tmp_path: Path
+) -> None:
+    record, given = runs["malora"]
+    step = record.manifest.steps
+    export_adapter(record, load(recipe, *given).recipe, tmp_path / "out", step=step)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    exported = load_adapter(base_model(tiny_model), tmp_path / "out")
+    assert torch.equal(logits(exported), logits(load_adapter(base_model(tiny_model), record.adapter_dir)))
+    own = load(recipe, *given).recipe
+    ends = [export_lora(record, own, tmp_path / f"lora-{at}", gates="mix", step=at) for at in (step, None)]
+    assert ends[0] == ends[1]
+
+
 # ---------------------------------------------------------------- --to lora
 
 

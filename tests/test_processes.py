@@ -64,6 +64,47 @@ def test_two_processes_train_as_one(method: str, recipe: Path) -> None:
             assert second.balance_loss == pytest.approx(first.balance_loss, rel=1e-2)
 
 
+def test_shares_and_weights_change_alike_in_every_process(recipe: Path) -> None:
+    """The bandit and the learned weights go by the losses of all processes; so does a task's end."""
+    settings = [*SAME, "mix.weighting=bandit", "mix.adapt_every=2", "train.loss_weighting=uncertainty"]
+    settings += ["train.patience=2", "train.eval_every=2", "method={name: lora, r: 4, lora_dropout: 0}"]
+    one = train_run(recipe, *settings, "output.name=one-adapts")
+    result = malora(recipe, *settings, "output.name=two-adapts", "--nproc", "2")
+    assert result.returncode == 0, result.stderr
+    for first, second in zip(one.metrics.train(), record_of(recipe, "two-adapts").metrics.train(), strict=True):
+        assert second.task_share == pytest.approx(first.task_share, abs=1e-5)
+        assert second.loss_weight == pytest.approx(first.loss_weight, abs=1e-5)
+        counted = {name: (task.tokens, task.examples) for name, task in first.tasks.items()}
+        assert {name: (task.tokens, task.examples) for name, task in second.tasks.items()} == counted
+
+
+def test_a_process_that_dies_ends_all_with_a_line(recipe: Path) -> None:
+    """As when the system runs out of memory: one is killed, which cannot say so itself."""
+    command = [sys.executable, "-m", "malora_cli", "train", str(recipe), "output.name=dies", "--nproc", "2"]
+    command += ["train.steps=100000", "train.eval_every=100000", "train.checkpoint_every=1"]
+    record = record_of(recipe, "dies")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while len(record.metrics.train()) < 3:
+            time.sleep(0.2)
+            assert process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ranks = {_environment(child)["RANK"]: int(child) for child in children if "RANK" in _environment(child)}
+        os.kill(ranks["1"], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "error: --nproc: process 2 of 2 died by SIGKILL, and the others were ended. Go on from the newest" in err
+    assert "Traceback" not in err
+    for rank in ranks.values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(rank, 0)
+    assert checkpoints.newest_intact(record.checkpoints_dir) is not None
+
+
+def _environment(process: str) -> dict[str, str]:
+    entries = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
 def test_torchrun_and_a_resumed_run(recipe: Path) -> None:
     """Two processes that are killed and resumed end where two that were not do, dropout and all."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -7,15 +7,27 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from malora_cli.errors import RunError
 from malora_cli.reports import RunView, write_report
 from malora_cli.reports.section import SECTIONS
 from malora_cli.reports.sections.experts import distance, from_uniform
 from malora_cli.reports.sections.losses import training_curve
-from malora_cli.reports.sections.seesaw import Change, change
 from malora_cli.reports.sections.settings import flat
-from malora_cli.results import EvalEvent, RunRecord, RunStatus, Scores, TaskData, TaskEval, TrainEvent, UnusedRows
+from malora_cli.results import (
+    Change,
+    EvalEvent,
+    RunRecord,
+    RunStatus,
+    Scores,
+    TaskData,
+    TaskEval,
+    TrainEvent,
+    UnusedRows,
+    change,
+    imbalance,
+)
 from report_runs import (
     HELD_OUT,
     TASKS,
@@ -52,6 +64,7 @@ def test_the_page_lies_in_the_run_and_has_every_section(full: RunRecord) -> None
         "losses",
         "seesaw",
         "conflict",
+        "remedies",
         "experts",
         "entropy",
         "similarity",
@@ -139,6 +152,8 @@ def test_seesaw_shows_each_interval_and_marks_what_exceeds_its_standard_error(fu
     assert shown.row("seesaw", "cipher") == ["−0.500●", "−0.010", "", "−0.510●"]
     assert shown.row("seesaw", "gained") == ["3", "2", "", "3"]
     assert shown.row("seesaw", "lost") == ["0", "1", "", "0"]
+    first, last = full.metrics.evals()[0], full.metrics.evals()[-1]
+    assert shown.row("seesaw", "imbalance")[1] == f"{imbalance(first, last):.3f}"
     text = shown.text("seesaw")
     assert "1 of 3 tasks ended worse than at best: ●sums (+0.400 since step 50)." in text
     assert "In 1 of 2 intervals some tasks gained while others lost." in text
@@ -262,6 +277,33 @@ def test_settings_read_like_the_recipe(full: RunRecord) -> None:
         ("c", '""'),
         ("d", "{}"),
     ]
+
+
+def test_remedies_say_what_was_chosen_and_what_it_came_to(full: RunRecord) -> None:
+    shown = page(full)
+    text = shown.text("remedies")
+    for line in (
+        "A bandit adapts how often each task is drawn every 10 steps",
+        "The recipe weighs the tasks' losses.",
+        "Weights of the tasks' losses are learned",
+        "PCGrad; Yu et al., arXiv 2001.06782",
+        "A task is no longer drawn after 2 evaluations without a new low",
+    ):
+        assert line in text
+    assert shown.row("remedies", "sums") == ["33.3%", "75.0%", "1", "the end", "50"]
+    assert shown.row("remedies", "reverse_words") == ["33.3%", "0.0%", "0.5", "100", "100"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [
+        ({"mix": {"weighting": "temperature", "temperature": 5.0}}, "to the power of 1 / 5.0"),
+        ({"train": {"surgery": "pcgrad"}}, "PCGrad"),
+    ],
+)
+def test_every_remedy_has_its_line(bare: RunRecord, recipe: dict[str, object], line: str) -> None:
+    bare.write_recipe(yaml.safe_dump(recipe))
+    assert line in page(bare).text("remedies")
 
 
 def test_reproduce_names_commands_versions_seeds_and_hashes(full: RunRecord) -> None:

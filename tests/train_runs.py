@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from conftest import write_mix, write_recipe
 from malora_cli.cli._common import vocabulary
 from malora_cli.recipe import LoadedRecipe, load_recipe
-from malora_cli.results import EvalEvent, RunRecord, TrainEvent
+from malora_cli.results import EvalEvent, Event, RunRecord, TrainEvent
 from malora_cli.train.run import train
 
 
@@ -26,7 +26,7 @@ class SilentView:
         self.at_step = at_step
 
     @contextmanager
-    def running(self, steps: int, tasks: Sequence[str]) -> Iterator[None]:
+    def running(self, steps: int, share: Mapping[str, float], past: Iterable[Event] = ()) -> Iterator[None]:
         yield
 
     def tick(self, step: int) -> None:

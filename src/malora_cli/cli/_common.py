@@ -25,6 +25,9 @@ OverridesArgument = Annotated[
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a shipped one.", show_default=False)
 ]
+StepOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Take the checkpoint of this step, not the finished adapter.")
+]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders lie.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from malora_cli.cli._common import RunArgument, RunsOption
+from malora_cli.cli._common import RunArgument, RunsOption, StepOption
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +23,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Held-out rows a task at most; the recipe's when left out.")
     ] = None,
+    step: StepOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Score a run on its held-out rows, base model beside adapter, by task and domain.
@@ -46,6 +47,7 @@ def evaluate(
             recipe,
             tasks=names_in(tasks) if tasks is not None else None,
             limit=limit,
+            step=step,
             on_task=lambda model, task: status.update(f"{model}: {task}"),
         )
     console.print(evaluation_table(result))

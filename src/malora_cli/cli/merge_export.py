@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from malora_cli.cli._common import RunArgument, RunsOption
+from malora_cli.cli._common import RunArgument, RunsOption, StepOption
 
 
 class Target(StrEnum):
@@ -36,6 +36,7 @@ def merge_export(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to; under the run's export/ when left out.")
     ] = None,
+    step: StepOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Export a run's adapter. A LoRA with fixed gates is exact but for the routing; what that costs is measured.
@@ -56,11 +57,11 @@ def merge_export(
 
     if to is Target.ADAPTER:
         folder = out or record.path / "export" / "adapter"
-        export_adapter(record, recipe, folder)
+        export_adapter(record, recipe, folder, step=step)
     else:
         gates = gates or "mix"
         folder = out or record.path / "export" / f"lora-{gates.removeprefix('task:')}"
-        costs = export_lora(record, recipe, folder, gates=gates)
+        costs = export_lora(record, recipe, folder, gates=gates, step=step)
         typer.echo("held-out loss, nats a token:")
         result_console().print(merge_table(costs))
     typer.echo(f"exported: {folder}")

@@ -9,6 +9,7 @@ from math import ceil
 import numpy as np
 
 from malora_cli.data.batch import TrainExample
+from malora_cli.data.changing import ChangingOrder
 from malora_cli.data.order import Ints, MixtureOrder
 from malora_cli.data.tasks import Task
 from malora_cli.errors import DataError
@@ -32,6 +33,7 @@ def example_weights(tasks: Sequence[Task], mix: MixSettings) -> list[float]:
         "proportional": sizes,
         "uniform": [1.0] * len(tasks),
         "temperature": [size ** (1 / (mix.temperature or 1.0)) for size in sizes],
+        "bandit": [1.0] * len(tasks),
         "explicit": [task.settings.weight or 0.0 for task in tasks],
     }[mix.weighting]
     return [weight / unit for weight, unit in zip(weights, per_example, strict=True)]
@@ -46,17 +48,19 @@ class Mixture:
         order: Their order.
         steps: Optimiser steps.
         batch_size: Rows of each.
+        adapt_every: Steps from one adaptation of the shares to the next; None leaves them as they are.
     """
 
     tasks: Sequence[Task]
-    order: MixtureOrder
+    order: ChangingOrder
     steps: int
     batch_size: int
+    adapt_every: int | None = None
 
     @property
     def share(self) -> dict[str, float]:
-        """Each task's share of the training rows; sums to 1."""
-        return {task.name: float(share) for task, share in zip(self.tasks, self.order.share, strict=True)}
+        """Each task's share of the training rows as training begins; sums to 1."""
+        return {task.name: float(share) for task, share in zip(self.tasks, self.order.first.share, strict=True)}
 
     @property
     def label_share(self) -> dict[str, float]:
@@ -109,6 +113,12 @@ def lay_out(tasks: Sequence[Task], mix: MixSettings, train: TrainSettings) -> Mi
             where=f"task '{tasks[int(order.share.argmin())].name}'",
             fix="Give it more weight, or leave it out.",
         )
+    if mix.adapt_every is not None and train.stop != "steps":
+        raise DataError(
+            f"{train.stop} goes by shares that stay as they are, and bandit weighting changes them",
+            where="train.stop",
+            fix="Set train.steps or train.epochs instead.",
+        )
     wanted = [count * task.settings.repeats for count, task in zip(rows, tasks, strict=True)]
     if train.stop == "first_exhausted":
         steps = order.until_first(wanted) // train.batch_size
@@ -123,4 +133,4 @@ def lay_out(tasks: Sequence[Task], mix: MixSettings, train: TrainSettings) -> Mi
         steps = ceil(order.until_all(wanted) / train.batch_size)
     else:
         steps = train.steps or ceil((train.epochs or 0) * sum(rows) / train.batch_size)
-    return Mixture(tasks, order, steps, train.batch_size)
+    return Mixture(tasks, ChangingOrder(order), steps, train.batch_size, mix.adapt_every)

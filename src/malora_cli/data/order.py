@@ -82,16 +82,27 @@ class MixtureOrder:
 
     Args:
         rows: Rows of each task.
-        weights: How often each task is drawn, relative to the others.
+        weights: How often each task is drawn, relative to the others; 0 is never.
         seed: Seed of the order.
+        start: Position from which these weights hold.
+        before: Rows of each task drawn before that.
     """
 
-    def __init__(self, rows: Sequence[int], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        rows: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        *,
+        start: int = 0,
+        before: Sequence[int] | None = None,
+    ) -> None:
         self.rows = np.asarray(rows, dtype=np.int64)
+        self.weights, self.seed, self.start = list(weights), seed, start
         self.share = np.asarray(weights, dtype=np.float64) / float(sum(weights))
-        self.seed = seed
+        self.before = np.zeros_like(self.rows) if before is None else np.asarray(before, dtype=np.int64)
         # With at least one row of the rarest task in a block, counts can only grow from block to block.
-        self.block = max(4 * len(rows), int(np.ceil(1.0 / self.share.min())))
+        self.block = max(4 * len(rows), int(np.ceil(1.0 / self.share[self.share > 0].min())))
         self._arrangement = lru_cache(maxsize=2)(self._make_arrangement)
 
     def __getitem__(self, position: int) -> tuple[int, int]:
@@ -100,19 +111,26 @@ class MixtureOrder:
         return int(tasks[0]), int(rows[0])
 
     def at(self, positions: Ints) -> tuple[Ints, Ints]:
-        """Task and row at each position."""
+        """Task and row at each position, none of them before the start."""
         tasks, nth = np.empty_like(positions), np.empty_like(positions)
-        blocks, offsets = np.divmod(positions, self.block)
+        blocks, offsets = np.divmod(positions - self.start, self.block)
         for block in np.unique(blocks):
             here = blocks == block
             arranged, occurrence = self._arrangement(int(block))
             tasks[here], nth[here] = arranged[offsets[here]], occurrence[offsets[here]]
+        nth += self.before[tasks]
         epochs, rows = np.divmod(nth, self.rows[tasks])
         for task, epoch in np.unique(np.stack([tasks, epochs]), axis=1).T:
             here = (tasks == task) & (epochs == epoch)
             shuffle = Shuffle(int(self.rows[task]), [self.seed, _SHUFFLE, int(task), int(epoch)])
             rows[here] = shuffle(rows[here])
         return tasks, rows
+
+    def drawn_until(self, position: int) -> Ints:
+        """Rows of each task before a position, those before the start included."""
+        blocks, offset = divmod(position - self.start, self.block)
+        tasks, _ = self._arrangement(blocks)
+        return self.before + self.drawn(blocks) + np.bincount(tasks[:offset], minlength=len(self.rows))
 
     def drawn(self, blocks: int) -> Ints:
         """Rows of each task within the first ``blocks`` blocks."""
@@ -150,7 +168,8 @@ class MixtureOrder:
     def _make_arrangement(self, block: int) -> tuple[Ints, Ints]:
         before, after = self.drawn(block), self.drawn(block + 1)
         tasks = np.repeat(np.arange(len(before)), after - before)
-        np.random.default_rng([self.seed, _BLOCK, block]).shuffle(tasks)
+        since = [self.start] if self.start else []
+        np.random.default_rng([self.seed, _BLOCK, block, *since]).shuffle(tasks)
         occurrence = np.empty_like(tasks)
         counted = [np.arange(first, end) for first, end in zip(before, after, strict=True)]
         occurrence[np.argsort(tasks, kind="stable")] = np.concatenate(counted)

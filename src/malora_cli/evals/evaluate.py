@@ -46,6 +46,7 @@ def evaluate_run(
     *,
     tasks: Collection[str] | None = None,
     limit: int | None = None,
+    step: int | None = None,
     base_from: EvalResult | None = None,
     on_task: Callable[[str, str], None] = lambda _model, _task: None,
 ) -> EvalResult:
@@ -56,6 +57,7 @@ def evaluate_run(
         recipe: The run's own.
         tasks: Tasks to evaluate; None is all.
         limit: Held-out rows a task at most, over the recipe's ``eval.rows``.
+        step: Take the checkpoint of this step instead of the finished adapter.
         base_from: An evaluation on the same rows whose scores of the base model are taken instead of measured.
         on_task: Told of each model (``"base"``, ``"adapter"``) and task before it is measured.
 
@@ -63,7 +65,7 @@ def evaluate_run(
         MaloraError: The run is not finished, or the model, the data or a task is not there, or the held-out rows are
             others than when it was trained.
     """
-    record.require_finished()
+    adapter = record.adapter_at(step)
     started = time.perf_counter()
     mix = choose_tasks(recipe.mix, tasks)
     rows = limit if limit is not None else recipe.eval.rows
@@ -71,7 +73,7 @@ def evaluate_run(
     encoder = Encoder(load_tokenizer(base, recipe.model))
     loaded = load_tasks(mix, encoder, max_length=recipe.train.max_length)
     _check_same_data(record, loaded)
-    model = load_adapter(load_base(base, recipe.model), record.adapter_dir)
+    model = load_adapter(load_base(base, recipe.model), adapter)
     evaluator = _Evaluator(model, encoder, rows, recipe.eval.batch_size, on_task)
     if base_from is None:
         with model.disable_adapter():
@@ -84,7 +86,7 @@ def evaluate_run(
     result = EvalResult(
         run=record.name,
         created=utc_now(),
-        step=record.manifest.steps,
+        step=record.manifest.steps if step is None else step,
         limit=rows,
         seconds=time.perf_counter() - started,
         tasks={

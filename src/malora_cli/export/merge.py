@@ -38,22 +38,28 @@ class MergeCost:
     merged: float
 
 
-def export_adapter(record: RunRecord, recipe: Recipe, folder: Path) -> None:
+def export_adapter(record: RunRecord, recipe: Recipe, folder: Path, *, step: int | None = None) -> None:
     """Copy a run's adapter, with the base model named as others can find it.
 
+    Args:
+        record: The run.
+        recipe: The run's own.
+        folder: Where to; it must not exist.
+        step: Take the checkpoint of this step instead of the finished adapter.
+
     Raises:
-        RunError: The run is not finished, or the folder is in the way.
+        RunError: There is no such adapter, or the folder is in the way.
     """
-    _check(record, folder)
+    adapter = _check(record, folder, step)
     base = resolve_base(recipe.model)
     with _appearing_whole(folder) as scratch:
-        shutil.copytree(record.adapter_dir, scratch)
+        shutil.copytree(adapter, scratch, ignore=_only_the_adapter)
         config = read_json(scratch / "adapter_config.json")
         write_json(scratch / "adapter_config.json", {**config, "base_model_name_or_path": base.location})
 
 
 def export_lora(
-    record: RunRecord, recipe: Recipe, folder: Path, *, gates: str, rows: int | None = None
+    record: RunRecord, recipe: Recipe, folder: Path, *, gates: str, rows: int | None = None, step: int | None = None
 ) -> list[MergeCost]:
     """Write the LoRA that a run's mixture is for the mean gates of a task, or of the whole mix.
 
@@ -63,6 +69,7 @@ def export_lora(
         folder: Where to; it must not exist.
         gates: ``task:NAME`` or ``mix``. Mean gates are measured on training rows, so that held-out rows stay unseen.
         rows: Rows a task to measure gates and losses on; None is the recipe's ``train.eval_rows`` and ``eval.rows``.
+        step: Take the checkpoint of this step instead of the finished adapter.
 
     Returns:
         What holding the gates fixed costs each task on its held-out rows.
@@ -70,11 +77,11 @@ def export_lora(
     Raises:
         MaloraError: The run is not finished or not routed, the gates name no task, or the folder is in the way.
     """
-    _check(record, folder)
+    adapter = _check(record, folder, step)
     names = _tasks_of(gates, recipe)
     base = resolve_base(recipe.model)
     tasks = load_tasks(recipe.mix, Encoder(load_tokenizer(base, recipe.model)), max_length=recipe.train.max_length)
-    model = load_adapter(load_base(base, recipe.model), record.adapter_dir)
+    model = load_adapter(load_base(base, recipe.model), adapter)
     if routing_of(model) is None:
         raise RunError(
             f"method '{recipe.method.name}' has no routed experts to merge",
@@ -136,15 +143,21 @@ def _mean_gates(model: PeftModel, tasks: Iterable[Task], share: Mapping[str, flo
     return torch.stack(parts).sum(0)
 
 
-def _check(record: RunRecord, folder: Path) -> None:
+def _only_the_adapter(_folder: str, names: list[str]) -> set[str]:
+    """What a checkpoint holds besides."""
+    return {name for name in names if not name.startswith(("adapter_", "README"))}
+
+
+def _check(record: RunRecord, folder: Path, step: int | None) -> Path:
     """Make sure that there is something to export and somewhere to put it, before anything slow happens."""
-    record.require_finished()
+    adapter = record.adapter_at(step)
     fix = "Name another by --out FOLDER."
     if folder.exists():
         raise RunError("this folder exists already, and exports are never overwritten", where=str(folder), fix=fix)
     parent = next(path for path in folder.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RunError(f"the export cannot be written ({parent} is no writable folder)", where=str(folder), fix=fix)
+    return adapter
 
 
 @contextmanager

@@ -93,6 +93,19 @@ class TrainSettings(Settings):
     keep_best: int = Field(
         default=0, ge=0, description="Checkpoints to keep besides, those of the lowest held-out loss, mean over tasks"
     )
+    keep_best_of_tasks: bool = Field(
+        default=False, description="Keep for each task the checkpoint of its own lowest held-out loss besides"
+    )
+    patience: Count | None = Field(
+        default=None,
+        description="Evaluations without a new low of its held-out loss after which a task is no longer drawn; the run "
+        "ends when none is; null draws all to the end",
+    )
+    loss_weighting: Literal["fixed", "uncertainty"] = Field(
+        default="fixed",
+        description="Weights of the tasks' losses: each task's loss_weight, or that times one that is learned, which "
+        "is the lower the noisier the task",
+    )
     surgery: Literal["pcgrad"] | None = Field(
         default=None,
         description="Takes out of each task's gradient what would undo another's; holds as many gradients as tasks",

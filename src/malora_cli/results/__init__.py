@@ -12,9 +12,21 @@ from malora_cli.results.metrics import (
     TaskLoss,
     TrainEvent,
 )
-from malora_cli.results.run import Manifest, RunRecord, RunStatus, TaskData, UnusedRows, find_run, runs_under, utc_now
+from malora_cli.results.run import (
+    Manifest,
+    RunRecord,
+    RunStatus,
+    TaskData,
+    UnusedRows,
+    checkpoint_name,
+    find_run,
+    runs_under,
+    utc_now,
+)
+from malora_cli.results.seesaw import Change, Slip, best_of, change, changes, imbalance, measured, slips
 
 __all__ = [
+    "Change",
     "ConflictEvent",
     "EvalEvent",
     "EvalResult",
@@ -28,15 +40,23 @@ __all__ = [
     "RunStatus",
     "Scores",
     "Sides",
+    "Slip",
     "TaskData",
     "TaskEval",
     "TaskLoss",
     "TrainEvent",
     "UnusedRows",
+    "best_of",
+    "change",
+    "changes",
+    "checkpoint_name",
     "file_sha256",
     "find_run",
+    "imbalance",
+    "measured",
     "read_json",
     "runs_under",
+    "slips",
     "utc_now",
     "write_json",
     "write_text",

@@ -67,6 +67,10 @@ class TrainEvent(Record):
     seconds_per_step: float | None = Field(default=None, description="evaluations and checkpoints left out")
     balance_loss: float | None = Field(default=None, description="mean over routers, 1.0 when uniform")
     expert_share: ExpertShare | None = None
+    task_share: dict[str, float] | None = Field(
+        default=None, description="of the rows from here on, where shares change; 0 for a task that was stopped"
+    )
+    loss_weight: dict[str, float] | None = Field(default=None, description="of every task, where it is learned")
 
 
 class EvalEvent(Record):

@@ -80,6 +80,11 @@ class Manifest(BaseModel):
     train_seconds: float = Field(default=0.0, description="spent training, evaluations during it included")
 
 
+def checkpoint_name(step: int) -> str:
+    """Name of the folder of a step's checkpoint."""
+    return f"step-{step:07d}"
+
+
 def utc_now() -> str:
     """The time now, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -193,6 +198,28 @@ class RunRecord:
                 where=str(self.path),
                 fix=f"Go on with it: malora train {self.recipe_path} --resume",
             )
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, if there is one."""
+        return self.checkpoints_dir / checkpoint_name(step)
+
+    def adapter_at(self, step: int | None) -> Path:
+        """The adapter after a step for which there is a checkpoint; None is the finished one.
+
+        Raises:
+            RunError: There is none.
+        """
+        if step is None:
+            self.require_finished()
+            return self.adapter_dir
+        if not self.checkpoint(step).is_dir():
+            steps = sorted(int(path.name.removeprefix("step-")) for path in self.checkpoints_dir.glob("step-*"))
+            raise RunError(
+                f"there is no checkpoint of step {step}",
+                where=str(self.path),
+                fix=f"It has those of steps {', '.join(map(str, steps))}." if steps else "It has none.",
+            )
+        return self.checkpoint(step)
 
     def evaluations(self) -> list[EvalResult]:
         """Every evaluation of this run, oldest first.

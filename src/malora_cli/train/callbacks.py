@@ -17,10 +17,11 @@ class EachStep(TrainerCallback):
 
     Args:
         tick: Called with the number of each step that is done.
+        may_end: Whether an evaluation may end the run.
     """
 
-    def __init__(self, tick: Callable[[int], None]) -> None:
-        self.tick = tick
+    def __init__(self, tick: Callable[[int], None], *, may_end: bool) -> None:
+        self.tick, self.may_end = tick, may_end
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take the intervals of the recipe, which a resumed run may have changed, over those of the checkpoint."""
@@ -34,7 +35,8 @@ class EachStep(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
         # What a log step sums up must not be torn apart by a run that ends and goes on from the checkpoint.
-        control.should_log = control.should_log or control.should_save
+        ends = control.should_save or (self.may_end and control.should_evaluate)
+        control.should_log = control.should_log or ends
         return control
 
 

@@ -18,17 +18,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from malora_cli.results import file_sha256, read_json, write_json
+from malora_cli.results import checkpoint_name, file_sha256, read_json, write_json
 
 _NAME = re.compile(r"step-(\d+)")
 _TENSORS = "training_state.safetensors"
 _VALUES = "training_state.json"
 _CONTENTS = "checkpoint.json"
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return folder / f"step-{step:07d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -44,22 +39,43 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def prune(folder: Path, *, newest: int, best: int = 0) -> None:
+def prune(folder: Path, *, newest: int, best: int = 0, of_tasks: bool = False) -> None:
     """Remove all but some checkpoints, and what interrupted writes left behind.
 
     Args:
         folder: Where they lie.
         newest: How many of the newest to keep.
-        best: How many to keep besides, of those with the lowest held-out loss; ones of steps without an evaluation
-            have none.
+        best: How many to keep besides, of those with the lowest held-out loss, mean over tasks.
+        of_tasks: Keep for each task that of its own lowest held-out loss as well.
     """
-    older = checkpoints(folder)[:-newest]
-    losses = {path: loss for path in older if (loss := load_extra(path).get("held_out")) is not None} if best else {}
-    kept = sorted(losses, key=lambda path: losses[path])[:best]
-    for path in older:
+    everything = checkpoints(folder)
+    kept = {*everything[-newest:], *(_best(everything[:-newest], best) if best else ())}
+    if of_tasks:
+        kept.update(best_of_tasks(folder).values())
+    for path in everything:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
     clear_scratch(folder)
+
+
+def _held_out(path: Path) -> dict[str, float]:
+    """The held-out loss of every task; empty for the checkpoint of a step without an evaluation."""
+    return load_extra(path).get("held_out") or {}
+
+
+def _best(paths: Sequence[Path], count: int) -> list[Path]:
+    losses = {path: sum(tasks.values()) / len(tasks) for path in paths if (tasks := _held_out(path))}
+    return sorted(losses, key=lambda path: losses[path])[:count]
+
+
+def best_of_tasks(folder: Path) -> dict[str, Path]:
+    """For each task the checkpoint of its lowest held-out loss, the earliest of equals."""
+    found: dict[str, tuple[float, Path]] = {}
+    for path in checkpoints(folder):
+        for task, loss in _held_out(path).items():
+            if task not in found or loss < found[task][0]:
+                found[task] = loss, path
+    return {task: path for task, (_, path) in found.items()}
 
 
 def clear_scratch(folder: Path) -> None:
@@ -94,7 +110,7 @@ def newest_intact(folder: Path) -> Path | None:
 
 def begin(folder: Path, step: int) -> Path:
     """A scratch folder for the checkpoint of a step; `commit` makes it one."""
-    scratch = folder / f".writing-{checkpoint_path(folder, step).name}"
+    scratch = folder / f".writing-{checkpoint_name(step)}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     return scratch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from malora_cli.errors import RunError
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
@@ -21,7 +24,10 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         arguments: Of the command line, without ``--nproc``.
 
     Returns:
-        The exit code: 0, or that of the process that failed first. It has said why itself.
+        The exit code: 0, or that of the process that failed first, which has said why itself.
+
+    Raises:
+        RunError: A process died without a word; the others were ended.
     """
     # Several processes would each take every core otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -40,5 +46,14 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     except SignalException as error:  # the processes have been told, and have finished their step
         return 128 + int(error.sigval)
     except ChildFailedError as error:
-        return int(error.get_first_failure()[1].exitcode) or 1
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise RunError(
+                f"process {rank + 1} of {processes} died by {signal.Signals(-failure.exitcode).name}, and the others "
+                "were ended",
+                where="--nproc",
+                fix="Go on from the newest checkpoint with --resume. A process that is killed has often run out of "
+                "memory.",
+            ) from error
+        return int(failure.exitcode) or 1
     return 0

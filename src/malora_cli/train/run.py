@@ -29,7 +29,7 @@ from malora_cli.errors import RecipeError, RunError, StoppedError
 from malora_cli.modeling import BaseModel, count_parameters, load_adapter, load_base, load_tokenizer, resolve_base, wrap
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.recipe.problems import show
-from malora_cli.results import Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
+from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
 from malora_cli.train import checkpoints, processes
 from malora_cli.train.callbacks import StopAtStep
 from malora_cli.train.probe import StepCost, measure_longest_step
@@ -47,11 +47,14 @@ WATCHING = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "keep_best",
+        "keep_best_of_tasks",
         "report_to",
         "not_finite",
         "max_skipped",
     }
 )
+#: What of these is learned by after all where tasks stop by their held-out loss.
+_WATCHED = frozenset(("eval_every", "eval_rows"))
 #: What a resumed run may change besides: how long it is, and with that the course of its learning rate.
 _LENGTH = frozenset(("steps", "epochs"))
 _PACKAGES = ("malora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
@@ -146,7 +149,9 @@ def train(
             record.metrics.append(event)
             view.show(event)
 
-    pace = Pace(recipe.train, record.path / "trouble", report, view.tick)
+    past = processes.the_writers(list(record.metrics) if resume and processes.writes() else [])
+    evals = [event for event in past if isinstance(event, EvalEvent)]
+    pace = Pace(recipe.train, record.path / "trouble", report, view.tick, evals)
     trainer = MaloraTrainer(
         model,
         arguments,
@@ -156,17 +161,19 @@ def train(
         pace=pace,
         checkpoint=checkpoint,
     )
-    with StopRequest() as stop, view.running(materials.mixture.steps, materials.mixture.share):
+    with StopRequest() as stop, view.running(materials.mixture.steps, materials.mixture.share, past):
         trainer.add_callback(StopAtStep(stop))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.signal is not None and trainer.state.global_step < materials.mixture.steps:
-        raise StoppedError(f"saved at step {trainer.state.global_step:,}; {how_to_go_on(record)}", stop.signal)
+        if not trainer.adaptation.over:  # where it is, a run was resumed of which only the end was not written
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    steps = trainer.state.global_step or (checkpoints.step_of(checkpoint) if checkpoint else 0)
+    if stop.signal is not None and steps < materials.mixture.steps and not trainer.adaptation.over:
+        raise StoppedError(f"saved at step {steps:,}; {how_to_go_on(record)}", stop.signal)
     if not processes.writes():
         return record
     model.save_pretrained(record.adapter_dir)
     if (geometry := analyse_experts(model)) is not None:
         geometry.save(record.experts_path)
-    done = {"status": RunStatus.FINISHED, "steps": trainer.state.global_step, "train_seconds": trainer.seconds}
+    done = {"status": RunStatus.FINISHED, "steps": steps, "train_seconds": trainer.seconds}
     record.write_manifest(manifest.model_copy(update=done))
     return record
 
@@ -228,7 +235,10 @@ def _resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
         raise RunError("there is no run to resume", where=str(record.path), fix=f"{remove} --resume out to start it.")
     if record.finished:
         raise RunError("this run is finished", where=str(record.path), fix=f"Evaluate it: malora eval {record.path}")
-    check_same_recipe(record, loaded, may_change=WATCHING | _LENGTH)
+    may_change = WATCHING | _LENGTH
+    if loaded.recipe.train.patience is not None:
+        may_change -= _WATCHED
+    check_same_recipe(record, loaded, may_change=may_change)
     checkpoint = checkpoints.newest_intact(record.checkpoints_dir)
     if checkpoint is not None and checkpoints.processes_of(checkpoint) != processes.world_size():
         raise RunError(

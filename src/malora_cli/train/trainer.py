@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
@@ -22,16 +21,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 from malora_cli.adapters.routing import routing_of, scale_balance_with
 from malora_cli.data.batch import Batch, Packer, TrainExample, collate
 from malora_cli.data.mixture import Mixture
-from malora_cli.data.tasks import Task, in_lots
+from malora_cli.data.tasks import Task
 from malora_cli.errors import RunError
-from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import token_nats
 from malora_cli.recipe import TrainSettings
-from malora_cli.results import ConflictEvent, EvalEvent, Event, TrainEvent
-from malora_cli.train import checkpoints, processes, surgery, trouble
+from malora_cli.results import EvalEvent, Event, TrainEvent
+from malora_cli.train import checkpoints, measuring, processes, surgery, trouble
+from malora_cli.train.adaptation import Adaptation
 from malora_cli.train.callbacks import EachStep
-from malora_cli.train.conflict import gradient_conflict
-from malora_cli.train.task_losses import TaskLosses, diverged
+from malora_cli.train.task_losses import TaskLosses
+from malora_cli.train.uncertainty import LEARNING_RATE, UncertaintyWeights
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,14 @@ class Pace:
         trouble: Folder for the rows of steps that went wrong.
         report: Receives every log step and evaluation.
         tick: Receives the number of every step that is done.
+        past: Evaluations that a resumed run made before.
     """
 
     settings: TrainSettings
     trouble: Path
     report: Callable[[Event], None]
     tick: Callable[[int], None]
+    past: Sequence[EvalEvent] = ()
 
 
 class MaloraTrainer(Trainer):
@@ -83,7 +84,7 @@ class MaloraTrainer(Trainer):
             data_collator=list,  # parted into micro-batches when the step begins
             train_dataset=mixture,
             eval_dataset=tasks,
-            callbacks=[EachStep(pace.tick)],
+            callbacks=[EachStep(self._done, may_end=pace.settings.patience is not None)],
         )
         self.remove_callback(PrinterCallback)
         # The loss is divided by the supervised tokens of the whole step, so that its parting changes nothing.
@@ -93,11 +94,17 @@ class MaloraTrainer(Trainer):
         self.seconds_before, self.skipped = extra.get("seconds", 0.0), extra.get("skipped", 0)
         if "packer" in extra:  # smaller than the recipe's, where memory did not suffice
             self.packer = Packer(*extra["packer"])
-        self.held_out: dict[int, float] = {}  # mean over tasks after the step that was evaluated last
         weights = [task.settings.loss_weight for task in tasks]
         # None leaves the sums as they are, to the last bit.
         self.loss_weight_N = None if set(weights) == {1.0} else torch.tensor(weights, device=args.device)
+        learned = pace.settings.loss_weighting == "uncertainty"
+        self.uncertainty = UncertaintyWeights(len(tasks), args.device) if learned else None
         self.task_losses = TaskLosses([task.name for task in tasks], args.device)
+        self.adaptation = Adaptation(mixture, pace.settings.patience, pace.past, args.device)
+        if "adaptation" in extra:
+            self.adaptation.restore(extra["adaptation"])
+            if self.uncertainty is not None:
+                self.uncertainty.restore(extra["log_variance"])
         self.routing = routing_of(model)
         if self.routing is not None:
             self.routing.tally = self.routing.new_tally(model)
@@ -114,6 +121,19 @@ class MaloraTrainer(Trainer):
         """The mixture is in its order already; a resumed run skips positions, which costs no row."""
         return SequentialSampler(self.train_dataset)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """That of transformers, with the learned weights of the losses as a group of their own."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.uncertainty is not None:
+            optimizer.add_param_group(
+                {"params": list(self.uncertainty.parameters()), "lr": LEARNING_RATE, "weight_decay": 0.0}
+            )
+        return optimizer
+
+    def _done(self, step: int) -> None:
+        self.adaptation.after_step(step)
+        self.pace.tick(step)
+
     def _get_num_items_in_batch(self, batch_samples: list[list[TrainExample]], device: torch.device) -> Tensor:
         tokens = sum(example.label_tokens for step in batch_samples for example in step)
         return processes.add_up(torch.tensor(tokens, device=device))
@@ -125,7 +145,7 @@ class MaloraTrainer(Trainer):
 
         Where memory does not suffice, the step begins again in micro-batches of half the size, which are kept to.
         """
-        sums, tokens = self.task_losses.sums_3N.clone(), self._tokens
+        before = self._remembered()
         while True:
             try:
                 operate = self.pace.settings.surgery is not None
@@ -136,11 +156,13 @@ class MaloraTrainer(Trainer):
                 if not trouble.out_of_memory(error):
                     raise
                 self._halve(error)
-            self._forget(sums, tokens)
+            self._forget(before)
+        if self.uncertainty is not None:
+            self.uncertainty.share_gradient()
         self._finite = not processes.most(not torch.isfinite(loss), loss.device)
         if self._finite:
             return loss
-        self._forget(sums, tokens)
+        self._forget(before)
         self._trouble("loss")
         return torch.zeros_like(loss)
 
@@ -172,13 +194,24 @@ class MaloraTrainer(Trainer):
             parameter.grad = gradient
         return torch.stack(losses).sum()
 
-    def _forget(self, sums_3N: Tensor, tokens: int) -> None:
+    def _remembered(self) -> tuple[Tensor, Tensor, int]:
+        """What `_forget` goes back to."""
+        self._clear_gradients()
+        return self.task_losses.sums_3N.clone(), self.adaptation.losses.sums_3N.clone(), self._tokens
+
+    def _forget(self, before: tuple[Tensor, Tensor, int]) -> None:
         """Take back what the step has left behind so far."""
-        self.model.zero_grad(set_to_none=True)
-        self.task_losses.sums_3N.copy_(sums_3N)
-        self._tokens = tokens
+        self._clear_gradients()
+        self.task_losses.sums_3N.copy_(before[0])
+        self.adaptation.losses.sums_3N.copy_(before[1])
+        self._tokens = before[2]
         if self.routing is not None:
             self.routing.tally = self.routing.new_tally(self.model)
+
+    def _clear_gradients(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        if self.uncertainty is not None:
+            self.uncertainty.zero_grad(set_to_none=True)
 
     def _halve(self, error: RuntimeError) -> None:
         smaller = self.packer.half
@@ -222,7 +255,7 @@ class MaloraTrainer(Trainer):
         if settings.not_finite == "halt" or self.skipped >= settings.max_skipped:
             raise error
         self.skipped += 1
-        self.model.zero_grad(set_to_none=True)
+        self._clear_gradients()
         if processes.writes():
             warnings.warn(f"{error.where}: {error.what}; this step is skipped", stacklevel=2)
 
@@ -236,9 +269,13 @@ class MaloraTrainer(Trainer):
         """Nats of this micro-batch over the supervised tokens of the whole step."""
         nats_K = token_nats(model, inputs)
         self.task_losses.add(nats_K, inputs["tasks"], inputs["examples"])
+        if self.adaptation.bandit is not None:
+            self.adaptation.losses.add(nats_K, inputs["tasks"], inputs["examples"])
         self._tokens += inputs["input_ids"].numel()
         total = nats_K.numel() if num_items_in_batch is None else num_items_in_batch
-        weighted_K = nats_K if self.loss_weight_N is None else nats_K * self.loss_weight_N[inputs["tasks"]]
+        weighted_K = nats_K if self.uncertainty is None else self.uncertainty(nats_K, inputs["tasks"])
+        if self.loss_weight_N is not None:
+            weighted_K = weighted_K * self.loss_weight_N[inputs["tasks"]]
         # The mean over processes is taken of gradients, and this is to be their sum.
         loss = weighted_K.sum() / total * self.args.world_size
         share = nats_K.numel() / total * self.args.world_size
@@ -264,6 +301,8 @@ class MaloraTrainer(Trainer):
             grad_norm=norm if math.isfinite(norm := logs.get("grad_norm", math.nan)) else None,
             tokens_per_second=tokens / elapsed,
             seconds_per_step=elapsed / (self.state.global_step - self._logged_step),
+            task_share=self.adaptation.share,
+            loss_weight=self.uncertainty.by_task(self.task_losses.names) if self.uncertainty is not None else None,
             **self._drain_routing(),
         )
         self._tokens, self._logged, self._logged_step = 0, self._logged + elapsed, self.state.global_step
@@ -284,56 +323,28 @@ class MaloraTrainer(Trainer):
         }
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Held-out loss of every task, and what its tokens asked of the experts; every process measures all of it."""
-        started = time.perf_counter()
-        losses, tallies = {}, {}
-        size = self.args.per_device_eval_batch_size
-        for index, task in enumerate(self.tasks):
-            batches = map(collate, in_lots(task.test, index, limit=self.pace.settings.eval_rows, size=size))
-            try:
-                result = held_out(self.model, batches)
-            except ValidationError as error:  # results hold finite numbers only
-                raise diverged(task.name, self.state.global_step) from error
-            losses[task.name] = result.loss
-            if result.tally is not None:
-                tallies[task.name] = result.tally
-        event = EvalEvent(
-            step=self.state.global_step,
+        """Held-out loss of every task; tasks that have learned what they will are stopped."""
+        started, settings, step = time.perf_counter(), self.pace.settings, self.state.global_step
+        event = measuring.evaluation(
+            self.model,
+            self.tasks,
+            rows=settings.eval_rows,
+            batch_size=self.args.per_device_eval_batch_size,
+            step=step,
             seconds=self.seconds,
-            tasks=losses,
-            expert_load=self.routing.load_by_group(tallies) if self.routing is not None else None,
-            gate_entropy=self.routing.entropy_by_group(tallies) if self.routing is not None else None,
         )
-        measured = [task.loss for task in losses.values() if task.loss is not None]
-        self.held_out = {event.step: sum(measured) / len(measured)}
+        self.adaptation.after_evaluation(event)
         self.pace.report(event)
-        if self.pace.settings.conflict_rows is not None:
-            self.pace.report(self._conflict(self.pace.settings.conflict_rows))
-        metrics = {f"eval_loss/{name}": task.loss for name, task in losses.items() if task.loss is not None}
+        if settings.conflict_rows is not None:
+            self.pace.report(
+                measuring.conflict(self.model, self.tasks, self.packer, rows=settings.conflict_rows, step=step)
+            )
+        metrics = {f"eval_loss/{name}": task.loss for name, task in event.tasks.items() if task.loss is not None}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.adaptation.over:
+            self.control.should_save = self.control.should_training_stop = True
         self._pause_since(started)
         return metrics
-
-    def _conflict(self, rows: int) -> ConflictEvent:
-        """The gradients of all tasks, compared; every process measures alike."""
-        started = time.perf_counter()
-        batches = [
-            self.packer(task.train.examples(range(min(rows, len(task.train))), number))
-            for number, task in enumerate(self.tasks)
-        ]
-        tally = self.routing.tally if self.routing is not None else None
-        if self.routing is not None:
-            self.routing.tally = None
-        groups = gradient_conflict(self.model, batches)
-        if self.routing is not None:
-            self.routing.tally = tally
-        return ConflictEvent(
-            step=self.state.global_step,
-            cost_seconds=time.perf_counter() - started,
-            rows=rows,
-            tasks=[task.name for task in self.tasks],
-            groups=groups,
-        )
 
     def _pause_since(self, started: float) -> None:
         """Leave what has passed since ``started`` out of the pace of training."""
@@ -342,12 +353,14 @@ class MaloraTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         started = time.perf_counter()
         folder = Path(self.args.output_dir)
-        self._check_weights()
+        trouble.check_weights(self.model, self.state.global_step)
         extra = {
             "seconds": self.seconds,
             "skipped": self.skipped,
-            "held_out": self.held_out.get(self.state.global_step),
+            "held_out": self.adaptation.held_out(self.state.global_step),
             "packer": [self.packer.rows, self.packer.tokens],
+            "adaptation": self.adaptation.state(),
+            "log_variance": self.uncertainty.log_variance_N.tolist() if self.uncertainty is not None else None,
         }
         generators = processes.everyones(checkpoints.random_state())
         try:
@@ -358,7 +371,9 @@ class MaloraTrainer(Trainer):
                 self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
                 checkpoints.commit(scratch)
                 keep = self.pace.settings
-                checkpoints.prune(folder, newest=keep.keep_checkpoints, best=keep.keep_best)
+                checkpoints.prune(
+                    folder, newest=keep.keep_checkpoints, best=keep.keep_best, of_tasks=keep.keep_best_of_tasks
+                )
         except (OSError, SafetensorError) as error:  # which is what a full disk is to safetensors
             checkpoints.clear_scratch(folder)
             raise RunError(
@@ -367,15 +382,6 @@ class MaloraTrainer(Trainer):
                 fix="Free some space and go on with --resume: the checkpoint before it is whole.",
             ) from error
         self._pause_since(started)
-
-    def _check_weights(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
-                raise RunError(
-                    f"the weights are no finite numbers any more ({name}), so they are not saved",
-                    where=f"step {self.state.global_step}",
-                    fix="Train again under another name (output.name=NAME) with a lower train.learning_rate.",
-                )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The model was given its adapter when it was made."""

@@ -82,3 +82,18 @@ def not_finite(what: str, rows: list[Row], step: int, path: Path) -> RunError:
         fix="Train again under another name (output.name=NAME) with a lower train.learning_rate, or set "
         "train.not_finite to skip.",
     )
+
+
+def check_weights(model: nn.Module, step: int) -> None:
+    """Make sure that what is trained is worth saving.
+
+    Raises:
+        RunError: A weight is no finite number.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise RunError(
+                f"the weights are no finite numbers any more ({name}), so they are not saved",
+                where=f"step {step}",
+                fix="Train again under another name (output.name=NAME) with a lower train.learning_rate.",
+            )

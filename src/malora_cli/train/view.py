@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import combinations
 from typing import Protocol
@@ -15,7 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from malora_cli.results import ConflictEvent, EvalEvent, Event, TaskLoss, TrainEvent
+from malora_cli.results import (
+    ConflictEvent,
+    EvalEvent,
+    Event,
+    TaskLoss,
+    TrainEvent,
+    change,
+    changes,
+    imbalance,
+    measured,
+    slips,
+)
 from malora_cli.train.processes import writes
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -25,8 +36,16 @@ _SPARK_WIDTH = 24
 class View(Protocol):
     """Where the progress of a run goes."""
 
-    def running(self, steps: int, share: Mapping[str, float]) -> AbstractContextManager[None]:
-        """Shown for as long as the block runs, with the share of the rows that each task is to get."""
+    def running(
+        self, steps: int, share: Mapping[str, float], past: Iterable[Event] = ()
+    ) -> AbstractContextManager[None]:
+        """Shown for as long as the block runs.
+
+        Args:
+            steps: Steps of the run.
+            share: Share of the rows that each task is to get.
+            past: What a resumed run measured before.
+        """
 
     def tick(self, step: int) -> None:
         """A step is done."""
@@ -58,14 +77,18 @@ class PlainView:
         self.console = console
         self.first_step: int | None = None
         self.drawn: Counter[str] = Counter()
+        self.evals: list[EvalEvent] = []
 
     @contextmanager
-    def running(self, steps: int, share: Mapping[str, float]) -> Iterator[None]:
+    def running(self, steps: int, share: Mapping[str, float], past: Iterable[Event] = ()) -> Iterator[None]:
         """Remember the length of the run, for the time that is left; say in the end what each task got."""
         self.steps, self.started = steps, time.perf_counter()
+        self.share: Mapping[str, float] = share
+        for event in past:
+            self._remember(event)
         yield
         if self.drawn.total():
-            got = (f"{name} {part}" for name, part in _shares(self.drawn, share).items())
+            got = (f"{name} {part}" for name, part in _shares(self.drawn, self.share).items())
             self._print(f"share of rows, and target: {'  '.join(got)}")
 
     def tick(self, step: int) -> None:
@@ -78,17 +101,27 @@ class PlainView:
         if isinstance(event, ConflictEvent):
             self._print(f"step {event.step}/{self.steps}  {_conflict(event)}")
             return
-        if isinstance(event, TrainEvent):
-            self.drawn.update({name: task.examples for name, task in event.tasks.items()})
+        before = _stopped(self.share)
+        self._remember(event)
+        if newly := [name for name in _stopped(self.share) if name not in before]:
+            self._print(f"step {event.step}/{self.steps}  no longer drawn  {', '.join(newly)}")
         losses = "  ".join(f"{name} {task.loss:.3f}" for name, task in event.tasks.items() if task.loss is not None)
         if isinstance(event, EvalEvent):
-            line = f"step {event.step}/{self.steps}  held-out  {losses}"
-        else:
-            line = (
-                f"step {event.step}/{self.steps}  loss {_mean_loss(event.tasks):.3f}  {losses}  "
-                f"{event.tokens_per_second:.0f} tokens/s  eta {self._eta(event.step)}"
-            )
-        self._print(line)
+            self._print(f"step {event.step}/{self.steps}  held-out  {losses}")
+            if len(self.evals) > 1:
+                self._print(f"step {event.step}/{self.steps}  {_seesaw(self.evals)}")
+            return
+        self._print(
+            f"step {event.step}/{self.steps}  loss {_mean_loss(event.tasks):.3f}  {losses}  "
+            f"{event.tokens_per_second:.0f} tokens/s  eta {self._eta(event.step)}"
+        )
+
+    def _remember(self, event: Event) -> None:
+        if isinstance(event, EvalEvent):
+            self.evals.append(event)
+        elif isinstance(event, TrainEvent):
+            self.share = event.task_share or self.share
+            self.drawn.update({name: task.examples for name, task in event.tasks.items()})
 
     def _print(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -109,17 +142,19 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.losses: dict[str, list[float]] = {}
-        self.held_out: dict[str, list[float]] = {}
+        self.evals: list[EvalEvent] = []
         self.drawn: Counter[str] = Counter()
         self.share: Mapping[str, float] = {}
         self.status = "measuring the base model"
         self.first_step: int | None = None
 
     @contextmanager
-    def running(self, steps: int, share: Mapping[str, float]) -> Iterator[None]:
+    def running(self, steps: int, share: Mapping[str, float], past: Iterable[Event] = ()) -> Iterator[None]:
         """Draw for as long as the block runs; the last picture stays."""
         self.share = share
-        self.losses, self.held_out = {name: [] for name in share}, {name: [] for name in share}
+        self.losses = {name: [] for name in share}
+        for event in past:
+            self._remember(event)
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -143,18 +178,24 @@ class LiveView:
         if isinstance(event, ConflictEvent):
             self.console.print(Text(f"step {event.step}  {_conflict(event)}"))
             return
-        history = self.held_out if isinstance(event, EvalEvent) else self.losses
-        for name, task in event.tasks.items():
-            if task.loss is not None:
-                history[name].append(task.loss)
+        self._remember(event)
         if isinstance(event, TrainEvent):
-            self.drawn.update({name: task.examples for name, task in event.tasks.items()})
             self.status = f"loss {_mean_loss(event.tasks):.3f}  {event.tokens_per_second:.0f} tokens/s"
             if event.balance_loss is not None:
                 self.status += f"  balance {event.balance_loss:.2f}"
         elif event.step == 0:
             self.status = "first steps"
         self.progress.update(self.bar, note=self.status)
+
+    def _remember(self, event: Event) -> None:
+        if isinstance(event, EvalEvent):
+            self.evals.append(event)
+        elif isinstance(event, TrainEvent):
+            self.share = event.task_share or self.share
+            self.drawn.update({name: task.examples for name, task in event.tasks.items()})
+            for name, task in event.tasks.items():
+                if task.loss is not None:
+                    self.losses[name].append(task.loss)
 
     def _picture(self) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -163,10 +204,9 @@ class LiveView:
         table.add_column("loss over time")
         shares = _shares(self.drawn, self.share)
         for name, losses in self.losses.items():
-            held = self.held_out[name]
             line = sparkline(losses) if losses else ""
-            table.add_row(Text(name), *_latest(losses), *_latest(held), shares[name], line)
-        return Group(self.progress, table)
+            table.add_row(Text(name), *_latest(losses), *_held_out(self.evals, name), shares[name], line)
+        return Group(self.progress, table, *([Text(_seesaw(self.evals))] if len(self.evals) > 1 else []))
 
 
 def _conflict(event: ConflictEvent) -> str:
@@ -186,6 +226,10 @@ def _shares(drawn: Counter[str], target: Mapping[str, float]) -> dict[str, str]:
     return {name: f"{drawn[name] / rows:.1%} ({share:.1%})" for name, share in target.items()}
 
 
+def _stopped(share: Mapping[str, float]) -> list[str]:
+    return [name for name, part in share.items() if part == 0]
+
+
 def _latest(values: Sequence[float]) -> tuple[str, str]:
     """The newest value, and how it changed since the one before it; a loss that rises is red."""
     if not values:
@@ -196,11 +240,45 @@ def _latest(values: Sequence[float]) -> tuple[str, str]:
     return f"{values[-1]:.3f}", f"[{'red' if change > 0 else 'green'}]{change:+.3f}[/]"
 
 
+def _held_out(evals: Sequence[EvalEvent], task: str) -> tuple[str, str]:
+    """The newest held-out loss, and its change; only one beyond its standard error has a colour."""
+    found = [event.tasks[task] for event in measured(evals, task)]
+    if not found:
+        return "-", "-"
+    step = change(found[-2], found[-1]) if len(found) > 1 else None
+    if step is None:
+        return f"{found[-1].loss:.3f}", "-"
+    colour = ("red" if step.nats > 0 else "green") if step.clear else "dim"
+    return f"{found[-1].loss:.3f}", f"[{colour}]{step.nats:+.3f}[/]"
+
+
+def _seesaw(evals: Sequence[EvalEvent]) -> str:
+    """Who gained and who lost since the evaluation before, who was better once, and how uneven it is."""
+    before, now = evals[-2], evals[-1]
+    clear = {name: step.nats for name, step in changes(before, now).items() if step.clear}
+    sides = {"gained": [n for n in clear if clear[n] < 0], "lost": [n for n in clear if clear[n] > 0]}
+    told = [f"{word} {_named(names, clear)}" for word, names in sides.items() if names]
+    parts = [f"since step {before.step}: {'; '.join(told) or 'no task gained or lost beyond its standard error'}"]
+    worse = {f"{slip.task} (best at step {slip.best_step})": slip.change.nats for slip in slips(evals)}
+    if worse:
+        parts.append(f"above their best: {_named(list(worse), worse)}")
+    if (spread := imbalance(evals[0], now)) is not None:
+        parts.append(f"imbalance {spread:.3f}")
+    return "  ".join(parts)
+
+
+def _named(names: Sequence[str], nats: Mapping[str, float], most: int = 4) -> str:
+    """Tasks with their change in nats, the biggest first, those beyond some only counted."""
+    largest = sorted(names, key=lambda name: -abs(nats[name]))
+    rest = f" and {len(largest) - most} more" if len(largest) > most else ""
+    return ", ".join(f"{name} {nats[name]:+.3f}" for name in largest[:most]) + rest
+
+
 class NoView:
     """Shows nothing: what all processes but one have."""
 
     @contextmanager
-    def running(self, steps: int, share: Mapping[str, float]) -> Iterator[None]:
+    def running(self, steps: int, share: Mapping[str, float], past: Iterable[Event] = ()) -> Iterator[None]:
         """Nothing to show."""
         yield
 

@@ -2,70 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from math import hypot
 
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
-from malora_cli.reports.view import RunView, Task
-from malora_cli.results import EvalEvent, TaskLoss
-
-
-@dataclass(frozen=True)
-class Change:
-    """A task's held-out loss at one evaluation against that at another.
-
-    Args:
-        nats: Later minus earlier, nats a token: below zero is a gain.
-        error: Standard error of that difference as if the two were independent, where both were measured.
-    """
-
-    nats: float
-    error: float | None
-
-    @property
-    def clear(self) -> bool:
-        """Whether the change exceeds its standard error."""
-        return self.error is not None and abs(self.nats) > self.error
-
-
-@dataclass(frozen=True)
-class Slip:
-    """A task that ended worse than it once was."""
-
-    task: Task
-    change: Change
-    best_step: int
-
-
-def change(before: TaskLoss | None, after: TaskLoss | None) -> Change | None:
-    """The difference of two measurements, None where one of them is missing."""
-    if before is None or after is None or before.loss is None or after.loss is None:
-        return None
-    known = before.stderr_nats is not None and after.stderr_nats is not None
-    error = hypot(before.stderr_nats or 0.0, after.stderr_nats or 0.0) if known else None
-    return Change(after.loss - before.loss, error)
-
-
-def slips(run: RunView) -> list[Slip]:
-    """Tasks whose last held-out loss is above their lowest, the biggest slip first."""
-    found = []
-    for name, task in run.tasks.items():
-        measured = [event for event in run.evals if name in event.tasks and event.tasks[name].loss is not None]
-        if measured:
-            best = min(measured, key=lambda event: event.tasks[name].loss or 0.0)
-            since = change(best.tasks[name], measured[-1].tasks[name])
-            if since is not None and since.nats > 0:
-                found.append(Slip(task, since, best.step))
-    return sorted(found, key=lambda slip: -slip.change.nats)
-
+from malora_cli.reports.view import RunView
+from malora_cli.results import Change, EvalEvent, change, imbalance, slips
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
 {% macro listed(slips) %}
-{% for slip in slips %}{{ m.chip(slip.task) }} ({{ slip.change.nats|signed }} since step {{ slip.best_step }})
-{{- ", " if not loop.last }}{% endfor %}
+{% for slip in slips %}{{ m.chip(view.tasks[slip.task]) }} ({{ slip.change.nats|signed }} since step
+{{ slip.best_step }}){{ ", " if not loop.last }}{% endfor %}
 {% endmacro %}
 {% if not columns %}
 {{ m.missing("Who gains and who loses shows from two evaluations on: set train.eval_every in the recipe.") }}
@@ -92,6 +40,10 @@ In {{ mixed }} of {{ columns|length }} intervals some tasks gained while others 
 <tr><th scope="row">{{ word }}</th>{% for counts in tally %}{% if loop.last %}<td class="spacer"></td>{% endif %}
 <td>{{ counts[which] }}</td>{% endfor %}</tr>
 {% endfor %}
+{% if spread[-1] is not none %}
+<tr><th scope="row">imbalance</th>{% for value in spread %}
+<td>{{ "–" if value is none else "%.3f"|format(value) }}</td>{% endfor %}<td class="spacer"></td><td></td></tr>
+{% endif %}
 </tfoot>
 </table></div>
 <p class="legend"><span><i class="swatch gain"></i>gained: loss fell</span>
@@ -101,7 +53,9 @@ In {{ mixed }} of {{ columns|length }} intervals some tasks gained while others 
 {% if errors %}The standard error is that of two independent samples; the rows are the same each time, so it is on the
 careful side. A mark is a hint and no test.
 {% else %}No standard errors were measured, so small changes may be chance.{% endif %}
-{% if columns|length > 1 %} The colours are scaled to what came after the first interval.{% endif %}</p>
+{% if columns|length > 1 %} The colours are scaled to what came after the first interval.{% endif %}
+{% if spread[-1] is not none %} Imbalance: standard deviation over tasks of the loss relative to that at step
+{{ columns[0][0] }}, at the end of each interval; 0 where all tasks lost the same part of it.{% endif %}</p>
 {% endif %}
 """
 
@@ -139,13 +93,15 @@ def _render(run: RunView) -> str | None:
         strength = round(62 * min(1.0, abs(cell.nats) / scale) ** 0.5) if cell else 0
         return render(_CELL, cell=cell, heat=strength)
 
-    found = slips(run)
+    found = slips(run.evals)
     by_column = [[cells[i] for _, cells, _ in rows] for i in range(len(pairs))]
     tally = [_tally(changes) for changes in (*by_column, [total for _, _, total in rows])]
     return render(
         _TEMPLATE,
         columns=[(before.step, after.step) for before, after in pairs],
         rows=rows,
+        view=run,
+        spread=[imbalance(run.evals[0], after) for _, after in pairs],
         heat=heat,
         tally=tally,
         mixed=sum(up > 0 and down > 0 for up, down in tally[:-1]),

@@ -1,0 +1,84 @@
+"""What was done against tasks getting in each other's way, and what it came to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from malora_cli.reports.html import render
+from malora_cli.reports.section import Section
+from malora_cli.reports.view import RunView
+from malora_cli.results import best_of
+
+_TEMPLATE = """
+{% import "macros.html.j2" as m %}
+{% for line in lines %}<p>{{ line }}</p>{% endfor %}
+<div class="scroll"><table>
+<thead><tr><th>Task</th><th class="num">share at first</th><th class="num">share in the end</th>
+<th class="num">weight of its loss</th><th class="num">drawn until step</th><th class="num">best at step</th></tr>
+</thead>
+<tbody>
+{% for row in rows %}
+<tr><th scope="row">{{ m.chip(row.task) }}</th><td class="num">{{ row.first|percent }}</td>
+<td class="num">{{ row.last|percent }}</td><td class="num">{{ "%.3g"|format(row.weight) }}</td>
+<td class="num">{{ row.stopped|count if row.stopped is not none else "the end" }}</td>
+<td class="num">{{ row.best|count if row.best is not none else "–" }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+"""
+
+
+def _chosen(mix: dict[str, Any], train: dict[str, Any], static: dict[str, float]) -> list[str]:
+    """A line for every remedy of the recipe."""
+    lines = []
+    if mix.get("weighting") == "temperature":
+        lines.append(
+            f"Tasks are drawn by their size to the power of 1 / {mix.get('temperature')} (Arivazhagan et al., "
+            "arXiv 1907.05019)."
+        )
+    if mix.get("weighting") == "bandit":
+        lines.append(
+            f"A bandit adapts how often each task is drawn every {mix.get('adapt_every')} steps, the higher its "
+            "training loss the more often (Albalak et al., arXiv 2312.02406)."
+        )
+    if set(static.values()) - {1.0}:
+        lines.append("The recipe weighs the tasks' losses.")
+    if train.get("loss_weighting") == "uncertainty":
+        lines.append(
+            "Weights of the tasks' losses are learned, the lower the noisier a task (Kendall et al., arXiv 1705.07115)."
+        )
+    if train.get("surgery") == "pcgrad":
+        lines.append(
+            "What would undo another task's step is taken out of each task's gradient (PCGrad; Yu et al., "
+            "arXiv 2001.06782)."
+        )
+    if train.get("patience") is not None:
+        lines.append(
+            f"A task is no longer drawn after {train['patience']} evaluations without a new low of its held-out loss."
+        )
+    return lines
+
+
+def _render(run: RunView) -> str | None:
+    mix, train = run.recipe.get("mix") or {}, run.recipe.get("train") or {}
+    static = {name: float(task.get("loss_weight", 1.0)) for name, task in (mix.get("tasks") or {}).items()}
+    lines = _chosen(mix, train, static)
+    if not lines:
+        return None
+    shares = [(event.step, event.task_share) for event in run.train if event.task_share]
+    learned = next((event.loss_weight for event in reversed(run.train) if event.loss_weight), {})
+
+    def row(name: str) -> dict[str, Any]:
+        first, best = run.manifest.task_share.get(name, 0.0), best_of(run.evals, name)
+        return {
+            "task": run.tasks[name],
+            "first": first,
+            "last": shares[-1][1].get(name, 0.0) if shares else first,
+            "weight": static.get(name, 1.0) * learned.get(name, 1.0),
+            "stopped": next((step for step, share in shares if share.get(name) == 0), None),
+            "best": best.step if best is not None else None,
+        }
+
+    return render(_TEMPLATE, lines=lines, rows=[row(name) for name in run.tasks])
+
+
+SECTION = Section(title="Remedies", order=46, render=_render)

@@ -1,0 +1,91 @@
+"""Who gained and who lost from one evaluation to another, who was better once, and how unevenly tasks learn.
+
+Formulas and sources: ``docs/metrics.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import hypot
+from statistics import pstdev
+
+from malora_cli.results.metrics import EvalEvent, TaskLoss
+
+
+@dataclass(frozen=True)
+class Change:
+    """A task's held-out loss at one evaluation against that at another.
+
+    Args:
+        nats: Later minus earlier, nats a token: below zero is a gain.
+        error: Standard error of that difference as if the two were independent, where both were measured.
+    """
+
+    nats: float
+    error: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the change exceeds its standard error."""
+        return self.error is not None and abs(self.nats) > self.error
+
+
+@dataclass(frozen=True)
+class Slip:
+    """A task that is worse than it once was: its forgetting, and the step at which it was best."""
+
+    task: str
+    change: Change
+    best_step: int
+
+
+def change(before: TaskLoss | None, after: TaskLoss | None) -> Change | None:
+    """The difference of two measurements, None where one of them is missing."""
+    if before is None or after is None or before.loss is None or after.loss is None:
+        return None
+    known = before.stderr_nats is not None and after.stderr_nats is not None
+    error = hypot(before.stderr_nats or 0.0, after.stderr_nats or 0.0) if known else None
+    return Change(after.loss - before.loss, error)
+
+
+def changes(before: EvalEvent, after: EvalEvent) -> dict[str, Change]:
+    """The change of every task that both evaluations measured."""
+    found = {name: change(before.tasks.get(name), task) for name, task in after.tasks.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def measured(evals: Sequence[EvalEvent], task: str) -> list[EvalEvent]:
+    """The evaluations that have a loss of the task."""
+    return [event for event in evals if task in event.tasks and event.tasks[task].loss is not None]
+
+
+def best_of(evals: Sequence[EvalEvent], task: str) -> EvalEvent | None:
+    """The evaluation at which a task's loss was lowest, the earliest of equals; None where it was never measured."""
+    return min(measured(evals, task), key=lambda event: event.tasks[task].loss or 0.0, default=None)
+
+
+def slips(evals: Sequence[EvalEvent]) -> list[Slip]:
+    """Tasks whose newest loss is above their lowest, the biggest slip first."""
+    found = []
+    for name in dict.fromkeys(name for event in evals for name in event.tasks):
+        best = best_of(evals, name)
+        if best is not None:
+            since = change(best.tasks[name], measured(evals, name)[-1].tasks[name])
+            if since is not None and since.nats > 0:
+                found.append(Slip(name, since, best.step))
+    return sorted(found, key=lambda slip: -slip.change.nats)
+
+
+def imbalance(first: EvalEvent, now: EvalEvent) -> float | None:
+    """Spread of the tasks' relative loss change since the first evaluation; None for fewer than two tasks.
+
+    The standard deviation over tasks of ``L_i(now) / L_i(first)``, dimensionless: 0 where every task has lost the same
+    part of its loss. The ratio is the inverse training rate of GradNorm (Chen et al., arXiv 1711.02257).
+    """
+    ratios = [
+        task.loss / before.loss
+        for name, task in now.tasks.items()
+        if (before := first.tasks.get(name)) is not None and before.loss and task.loss is not None
+    ]
+    return pstdev(ratios) if len(ratios) > 1 else None

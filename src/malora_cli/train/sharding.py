@@ -1,0 +1,52 @@
+"""Weights and optimiser states that are spread over the processes (FSDP2), brought together to be saved and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor in one piece; where it is spread, all processes have to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def adapter_weights(model: nn.Module) -> dict[str, Tensor] | None:
+    """Everything that is trained, in one piece by name; None where nothing is spread."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if _is_adapter(name)}
+    if not any(isinstance(parameter, DTensor) for parameter in trained.values()):
+        return None
+    return {name: whole(parameter.detach()) for name, parameter in trained.items()}
+
+
+def _is_adapter(name: str) -> bool:
+    return "lora_" in name or "malora_" in name
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Its state by parameter number, every tensor in one piece."""
+    state = optimizer.state_dict()
+    whole_state = {
+        index: {slot: whole(value) if isinstance(value, Tensor) else value for slot, value in slots.items()}
+        for index, slots in state["state"].items()
+    }
+    return {**state, "state": whole_state}
+
+
+def spread_like(optimizer: Optimizer, state: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+    """A state in one piece, spread as the optimiser's parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        index: {slot: _like(parameters[index], value) for slot, value in slots.items()}
+        for index, slots in state.items()
+    }
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
