@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from malora_cli.errors import RecipeError, RunError
 from malora_cli.results import RunRecord
 from malora_cli.train import checkpoints
 from train_runs import adapter, losses, train_run, workplace
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 SAME = ["method.lora_dropout=0", "train.learning_rate=1e-4"]
 
 
@@ -78,6 +80,61 @@ def test_shares_and_weights_change_alike_in_every_process(recipe: Path) -> None:
         assert {name: (task.tokens, task.examples) for name, task in second.tasks.items()} == counted
 
 
+@pytest.mark.parametrize("method", ["malora", "lora"])
+def test_sharded_weights_train_as_whole_ones_and_resume(method: str, recipe: Path) -> None:
+    """FSDP2 in two processes: the losses and weights of one process, and the same bits when it was killed between."""
+    settings = [*SAME, f"method={{name: {method}, r: 4}}", "method.lora_dropout=0"]
+    one = train_run(recipe, *settings, f"output.name=whole-{method}")
+    sharded = [*settings, "train.shard=true", "--nproc", "2"]
+    result = malora(recipe, *sharded, f"output.name=sharded-{method}")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    two = record_of(recipe, f"sharded-{method}")
+    start = ["train.learning_rate=1e-30", "train.weight_decay=0", f"output.name=unmoved-{method}"]
+    agree(one, two, train_run(recipe, *settings, *start))
+    for first, second in zip(one.metrics.evals(), two.metrics.evals(), strict=True):
+        for task, loss in first.tasks.items():
+            assert second.tasks[task].loss == pytest.approx(loss.loss, abs=1e-5)
+    assert two.experts_path.exists() == (method == "malora")
+    assert die_at_step_5(recipe, *settings, "train.shard=true", f"output.name=dies-{method}").returncode != 0
+    resumed = malora(recipe, *sharded, f"output.name=dies-{method}", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = adapter(two), adapter(record_of(recipe, f"dies-{method}"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_one_process_has_nothing_to_spread(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"train.shard: there is one process, and nothing to spread weights over"):
+        train_run(recipe, "output.name=alone", "train.shard=true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match=r"train.conflict_rows: gradients of single tasks cannot be taken"):
+        train_run(recipe, "output.name=alone", "train.shard=true", "train.conflict_rows=2")
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RunError, match=r"DeepSpeed keeps optimiser states as pickles.* train.shard \(FSDP2\) instead"):
+        train_run(recipe, "output.name=deep")
+
+
+def die_at_step_5(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Two processes by torchrun that are gone after four steps."""
+    script = recipe.parent / "killed.py"
+    script.write_text(
+        "import os, sys\nfrom malora_cli.train import trainer\nfrom torch.distributed.tensor import DTensor\n"
+        "plain = trainer.MaloraTrainer.training_step\n"
+        "def dying(self, *a, **o):\n"
+        "    spread = [isinstance(p, DTensor) for p in self.model.parameters()]\n"
+        "    assert any(spread) == self.pace.settings.shard\n"
+        "    if self.state.global_step == 5: os._exit(9)\n"
+        "    return plain(self, *a, **o)\n"
+        "trainer.MaloraTrainer.training_step = dying\n"
+        "from malora_cli.cli import main\nmain(sys.argv[1:])\n"
+    )
+    command = [sys.executable, *TORCHRUN, str(script), "train", str(recipe), *arguments]
+    ended = subprocess.run(command, capture_output=True, check=False)
+    assert b"exitcode  : 9" in ended.stderr, ended.stderr.decode()
+    return ended
+
+
 def test_a_process_that_dies_ends_all_with_a_line(recipe: Path) -> None:
     """As when the system runs out of memory: one is killed, which cannot say so itself."""
     command = [sys.executable, "-m", "malora_cli", "train", str(recipe), "output.name=dies", "--nproc", "2"]
@@ -107,21 +164,9 @@ def _environment(process: str) -> dict[str, str]:
 
 def test_torchrun_and_a_resumed_run(recipe: Path) -> None:
     """Two processes that are killed and resumed end where two that were not do, dropout and all."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    whole = malora(recipe, "output.name=whole", launcher=torchrun)
+    whole = malora(recipe, "output.name=whole", launcher=TORCHRUN)
     assert whole.returncode == 0, whole.stderr
-    script = recipe.parent / "killed.py"
-    script.write_text(
-        "import os, sys\nfrom malora_cli.train import trainer\n"
-        "plain = trainer.MaloraTrainer.training_step\n"
-        "def dying(self, *a, **o):\n"
-        "    if self.state.global_step == 5: os._exit(9)\n"
-        "    return plain(self, *a, **o)\n"
-        "trainer.MaloraTrainer.training_step = dying\n"
-        "from malora_cli.cli import main\nmain(sys.argv[1:])\n"
-    )
-    command = [sys.executable, *torchrun, str(script), "train", str(recipe), "output.name=killed"]
-    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    assert die_at_step_5(recipe, "output.name=killed").returncode != 0
     killed = record_of(recipe, "killed")
     assert not killed.finished
     alone = malora(recipe, "output.name=killed", "--resume")

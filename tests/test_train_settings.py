@@ -73,7 +73,7 @@ APART = {
     "micro_batch_tokens",
 }
 APART |= {"stop", "not_finite", "max_skipped", "conflict_rows", "keep_best"}
-APART |= {"init_seed", "dropout_seed", "surgery", "keep_best_of_tasks", "patience", "loss_weighting"}
+APART |= {"init_seed", "dropout_seed", "surgery", "keep_best_of_tasks", "patience", "loss_weighting", "shard"}
 
 
 @pytest.fixture(scope="module")

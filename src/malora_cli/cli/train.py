@@ -50,7 +50,7 @@ def train(
     from malora_cli.data.statement import rendered, state
     from malora_cli.reports import write_report
     from malora_cli.train.probe import StepCost
-    from malora_cli.train.processes import writes
+    from malora_cli.train.processes import part, writes
     from malora_cli.train.run import Materials
     from malora_cli.train.run import train as run_training
     from malora_cli.train.view import view_for
@@ -64,7 +64,10 @@ def train(
         print_cost(cost, statement, console)
 
     with interruptible(RunRecord(loaded.recipe.output.folder / loaded.name)):
-        record = run_training(loaded, view_for(console), resume=resume, announce=announce)
+        try:
+            record = run_training(loaded, view_for(console), resume=resume, announce=announce)
+        finally:
+            part()
     if not writes():
         return
     typer.echo(f"run:     {record.path}")

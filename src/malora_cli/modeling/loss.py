@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -38,7 +39,7 @@ def token_nats(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     if not _keeps_some_logits(base):
         return _nats(model(**inputs).logits[0, positions_K], targets_K)
     size = LOGITS_BYTES // (4 * _vocabulary(base)) or 1
-    if base not in _PLAIN_HEADS or len(positions_K) <= size:
+    if base not in _PLAIN_HEADS or len(positions_K) <= size or _is_sharded(base):
         return _nats(model(**inputs, logits_to_keep=positions_K).logits[0], targets_K)
     with _headless(base) as head:
         hidden_KH = model(**inputs, logits_to_keep=positions_K).logits[0]
@@ -58,6 +59,11 @@ def _unwrapped(model: Any) -> Any:
     while hasattr(model, "module"):  # data-parallel wrappers
         model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _is_sharded(base: PreTrainedModel) -> bool:
+    """Whether the head has its weight only while the model itself calls it."""
+    return isinstance(base.get_output_embeddings().weight, DTensor)
 
 
 def _vocabulary(model: PreTrainedModel) -> int:

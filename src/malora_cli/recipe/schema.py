@@ -114,6 +114,10 @@ class TrainSettings(Settings):
         default="halt", description="What becomes of a step whose loss or gradient is no number"
     )
     max_skipped: Count = Field(default=10, description="Steps that may be skipped in a row before the run halts")
+    shard: bool = Field(
+        default=False,
+        description="Spread weights, gradients and optimiser states over the processes (FSDP2) instead of copying them",
+    )
     gradient_checkpointing: bool = Field(default=False, description="Less memory for about a third more time")
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
         default=(), description="Trackers that receive the metrics besides the run folder"

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from malora_cli.results import checkpoint_name, file_sha256, read_json, write_json
+from malora_cli.train import sharding
 
 _NAME = re.compile(r"step-(\d+)")
 _TENSORS = "training_state.safetensors"
@@ -144,7 +145,7 @@ def random_state() -> dict[str, Any]:
 
 def save_training_state(
     folder: Path,
-    optimizer: Optimizer,
+    state: dict[str, Any],
     scheduler: LRScheduler,
     generators: Sequence[dict[str, Any]],
     extra: dict[str, Any],
@@ -153,12 +154,11 @@ def save_training_state(
 
     Args:
         folder: The checkpoint being written.
-        optimizer: Its state tensors go to safetensors by parameter number.
+        state: That of the optimiser; its tensors go to safetensors by parameter number.
         scheduler: Its numbers go to JSON.
         generators: `random_state` of every process, by rank.
         extra: Further JSON values.
     """
-    state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     for index, slots in state["state"].items():
         tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value).contiguous() for slot, value in slots.items()}
@@ -184,6 +184,7 @@ def load_optimizer_and_scheduler(folder: Path, optimizer: Optimizer, scheduler: 
         if kind == "optimizer":
             index, _, slot = rest.partition(".")
             state.setdefault(int(index), {})[slot] = tensor
+    state = sharding.spread_like(optimizer, state)
     optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
     scheduler.load_state_dict({**scheduler.state_dict(), **values["scheduler"]})
 

@@ -24,6 +24,12 @@ def meet() -> None:
         PartialState(cpu=not torch.accelerator.is_available())
 
 
+def part() -> None:
+    """Leave the other processes; one that ends without may be torn down while it still listens to them."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def world_size() -> int:
     """How many processes the launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))

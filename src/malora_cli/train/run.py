@@ -30,7 +30,7 @@ from malora_cli.modeling import BaseModel, count_parameters, load_adapter, load_
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.recipe.problems import show
 from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
-from malora_cli.train import checkpoints, processes
+from malora_cli.train import checkpoints, processes, sharding
 from malora_cli.train.callbacks import StopAtStep
 from malora_cli.train.probe import StepCost, measure_longest_step
 from malora_cli.train.stopping import StopRequest
@@ -151,6 +151,8 @@ def train(
 
     past = processes.the_writers(list(record.metrics) if resume and processes.writes() else [])
     evals = [event for event in past if isinstance(event, EvalEvent)]
+    if recipe.train.shard:
+        sharding.shard(model)
     pace = Pace(recipe.train, record.path / "trouble", report, view.tick, evals)
     trainer = MaloraTrainer(
         model,
@@ -168,9 +170,12 @@ def train(
     steps = trainer.state.global_step or (checkpoints.step_of(checkpoint) if checkpoint else 0)
     if stop.signal is not None and steps < materials.mixture.steps and not trainer.adaptation.over:
         raise StoppedError(f"saved at step {steps:,}; {how_to_go_on(record)}", stop.signal)
+    weights = sharding.adapter_weights(model)
     if not processes.writes():
         return record
-    model.save_pretrained(record.adapter_dir)
+    model.save_pretrained(record.adapter_dir, state_dict=weights)
+    if weights is not None:  # the analysis wants them in one piece
+        model = load_adapter(load_base(materials.base, recipe.model), record.adapter_dir)
     if (geometry := analyse_experts(model)) is not None:
         geometry.save(record.experts_path)
     done = {"status": RunStatus.FINISHED, "steps": steps, "train_seconds": trainer.seconds}
@@ -197,6 +202,24 @@ def _check_surroundings(recipe: Recipe) -> None:
             "surgery needs the whole gradient of each task, which no process has alone",
             where="train.surgery",
             fix="Train in one process, or without it.",
+        )
+    if recipe.train.shard and processes.world_size() == 1:
+        raise RecipeError(
+            "there is one process, and nothing to spread weights over",
+            where="train.shard",
+            fix="Train in several, by --nproc or torchrun, or without it.",
+        )
+    if recipe.train.shard and recipe.train.conflict_rows is not None:
+        raise RecipeError(
+            "gradients of single tasks cannot be taken of weights that are spread",
+            where="train.conflict_rows",
+            fix="Set it to null, or train.shard to false.",
+        )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise RunError(
+            "DeepSpeed keeps optimiser states as pickles, which are never read here",
+            where="accelerate's configuration",
+            fix="Spread weights and optimiser states by train.shard (FSDP2) instead.",
         )
     for tracker in recipe.train.report_to:
         if tracker not in get_available_reporting_integrations():

@@ -1,13 +1,36 @@
-"""Weights and optimiser states that are spread over the processes (FSDP2), brought together to be saved and back."""
+"""Weights and optimiser states spread over the processes by PyTorch's FSDP2, and brought together to be saved.
+
+accelerate does so on GPUs only; PyTorch's own function does on any device, in as few lines.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+
+from malora_cli.train import processes
+
+
+def shard(model: PeftModel) -> None:
+    """Spread a model, in place: a block of it is in one piece only while it computes."""
+    base: Any = model.get_base_model()
+    mesh = init_device_mesh(base.device.type, (processes.world_size(),))
+    blocks = [module for module in base.modules() if type(module).__name__ in (base._no_split_modules or ())]
+    for module in [*blocks, model]:
+        fully_shard(module, mesh=mesh)
+
+
+def exchange_gradients(model: nn.Module, wanted: bool) -> None:
+    """Whether the next backward pass ends with the gradients of all processes together, where they are spread."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(wanted)
 
 
 def whole(tensor: Tensor) -> Tensor:

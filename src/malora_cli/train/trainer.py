@@ -26,7 +26,7 @@ from malora_cli.errors import RunError
 from malora_cli.modeling.loss import token_nats
 from malora_cli.recipe import TrainSettings
 from malora_cli.results import EvalEvent, Event, TrainEvent
-from malora_cli.train import checkpoints, measuring, processes, surgery, trouble
+from malora_cli.train import checkpoints, measuring, processes, sharding, surgery, trouble
 from malora_cli.train.adaptation import Adaptation
 from malora_cli.train.callbacks import EachStep
 from malora_cli.train.task_losses import TaskLosses
@@ -87,6 +87,8 @@ class MaloraTrainer(Trainer):
             callbacks=[EachStep(self._done, may_end=pace.settings.patience is not None)],
         )
         self.remove_callback(PrinterCallback)
+        # The model is spread already, so that neither DDP nor anything else is to be put around it.
+        self.is_distributed_loading_by_transformers = pace.settings.shard
         # The loss is divided by the supervised tokens of the whole step, so that its parting changes nothing.
         self.loss_is_scaled_for_ga = True
         self.mixture, self.tasks, self.packer, self.pace = mixture, tasks, packer, pace
@@ -176,7 +178,9 @@ class MaloraTrainer(Trainer):
         losses = []
         for number, part in enumerate(parts, start=1):
             # Gradients travel between processes once a step, with those of its last micro-batch.
-            with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+            last = number == len(parts)
+            sharding.exchange_gradients(model, last)
+            with nullcontext() if last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, collate(part), num_items_in_batch))
         return torch.stack(losses).sum()
 
@@ -235,6 +239,7 @@ class MaloraTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm before clipping, looked at: a gradient that is no number would make every weight one."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = sharding.whole(norm) if isinstance(norm, Tensor) else norm
         # float16 scales the loss by trial and error, and itself skips the steps whose gradients overflow.
         if norm is not None and not math.isfinite(norm) and self.accelerator.scaler is None:
             self._trouble("gradient")
@@ -363,11 +368,12 @@ class MaloraTrainer(Trainer):
             "log_variance": self.uncertainty.log_variance_N.tolist() if self.uncertainty is not None else None,
         }
         generators = processes.everyones(checkpoints.random_state())
+        weights, optimizer = sharding.adapter_weights(self.model), sharding.optimizer_state(self.optimizer)
         try:
             if processes.writes():
                 scratch = checkpoints.begin(folder, self.state.global_step)
-                self.model.save_pretrained(scratch)
-                checkpoints.save_training_state(scratch, self.optimizer, self.lr_scheduler, generators, extra)
+                self.model.save_pretrained(scratch, state_dict=weights)
+                checkpoints.save_training_state(scratch, optimizer, self.lr_scheduler, generators, extra)
                 self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
                 checkpoints.commit(scratch)
                 keep = self.pace.settings
