@@ -107,7 +107,7 @@ def test_one_process_has_nothing_to_spread(recipe: Path, monkeypatch: pytest.Mon
     with pytest.raises(RecipeError, match=r"train.shard: there is one process, and nothing to spread weights over"):
         train_run(recipe, "output.name=alone", "train.shard=true")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match=r"train.conflict_rows: gradients of single tasks cannot be taken"):
+    with pytest.raises(RecipeError, match=r"train.conflict_rows: train.shard spreads weights, and gradients of"):
         train_run(recipe, "output.name=alone", "train.shard=true", "train.conflict_rows=2")
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

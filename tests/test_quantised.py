@@ -11,7 +11,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 
 from malora_cli import MaloraConfig, MoloraConfig
 from malora_cli.adapters.layer import MixtureLinear
+from malora_cli.adapters.methods import METHODS
+from malora_cli.errors import ModelError
+from malora_cli.evals.evaluate import evaluate_run
+from malora_cli.modeling import count_parameters, load_base, resolve_base, wrap
+from malora_cli.recipe import ModelSettings
 from tiny_models import randomise, tokens
+from train_runs import Killed, kill_at, load, same_weights, train_run, workplace
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
@@ -56,3 +62,39 @@ def test_trains_on_four_bits_and_comes_back(config: type, folder: Path, tmp_path
         ours = model.eval()(input_ids=IDS).logits
         assert not torch.allclose(ours, expected, atol=1e-3)
         assert torch.equal(loaded(input_ids=IDS).logits, ours)
+
+
+def test_the_package_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    settings = ModelSettings(base=str(folder), quantise="nf4")
+    with pytest.raises(
+        ModelError, match=r"model.quantise: .* needs the package bitsandbytes.*pip install bitsandbytes"
+    ):
+        load_base(resolve_base(settings), settings)
+
+
+def test_weights_are_counted_not_bytes(folder: Path) -> None:
+    counts = []
+    for how in (None, "nf4"):
+        settings = ModelSettings(base=str(folder), quantise=how)
+        model = wrap(load_base(resolve_base(settings), settings), METHODS["lora"]())
+        counts.append(count_parameters(model))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+@pytest.mark.parametrize("method", ["malora", "lora"])
+def test_a_recipe_trains_and_evaluates_on_a_quantised_base(
+    quantise: str, method: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    """Evaluations come between the steps, and a run that is killed ends as one that is not."""
+    recipe = workplace(tmp_path, tiny_model)
+    settings = [f"model.quantise={quantise}", f"method={{name: {method}, r: 4}}", "train.learning_rate=0.02"]
+    whole = train_run(recipe, *settings, "output.name=whole")
+    first, last = whole.metrics.evals()[0], whole.metrics.evals()[-1]
+    assert sum(task.loss or 0 for task in last.tasks.values()) < sum(task.loss or 0 for task in first.tasks.values())
+    result = evaluate_run(whole, load(recipe, *settings).recipe)
+    assert result.tasks["add"].adapter.loss == pytest.approx(last.tasks["add"].loss, rel=1e-3)
+    with pytest.raises(Killed):
+        train_run(recipe, *settings, "output.name=killed", at_step=kill_at(5))
+    assert same_weights(whole, train_run(recipe, *settings, "output.name=killed", resume=True))

@@ -20,6 +20,7 @@ from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.quick import quicken
 from malora_cli.adapters.targets import PAPER_TARGETS
 from malora_cli.errors import ModelError
+from malora_cli.modeling.quantised import values_in
 from malora_cli.modeling.reason import first_line
 
 
@@ -97,8 +98,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trained: AdapterSettin
         raise ModelError(f"there is no adapter here (no {SAFETENSORS_WEIGHTS_NAME})", where=str(folder))
     try:
         # Our own need no initial values first; PEFT would round its own methods to the base model's dtype.
-        ours = isinstance(PeftConfig.from_pretrained(folder), MixtureConfig)
-        wrapped = PeftModel.from_pretrained(model, folder, is_trainable=trained is not None, low_cpu_mem_usage=ours)
+        empty = isinstance(PeftConfig.from_pretrained(folder), MixtureConfig)
+        empty &= not getattr(model, "is_quantized", False)  # PEFT moves what stands on 8-bit linears, values or not
+        wrapped = PeftModel.from_pretrained(model, folder, is_trainable=trained is not None, low_cpu_mem_usage=empty)
         with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
             saved = set(file.keys())
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
@@ -121,7 +123,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the parameters of a wrapped model, on any device. Frozen adapter weights are in neither count."""
     named = dict(model.named_parameters())
     trainable = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
-    base = sum(p.numel() for name, p in named.items() if not p.requires_grad and _adapted_module(name) is None)
+    base = sum(values_in(p) for name, p in named.items() if not p.requires_grad and _adapted_module(name) is None)
     return ParameterCount(trainable, base)
 
 

@@ -20,6 +20,7 @@ from malora_cli.errors import ModelError
 from malora_cli.modeling.attention import attend_within_examples
 from malora_cli.modeling.gguf import converted_folder
 from malora_cli.modeling.loss import note_plain_head, reads_across_examples
+from malora_cli.modeling.quantised import keep_trainable, quantisation
 from malora_cli.modeling.reason import first_line
 from malora_cli.recipe import ModelSettings
 from malora_cli.registry import did_you_mean
@@ -189,6 +190,7 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
             attn_implementation=settings.attention,
             use_safetensors=True,
             output_loading_info=True,
+            **quantisation(settings),
             **_arguments(base, settings),
         )
     except _LOADING_ERRORS as error:
@@ -196,7 +198,9 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
     if found["missing_keys"]:  # transformers would go on with random ones
         missing = sorted(found["missing_keys"])
         raise ModelError(f"{len(missing)} of its weights are missing, as {missing[0]}", where=f"model '{base.name}'")
-    if torch.cuda.is_available() and model.device.type == "cpu":
+    if settings.quantise is not None:
+        keep_trainable(model)
+    elif torch.cuda.is_available() and model.device.type == "cpu":
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     if quick:
         quicken(model)

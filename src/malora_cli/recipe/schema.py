@@ -24,6 +24,9 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Number format of the frozen weights"
     )
+    quantise: Literal["nf4", "int8"] | None = Field(
+        default=None, description="Frozen weights in 4 or 8 bits, by bitsandbytes; null keeps them in dtype"
+    )
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
         default="sdpa", description="Attention implementation, by its name in transformers"
     )

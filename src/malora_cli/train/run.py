@@ -209,12 +209,12 @@ def _check_surroundings(recipe: Recipe) -> None:
             where="train.shard",
             fix="Train in several, by --nproc or torchrun, or without it.",
         )
-    if recipe.train.shard and recipe.train.conflict_rows is not None:
-        raise RecipeError(
-            "gradients of single tasks cannot be taken of weights that are spread",
-            where="train.conflict_rows",
-            fix="Set it to null, or train.shard to false.",
-        )
+    for wanted, where, why in (
+        (recipe.train.conflict_rows, "train.conflict_rows", "gradients of single tasks cannot be taken of them"),
+        (recipe.model.quantise, "model.quantise", "packed ones cannot be taken apart"),
+    ):
+        if recipe.train.shard and wanted is not None:
+            raise RecipeError(f"train.shard spreads weights, and {why}", where=where, fix="Set one of them to null.")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise RunError(
             "DeepSpeed keeps optimiser states as pickles, which are never read here",
