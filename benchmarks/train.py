@@ -2,6 +2,7 @@
 
     python benchmarks/train.py trl      examples and supervised tokens a second, and memory, against TRL's SFTTrainer
     python benchmarks/train.py kill     a run that is killed at random moments, again and again, until it ends
+    python benchmarks/train.py losses   what keeping the loss of every task costs, as a share of the steps
     python benchmarks/train.py resume   seconds from the command to the first step of a run resumed at step 100,000
 
 `trl` trains SmolLM2-135M on the rows of a recipe's mixture (`--recipe`; the quickstart's by default) of up to 512
@@ -196,6 +197,39 @@ def against_trl(rounds: int, recipe: str) -> None:
     write_json(RESULTS / "train-trl.json", figures)
 
 
+# ---------------------------------------------------------------- the loss of every task
+
+
+def losses(rounds: int, recipe: str) -> None:
+    """Time spent summing up the tasks' losses and reading them back every step, over the time of the steps."""
+    prepare_libraries()
+    from malora_cli.train.task_losses import TaskLosses
+
+    spent = 0.0
+
+    def timed(plain: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            nonlocal spent
+            started = time.perf_counter()
+            try:
+                return plain(*arguments)
+            finally:
+                spent += time.perf_counter() - started
+
+        return call
+
+    for name in ("add", "drain"):
+        setattr(TaskLosses, name, timed(getattr(TaskLosses, name)))
+    shares = []
+    for _ in range(rounds):
+        spent = 0.0
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = ours("malora", recipe, Path(folder))["seconds"]
+        shares.append(spent / (median(seconds) * STEPS))
+    console.print(f"the losses of all tasks took {median(shares):.3%} of the steps (median of {rounds} runs)")
+    write_json(RESULTS / "train-losses.json", {"recipe": Path(recipe).stem, "shares": shares})
+
+
 # ---------------------------------------------------------------- killed and resumed
 
 
@@ -297,7 +331,7 @@ def renumber(checkpoint: Path, step: int) -> None:
 
 def main() -> None:
     """Run one scenario."""
-    scenarios = {"trl": against_trl, "kill": kill, "resume": resume}
+    scenarios = {"trl": against_trl, "losses": losses, "kill": kill, "resume": resume}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=[*scenarios, "one"])
     parser.add_argument("--rounds", type=int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs what it then raises
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, on starting and stopping
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on kernels that it would like to have
     # Their warnings are for programmers; ours are one line each.
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"malora_cli\..*")

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from malora_cli.results import (
+    Change,
     ConflictEvent,
     EvalEvent,
     Event,
@@ -248,14 +249,19 @@ def _held_out(evals: Sequence[EvalEvent], task: str) -> tuple[str, str]:
     step = change(found[-2], found[-1]) if len(found) > 1 else None
     if step is None:
         return f"{found[-1].loss:.3f}", "-"
-    colour = ("red" if step.nats > 0 else "green") if step.clear else "dim"
+    colour = ("red" if step.nats > 0 else "green") if _counts(step) else "dim"
     return f"{found[-1].loss:.3f}", f"[{colour}]{step.nats:+.3f}[/]"
+
+
+def _counts(step: Change) -> bool:
+    """Whether a change is more than chance may make it; where nothing says how large chance is, every one is."""
+    return step.clear or step.error is None
 
 
 def _seesaw(evals: Sequence[EvalEvent]) -> str:
     """Who gained and who lost since the evaluation before, who was better once, and how uneven it is."""
     before, now = evals[-2], evals[-1]
-    clear = {name: step.nats for name, step in changes(before, now).items() if step.clear}
+    clear = {name: step.nats for name, step in changes(before, now).items() if _counts(step)}
     sides = {"gained": [n for n in clear if clear[n] < 0], "lost": [n for n in clear if clear[n] > 0]}
     told = [f"{word} {_named(names, clear)}" for word, names in sides.items() if names]
     parts = [f"since step {before.step}: {'; '.join(told) or 'no task gained or lost beyond its standard error'}"]
