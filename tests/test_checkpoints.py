@@ -233,7 +233,9 @@ def test_random_generators_come_back(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW([parameter])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     draw()  # leaves the second half of a pair of normal numbers behind
-    checkpoints.save_training_state(tmp_path, optimizer, scheduler, [checkpoints.random_state()], {"seconds": 1.5})
+    checkpoints.save_training_state(
+        tmp_path, optimizer.state_dict(), scheduler, [checkpoints.random_state()], {"seconds": 1.5}
+    )
     expected = draw()
     draw()
     checkpoints.load_random_state(tmp_path, 0)
@@ -256,7 +258,7 @@ def test_optimizer_and_schedule_come_back(tmp_path: Path) -> None:
     parameter, optimizer, scheduler = start()
     for _ in range(3):
         step(parameter, optimizer, scheduler)
-    checkpoints.save_training_state(tmp_path, optimizer, scheduler, [checkpoints.random_state()], {})
+    checkpoints.save_training_state(tmp_path, optimizer.state_dict(), scheduler, [checkpoints.random_state()], {})
     other, other_optimizer, other_scheduler = start()
     other.data.copy_(parameter.data)
     checkpoints.load_optimizer_and_scheduler(tmp_path, other_optimizer, other_scheduler)

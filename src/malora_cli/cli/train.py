@@ -64,13 +64,10 @@ def train(
         print_cost(cost, statement, console)
 
     with interruptible(RunRecord(loaded.recipe.output.folder / loaded.name)):
-        try:
-            record = run_training(loaded, view_for(console), resume=resume, announce=announce)
-        finally:
-            part()
-    if not writes():
-        return
-    typer.echo(f"run:     {record.path}")
-    typer.echo(f"adapter: {record.adapter_dir}")
-    typer.echo(f"report:  {write_report(record)}")
-    typer.echo(f"next:    malora eval {record.path}")
+        record = run_training(loaded, view_for(console), resume=resume, announce=announce)
+    if writes():
+        typer.echo(f"run:     {record.path}")
+        typer.echo(f"adapter: {record.adapter_dir}")
+        typer.echo(f"report:  {write_report(record)}")
+        typer.echo(f"next:    malora eval {record.path}")
+    part()

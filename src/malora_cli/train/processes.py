@@ -6,6 +6,7 @@ Launching them is torchrun's and accelerate's business; by itself a process find
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -25,9 +26,18 @@ def meet() -> None:
 
 
 def part() -> None:
-    """Leave the other processes; one that ends without may be torn down while it still listens to them."""
+    """Leave together, when the writing process has written everything: the others end here.
+
+    They end without taking their interpreter down, in which threads of PyTorch's have been seen to abort the process;
+    the launcher would take that for a failure of the run.
+    """
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
+        if not writes():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def world_size() -> int:

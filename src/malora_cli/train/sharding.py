@@ -38,6 +38,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of the tensor; all of it where it is not spread."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def adapter_weights(model: nn.Module) -> dict[str, Tensor] | None:
     """Everything that is trained, in one piece by name; None where nothing is spread."""
     trained = {name: parameter for name, parameter in model.named_parameters() if _is_adapter(name)}

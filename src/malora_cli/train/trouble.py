@@ -15,6 +15,7 @@ from malora_cli.data.mixture import Mixture
 from malora_cli.errors import RunError
 from malora_cli.modeling.loss import example_nats
 from malora_cli.results import write_json
+from malora_cli.train import processes, sharding
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -85,15 +86,17 @@ def not_finite(what: str, rows: list[Row], step: int, path: Path) -> RunError:
 
 
 def check_weights(model: nn.Module, step: int) -> None:
-    """Make sure that what is trained is worth saving.
+    """Make sure that what is trained is worth saving, in all processes.
 
     Raises:
         RunError: A weight is no finite number.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise RunError(
-                f"the weights are no finite numbers any more ({name}), so they are not saved",
-                where=f"step {step}",
-                fix="Train again under another name (output.name=NAME) with a lower train.learning_rate.",
-            )
+    trained = {name: sharding.local(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
+    wrong = next((name for name, weight in trained.items() if not torch.isfinite(weight).all()), None)
+    if processes.most(wrong is not None, next(iter(trained.values())).device):
+        which = wrong or "those of another process"
+        raise RunError(
+            f"the weights are no finite numbers any more ({which}), so they are not saved",
+            where=f"step {step}",
+            fix="Train again under another name (output.name=NAME) with a lower train.learning_rate.",
+        )
