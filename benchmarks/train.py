@@ -2,6 +2,7 @@
 
     python benchmarks/train.py trl      examples and supervised tokens a second, and memory, against TRL's SFTTrainer
     python benchmarks/train.py kill     a run that is killed at random moments, again and again, until it ends
+    python benchmarks/train.py profile  where the time of a step goes
     python benchmarks/train.py losses   what keeping the loss of every task costs, as a share of the steps
     python benchmarks/train.py resume   seconds from the command to the first step of a run resumed at step 100,000
 
@@ -197,6 +198,61 @@ def against_trl(rounds: int, recipe: str) -> None:
     write_json(RESULTS / "train-trl.json", figures)
 
 
+# ---------------------------------------------------------------- where the time goes
+
+#: What PyTorch's operators are for, by the start of their names; those that pass others on have no time of their own.
+OPERATORS = {
+    "matrix products": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm"),
+    "attention": ("aten::_scaled_dot_product",),
+    "random numbers of dropout": ("aten::random_", "aten::bernoulli_"),
+    "sums, products and functions by entry": (
+        "aten::mul",
+        "aten::add",
+        "aten::silu",
+        "aten::pow",
+        "aten::neg",
+        "aten::sum",
+    ),
+    "moving and filling memory": ("aten::copy_", "aten::cat", "aten::fill_", "aten::empty"),
+    "the loss from the logits": ("aten::_log_softmax", "aten::nll"),
+    "the optimiser": ("aten::_fused_adamw",),
+}
+
+
+def profile(_rounds: int, recipe: str) -> None:
+    """Shares of the time of operators in a few steps."""
+    prepare_libraries()
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    from malora_cli.train.trainer import MaloraTrainer
+
+    plain, found = MaloraTrainer.training_step, {}
+    for method in ("lora", "malora"):
+        recorder = profiler(activities=[ProfilerActivity.CPU])
+
+        def step(self: Any, *arguments: Any, recorder: Any = recorder) -> Any:
+            if self.state.global_step == WARM:
+                recorder.start()
+            return plain(self, *arguments)
+
+        MaloraTrainer.training_step = step  # type: ignore[method-assign]
+        with tempfile.TemporaryDirectory() as folder:
+            ours(method, recipe, Path(folder))
+        recorder.stop()
+        times = {event.key: event.self_cpu_time_total for event in recorder.key_averages()}
+        shares = {
+            name: sum(time for key, time in times.items() if key.startswith(starts)) / sum(times.values())
+            for name, starts in OPERATORS.items()
+        }
+        found[method] = {**shares, "everything else": 1 - sum(shares.values())}
+    table = plain_table(("share of the time",), tuple(found))
+    for name in found["lora"]:
+        table.add_row(name, *(f"{shares[name]:.1%}" for shares in found.values()))
+    console.print(table)
+    write_json(RESULTS / "train-profile.json", {"recipe": Path(recipe).stem, "shares": found})
+
+
 # ---------------------------------------------------------------- the loss of every task
 
 
@@ -331,7 +387,7 @@ def renumber(checkpoint: Path, step: int) -> None:
 
 def main() -> None:
     """Run one scenario."""
-    scenarios = {"trl": against_trl, "losses": losses, "kill": kill, "resume": resume}
+    scenarios = {"trl": against_trl, "profile": profile, "losses": losses, "kill": kill, "resume": resume}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=[*scenarios, "one"])
     parser.add_argument("--rounds", type=int)

@@ -194,7 +194,7 @@ def full_run(folder: Path) -> RunRecord:
     sums = {"domain": "arithmetic", "system": "", "loss_weight": 2.0}
     adapted = {
         "mix": {"description": "Three tasks.", "weighting": "bandit", "adapt_every": 10, "tasks": {"sums": sums}},
-        "train": {**RECIPE["train"], "loss_weighting": "uncertainty", "surgery": "pcgrad", "patience": 2},
+        "train": {**RECIPE["train"], "loss_weighting": "uncertainty", "surgery": "pcgrad", "patience": 1},
     }
     record.write_recipe(yaml.safe_dump({**RECIPE, **adapted}, sort_keys=False))
     training(record, TASKS, routed=True)

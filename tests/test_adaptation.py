@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from malora_cli.data.changing import ChangingOrder
 from malora_cli.data.order import MixtureOrder
 from malora_cli.errors import DataError, RecipeError, RunError
-from malora_cli.results import EvalEvent, RunRecord, TaskLoss
+from malora_cli.results import EvalEvent, RunRecord, TaskLoss, stopped
 from malora_cli.train import checkpoints
-from malora_cli.train.adaptation import stopped
 from malora_cli.train.bandit import Bandit, exploration
 from malora_cli.train.trainer import MaloraTrainer
 from malora_cli.train.uncertainty import UncertaintyWeights
@@ -201,8 +200,19 @@ def test_shares_adapt_with_a_bandit_only(recipe: Path, name: Iterator[str]) -> N
     assert load(recipe).recipe.mix.adapt_every is None
     with pytest.raises(RecipeError, match="shares adapt with 'weighting: bandit', not 'uniform'"):
         load(recipe, "mix.adapt_every=3")
-    with pytest.raises(DataError, match=r"train.stop: first_exhausted goes by shares that stay as they are"):
-        train_run(recipe, next(name), "mix.weighting=bandit", "train.steps=null", "train.stop=first_exhausted")
+    for setting, what in (("mix.weighting=bandit", "bandit weighting"), ("train.patience=2", "patience")):
+        with pytest.raises(DataError, match=rf"train.stop: first_exhausted goes by shares that stay .* {what} changes"):
+            train_run(recipe, next(name), setting, "train.steps=null", "train.stop=first_exhausted")
+
+
+def test_a_bandits_shares_are_of_the_mixs_unit(recipe: Path, name: Iterator[str]) -> None:
+    """At the first update the losses are alike, so that shares stay near where they were."""
+    settings = ["mix.weighting=bandit", "mix.unit=label_tokens", "mix.adapt_every=1", "train.log_every=1"]
+    record = train_run(recipe, next(name), *settings)
+    first, later = record.manifest.task_share, record.metrics.train()[2].task_share
+    assert first["add"] == pytest.approx(2 * first["copy"])
+    assert later == pytest.approx(first, rel=0.1)
+    assert later != first
 
 
 # Tasks that have learned what they will

@@ -24,6 +24,7 @@ from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import example_nats, note_plain_head, reads_across_examples, token_nats
 from malora_cli.recipe import ModelSettings
 from tiny_models import LAYERS, VOCABULARY, randomise, tiny, tokens
+from train_runs import train_run, workplace
 
 TINY = {"r": 4, "subspace_rank": 8, "num_experts": 4, "lora_alpha": 8}
 
@@ -157,6 +158,18 @@ def test_the_head_runs_in_chunks_of_a_fixed_budget(checkpointing: bool, monkeypa
     assert shapes[:1] + shapes[-6:] == [28, 5, 5, 5, 5, 5, 3]
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, atol=1e-3, rtol=1e-4, msg=name)
+
+
+def test_chunks_are_in_the_number_format_of_the_head(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate hands the hidden states of a bfloat16 model out in float32."""
+    recipe, found = workplace(tmp_path, tiny_model), []
+    for budget in (2**28, 5 * 259 * 4):
+        monkeypatch.setattr(loss_module, "LOGITS_BYTES", budget)
+        record = train_run(recipe, "model.dtype=bfloat16", "train.conflict_rows=2", f"output.name=b{budget}")
+        found.append([task.loss for event in record.metrics.evals() for task in event.tasks.values()])
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
 
 
 def test_a_model_that_does_more_to_its_logits_keeps_its_head_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def carry_out(
         tell(f"[{number}/{len(runs)}] {record.path}: {state}")
         if not record.finished:
             record = train(loaded, new_view(), resume=record.exists)
-        done = [result for result in record.evaluations() if _is_whole(result, run)]
+        done = [result for result in record.evaluations_of_the_end() if _is_whole(result, run)]
         if not done:
             tell(f"[{number}/{len(runs)}] {record.path}: evaluating")
             done = [evaluate_run(record, loaded.recipe, base_from=measured)]

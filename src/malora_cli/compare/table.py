@@ -84,7 +84,7 @@ def newest_evaluation(record: RunRecord) -> EvalResult:
         RunError: It is not finished or not evaluated.
     """
     record.require_finished()
-    found = record.evaluations()
+    found = record.evaluations_of_the_end()
     if not found:
         raise RunError(
             "this run has not been evaluated", where=str(record.path), fix=f"Do so: malora eval {record.path}"

@@ -113,9 +113,10 @@ def lay_out(tasks: Sequence[Task], mix: MixSettings, train: TrainSettings) -> Mi
             where=f"task '{tasks[int(order.share.argmin())].name}'",
             fix="Give it more weight, or leave it out.",
         )
-    if mix.adapt_every is not None and train.stop != "steps":
+    changing = "bandit weighting" if mix.adapt_every is not None else "patience" if train.patience is not None else None
+    if changing is not None and train.stop != "steps":
         raise DataError(
-            f"{train.stop} goes by shares that stay as they are, and bandit weighting changes them",
+            f"{train.stop} goes by shares that stay as they are, and {changing} changes them",
             where="train.stop",
             fix="Set train.steps or train.epochs instead.",
         )

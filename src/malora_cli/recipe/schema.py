@@ -97,7 +97,9 @@ class TrainSettings(Settings):
         default=0, ge=0, description="Checkpoints to keep besides, those of the lowest held-out loss, mean over tasks"
     )
     keep_best_of_tasks: bool = Field(
-        default=False, description="Keep for each task the checkpoint of its own lowest held-out loss besides"
+        default=False,
+        description="Keep for each task the checkpoint of its own lowest held-out loss besides; steps that are both "
+        "evaluated and saved count",
     )
     patience: Count | None = Field(
         default=None,

@@ -23,7 +23,7 @@ from malora_cli.results.run import (
     runs_under,
     utc_now,
 )
-from malora_cli.results.seesaw import Change, Slip, best_of, change, changes, imbalance, measured, slips
+from malora_cli.results.seesaw import Change, Slip, best_of, change, changes, imbalance, measured, slips, stopped
 
 __all__ = [
     "Change",
@@ -57,6 +57,7 @@ __all__ = [
     "read_json",
     "runs_under",
     "slips",
+    "stopped",
     "utc_now",
     "write_json",
     "write_text",

@@ -230,6 +230,14 @@ class RunRecord:
         found = [EvalResult.load(path) for path in sorted(self.eval_dir.glob("*.json"))]
         return sorted(found, key=lambda result: result.created)
 
+    def evaluations_of_the_end(self) -> list[EvalResult]:
+        """Those of the finished adapter, not of a checkpoint before it; oldest first.
+
+        Raises:
+            RunError: One of them is damaged.
+        """
+        return [result for result in self.evaluations() if result.step == self.manifest.steps]
+
 
 def runs_under(folder: Path) -> Iterator[RunRecord]:
     """Every run folder directly under ``folder``, the one trained last first."""

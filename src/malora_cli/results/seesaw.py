@@ -89,3 +89,25 @@ def imbalance(first: EvalEvent, now: EvalEvent) -> float | None:
         if (before := first.tasks.get(name)) is not None and before.loss and task.loss is not None
     ]
     return pstdev(ratios) if len(ratios) > 1 else None
+
+
+def stopped(evals: Sequence[EvalEvent], patience: int) -> set[str]:
+    """Tasks whose held-out loss went so many evaluations in a row without a new low; what came after does not count.
+
+    Args:
+        evals: Evaluations, oldest first.
+        patience: How many.
+    """
+    out: set[str] = set()
+    lowest: dict[str, float] = {}
+    waited: dict[str, int] = {}
+    for event in evals:
+        for name, task in event.tasks.items():
+            if task.loss is None:
+                continue
+            better = task.loss < lowest.get(name, float("inf"))
+            lowest[name] = min(task.loss, lowest.get(name, float("inf")))
+            waited[name] = 0 if better else waited[name] + 1
+            if waited[name] >= patience:
+                out.add(name)
+    return out

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from malora_cli.data.mixture import Mixture
-from malora_cli.results import EvalEvent
+from malora_cli.results import EvalEvent, stopped
 from malora_cli.train import processes
 from malora_cli.train.bandit import Bandit
 from malora_cli.train.task_losses import TaskLosses
@@ -83,18 +83,20 @@ class Adaptation:
 
     def _mix(self, step: int) -> None:
         """Let the shares of now hold from the second step to come: the rows of the next one are with the loader."""
-        shares = self.bandit.shares if self.bandit is not None else self.mixture.order.first.share.tolist()
         names, out = self.losses.names, self.stopped
-        weights = [0.0 if name in out else share for name, share in zip(names, shares, strict=True)]
+        weights = self.mixture.order.first.share.tolist()
+        if self.bandit is not None:  # a bandit begins with equal shares of the mix's unit, whatever these are in rows
+            weights = [weight * share for weight, share in zip(weights, self.bandit.shares, strict=True)]
+        weights = [0.0 if name in out else weight for name, weight in zip(names, weights, strict=True)]
         if any(weights):
             self.mixture.order.change((step + 1) * self.mixture.batch_size, weights)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on, besides the evaluations."""
+        """What `restore` needs to go on, besides the evaluations; all processes have to ask for it."""
         return {
             "order": self.mixture.order.state(),
             "bandit": self.bandit.state() if self.bandit is not None else None,
-            "losses": self.losses.sums_3N.tolist(),
+            "losses": processes.everyones(self.losses.sums_3N.tolist()),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -102,26 +104,4 @@ class Adaptation:
         self.mixture.order.restore(state["order"])
         if self.bandit is not None:
             self.bandit.restore(state["bandit"])
-        self.losses.sums_3N.copy_(torch.tensor(state["losses"], dtype=torch.float64))
-
-
-def stopped(evals: Sequence[EvalEvent], patience: int) -> set[str]:
-    """Tasks whose held-out loss went so many evaluations in a row without a new low; what came after does not count.
-
-    Args:
-        evals: Evaluations, oldest first.
-        patience: How many.
-    """
-    out: set[str] = set()
-    lowest: dict[str, float] = {}
-    waited: dict[str, int] = {}
-    for event in evals:
-        for name, task in event.tasks.items():
-            if task.loss is None:
-                continue
-            better = task.loss < lowest.get(name, float("inf"))
-            lowest[name] = min(task.loss, lowest.get(name, float("inf")))
-            waited[name] = 0 if better else waited[name] + 1
-            if waited[name] >= patience:
-                out.add(name)
-    return out
+        self.losses.sums_3N.copy_(torch.tensor(state["losses"][processes.rank()], dtype=torch.float64))

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from malora_cli.recipe import TrainSettings
+from malora_cli.results import EvalEvent, Event
 from malora_cli.train import processes
 from malora_cli.train.stopping import StopRequest
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the trainer does how often and whom it tells, beside the arguments of transformers.
+
+    Args:
+        settings: The recipe's.
+        trouble: Folder for the rows of steps that went wrong.
+        report: Receives every log step and evaluation.
+        tick: Receives the number of every step that is done.
+        past: Evaluations that a resumed run made before.
+    """
+
+    settings: TrainSettings
+    trouble: Path
+    report: Callable[[Event], None]
+    tick: Callable[[int], None]
+    past: Sequence[EvalEvent] = ()
 
 
 class EachStep(TrainerCallback):

@@ -15,10 +15,9 @@ from torch import nn
 from malora_cli.data.batch import Packer
 from malora_cli.data.mixture import Mixture
 from malora_cli.data.statement import longest_step
-from malora_cli.errors import RunError
 from malora_cli.modeling.loss import token_nats
 from malora_cli.recipe import TrainSettings
-from malora_cli.train.trouble import out_of_memory
+from malora_cli.train.trouble import halved, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,11 @@ def measure_longest_step(model: nn.Module, mixture: Mixture, packer: Packer, set
             except RuntimeError as error:  # that of CUDA is one as well
                 if not out_of_memory(error):
                     raise
-                packer = _half(packer, error)
+                packer = halved(packer, "the longest step", error)
                 model.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
     model.train(was_training)
     return StepCost(sum(len(example.input_ids) for example in examples), seconds, _peak_bytes(device))
-
-
-def _half(packer: Packer, error: RuntimeError) -> Packer:
-    if packer.half is None:
-        fix = "Set train.max_length lower, or train.gradient_checkpointing to true."
-        raise RunError(
-            "a micro-batch of one row does not fit into memory", where="the longest step", fix=fix
-        ) from error
-    return packer.half
 
 
 def _step(model: nn.Module, batches: list[Any], trained: list[nn.Parameter]) -> None:

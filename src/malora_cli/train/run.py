@@ -31,10 +31,10 @@ from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.recipe.problems import show
 from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
 from malora_cli.train import checkpoints, processes, sharding
-from malora_cli.train.callbacks import StopAtStep
+from malora_cli.train.callbacks import Pace, StopAtStep
 from malora_cli.train.probe import StepCost, measure_longest_step
 from malora_cli.train.stopping import StopRequest
-from malora_cli.train.trainer import MaloraTrainer, Pace
+from malora_cli.train.trainer import MaloraTrainer
 from malora_cli.train.view import View
 
 #: Settings of ``train`` that say how a run is watched, not what is learned.
@@ -128,6 +128,8 @@ def train(
     with processes.one_first():
         materials = gather(recipe)
     model = prepare_model(recipe, materials, checkpoint)
+    if recipe.train.shard:
+        sharding.shard(model)
     if announce is not None and not resume:
         cost = measure_longest_step(model, materials.mixture, materials.packer, recipe.train)
         if processes.writes():
@@ -151,8 +153,6 @@ def train(
 
     past = processes.the_writers(list(record.metrics) if resume and processes.writes() else [])
     evals = [event for event in past if isinstance(event, EvalEvent)]
-    if recipe.train.shard:
-        sharding.shard(model)
     pace = Pace(recipe.train, record.path / "trouble", report, view.tick, evals)
     trainer = MaloraTrainer(
         model,

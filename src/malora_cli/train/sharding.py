@@ -45,10 +45,9 @@ def local(tensor: Tensor) -> Tensor:
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor] | None:
     """Everything that is trained, in one piece by name; None where nothing is spread."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if _is_adapter(name)}
-    if not any(isinstance(parameter, DTensor) for parameter in trained.values()):
+    if not isinstance(model, FSDPModule):
         return None
-    return {name: whole(parameter.detach()) for name, parameter in trained.items()}
+    return {name: whole(parameter.detach()) for name, parameter in model.named_parameters() if _is_adapter(name)}
 
 
 def _is_adapter(name: str) -> bool:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +22,12 @@ from malora_cli.data.mixture import Mixture
 from malora_cli.data.tasks import Task
 from malora_cli.errors import RunError
 from malora_cli.modeling.loss import token_nats
-from malora_cli.recipe import TrainSettings
-from malora_cli.results import EvalEvent, Event, TrainEvent
+from malora_cli.results import TrainEvent
 from malora_cli.train import checkpoints, measuring, processes, sharding, surgery, trouble
 from malora_cli.train.adaptation import Adaptation
-from malora_cli.train.callbacks import EachStep
+from malora_cli.train.callbacks import EachStep, Pace
 from malora_cli.train.task_losses import TaskLosses
 from malora_cli.train.uncertainty import LEARNING_RATE, UncertaintyWeights
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What the trainer does how often and whom it tells, beside the arguments of transformers.
-
-    Args:
-        settings: The recipe's.
-        trouble: Folder for the rows of steps that went wrong.
-        report: Receives every log step and evaluation.
-        tick: Receives the number of every step that is done.
-        past: Evaluations that a resumed run made before.
-    """
-
-    settings: TrainSettings
-    trouble: Path
-    report: Callable[[Event], None]
-    tick: Callable[[int], None]
-    past: Sequence[EvalEvent] = ()
 
 
 class MaloraTrainer(Trainer):
@@ -218,15 +196,11 @@ class MaloraTrainer(Trainer):
             self.uncertainty.zero_grad(set_to_none=True)
 
     def _halve(self, error: RuntimeError) -> None:
-        smaller = self.packer.half
         step = f"step {self.state.global_step + 1}"
         if self.args.world_size > 1:  # the others wait for what this one can no longer give
             fix = "Train again under another name (output.name=NAME) with a lower train.micro_batch_tokens."
             raise RunError("a micro-batch does not fit into memory", where=step, fix=fix) from error
-        if smaller is None:
-            fix = "Set train.max_length lower, or train.gradient_checkpointing to true."
-            raise RunError("a micro-batch of one row does not fit into memory", where=step, fix=fix) from error
-        self.packer = smaller
+        self.packer = smaller = trouble.halved(self.packer, step, error)
         sizes = f"{smaller.rows} rows" + (f" or {smaller.tokens} tokens" if smaller.tokens is not None else "")
         warnings.warn(
             f"{step} does not fit into memory; from here on micro-batches are of at most {sizes}, and the optimiser "
@@ -261,6 +235,9 @@ class MaloraTrainer(Trainer):
             raise error
         self.skipped += 1
         self._clear_gradients()
+        if self.accelerator.scaler is not None:  # float16's scaler takes the step, and leaves out what is not finite
+            for parameter in self.model.parameters():
+                parameter.grad = torch.full_like(parameter, math.inf) if parameter.requires_grad else None
         if processes.writes():
             warnings.warn(f"{error.where}: {error.what}; this step is skipped", stacklevel=2)
 
@@ -338,6 +315,7 @@ class MaloraTrainer(Trainer):
             step=step,
             seconds=self.seconds,
         )
+        event = processes.the_writers(event)  # where machines differ in a last bit, all go by the same numbers
         self.adaptation.after_evaluation(event)
         self.pace.report(event)
         if settings.conflict_rows is not None:
@@ -365,6 +343,7 @@ class MaloraTrainer(Trainer):
             "held_out": self.adaptation.held_out(self.state.global_step),
             "packer": [self.packer.rows, self.packer.tokens],
             "adaptation": self.adaptation.state(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             "log_variance": self.uncertainty.log_variance_N.tolist() if self.uncertainty is not None else None,
         }
         generators = processes.everyones(checkpoints.random_state())
@@ -395,6 +374,10 @@ class MaloraTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             checkpoints.load_optimizer_and_scheduler(Path(checkpoint), self.optimizer, self.lr_scheduler)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoints.load_extra(Path(checkpoint))["scaler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

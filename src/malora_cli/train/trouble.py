@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from malora_cli.data.batch import collate
+from malora_cli.data.batch import Packer, collate
 from malora_cli.data.mixture import Mixture
 from malora_cli.errors import RunError
 from malora_cli.modeling.loss import example_nats
@@ -21,6 +21,18 @@ from malora_cli.train import processes, sharding
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether memory did not suffice; on the CPU nothing but the message tells."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halved(packer: Packer, where: str, error: RuntimeError) -> Packer:
+    """Micro-batches of half the size, after one did not fit into memory.
+
+    Raises:
+        RunError: It was of one row.
+    """
+    if packer.half is None:
+        fix = "Set train.max_length lower, or train.gradient_checkpointing to true."
+        raise RunError("a micro-batch of one row does not fit into memory", where=where, fix=fix) from error
+    return packer.half
 
 
 @dataclass(frozen=True)

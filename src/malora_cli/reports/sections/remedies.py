@@ -7,20 +7,20 @@ from typing import Any
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
 from malora_cli.reports.view import RunView
-from malora_cli.results import best_of
+from malora_cli.results import best_of, stopped
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
 {% for line in lines %}<p>{{ line }}</p>{% endfor %}
 <div class="scroll"><table>
 <thead><tr><th>Task</th><th class="num">share at first</th><th class="num">share in the end</th>
-<th class="num">weight of its loss</th><th class="num">drawn until step</th><th class="num">best at step</th></tr>
+<th class="num">weight of its loss</th><th class="num">stopped at step</th><th class="num">best at step</th></tr>
 </thead>
 <tbody>
 {% for row in rows %}
 <tr><th scope="row">{{ m.chip(row.task) }}</th><td class="num">{{ row.first|percent }}</td>
 <td class="num">{{ row.last|percent }}</td><td class="num">{{ "%.3g"|format(row.weight) }}</td>
-<td class="num">{{ row.stopped|count if row.stopped is not none else "the end" }}</td>
+<td class="num">{{ row.stopped|count if row.stopped is not none else "–" }}</td>
 <td class="num">{{ row.best|count if row.best is not none else "–" }}</td></tr>
 {% endfor %}
 </tbody></table></div>
@@ -51,10 +51,9 @@ def _chosen(mix: dict[str, Any], train: dict[str, Any], static: dict[str, float]
             "What would undo another task's step is taken out of each task's gradient (PCGrad; Yu et al., "
             "arXiv 2001.06782)."
         )
-    if train.get("patience") is not None:
-        lines.append(
-            f"A task is no longer drawn after {train['patience']} evaluations without a new low of its held-out loss."
-        )
+    if (patience := train.get("patience")) is not None:
+        evaluations = "an evaluation" if patience == 1 else f"{patience} evaluations in a row"
+        lines.append(f"A task is no longer drawn after {evaluations} without a new low of its held-out loss.")
     return lines
 
 
@@ -65,6 +64,9 @@ def _render(run: RunView) -> str | None:
     if not lines:
         return None
     shares = [(event.step, event.task_share) for event in run.train if event.task_share]
+    patience = train.get("patience")
+    counted = patience if isinstance(patience, int) else None
+    ends = [(event, stopped(run.evals[: n + 1], counted)) for n, event in enumerate(run.evals) if counted]
     learned = next((event.loss_weight for event in reversed(run.train) if event.loss_weight), {})
 
     def row(name: str) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def _render(run: RunView) -> str | None:
             "first": first,
             "last": shares[-1][1].get(name, 0.0) if shares else first,
             "weight": static.get(name, 1.0) * learned.get(name, 1.0),
-            "stopped": next((step for step, share in shares if share.get(name) == 0), None),
+            "stopped": next((event.step for event, out in ends if name in out), None),
             "best": best.step if best is not None else None,
         }
 
