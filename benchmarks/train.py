@@ -325,7 +325,8 @@ def kill(rounds: int, recipe: str) -> None:
                 process.wait()
                 kills += 1
                 at.append(record.metrics.train()[-1].step if record.exists and record.metrics.train() else 0)
-        assert malora(*common, "output.name=killed", "--resume").wait() == 0
+        if not record.finished:
+            assert malora(*common, "output.name=killed", "--resume").wait() == 0
         same(RunRecord(folder / "whole"), record, load_file)
     console.print(f"{kills} kills, seen at steps {at}: the same adapter and the same metrics, bit by bit")
     write_json(RESULTS / "train-kill.json", {"kills": kills, "steps": at})
