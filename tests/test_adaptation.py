@@ -206,12 +206,12 @@ def test_shares_adapt_with_a_bandit_only(recipe: Path, name: Iterator[str]) -> N
 
 
 def test_a_bandits_shares_are_of_the_mixs_unit(recipe: Path, name: Iterator[str]) -> None:
-    """At the first update the losses are alike, so that shares stay near where they were."""
+    """Exploration leaves every task a third of the tokens at first, and losses are alike, so that shares stay near."""
     settings = ["mix.weighting=bandit", "mix.unit=label_tokens", "mix.adapt_every=1", "train.log_every=1"]
     record = train_run(recipe, next(name), *settings)
-    first, later = record.manifest.task_share, record.metrics.train()[2].task_share
+    first, later = record.manifest.task_share, record.metrics.train()[-1].task_share
     assert first["add"] == pytest.approx(2 * first["copy"])
-    assert later == pytest.approx(first, rel=0.1)
+    assert later == pytest.approx(first, rel=0.2)
     assert later != first
 
 

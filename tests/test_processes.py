@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -186,6 +187,33 @@ def test_torchrun_and_a_resumed_run(recipe: Path) -> None:
     assert resumed.returncode == 0, resumed.stderr
     one, two = adapter(record_of(recipe, "whole")), adapter(killed)
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_accelerate_launches_two_processes_as_well(recipe: Path) -> None:
+    """On CPUs without MPI it starts one at a time, and is told which by the environment."""
+    assert malora(recipe, "output.name=by-nproc", "--nproc", "2").returncode == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines=2", "--num_processes=2"]
+    launch += ["--main_process_ip=127.0.0.1", f"--main_process_port={free_port()}", "--mixed_precision=no"]
+    started = [
+        subprocess.Popen(
+            [*launch, f"--machine_rank={rank}", "-m", "malora_cli", "train", str(recipe), "output.name=by-accelerate"],
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]
+    for process in started:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err.decode()
+    one, two = adapter(record_of(recipe, "by-nproc")), adapter(record_of(recipe, "by-accelerate"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
