@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from malora_cli.data.batch import TrainExample, collate
+from malora_cli.errors import RecipeError
 from malora_cli.modeling import wrap
 from malora_cli.modeling.loss import token_nats
 from malora_cli.results import ConflictEvent, RunRecord
@@ -18,7 +19,7 @@ from malora_cli.train.conflict import gradient_conflict
 from malora_cli.train.view import PlainView
 from presets import settings
 from tiny_models import randomise, tiny, tokens
-from train_runs import measured, same_weights, train_run, workplace
+from train_runs import Killed, kill_at, load, measured, same_weights, train_run, workplace
 
 TASKS = 3
 
@@ -89,6 +90,22 @@ def test_a_run_measures_it_at_every_evaluation_and_is_the_same_run(recipe: Path,
     assert all(event.cost_seconds > 0 for event in events)
     assert same_weights(plain, record)
     assert [e for e in measured(record) if e["kind"] != "conflict"] == measured(plain)
+
+
+def test_it_has_an_interval_of_its_own(recipe: Path, record: RunRecord) -> None:
+    """Between evaluations; the run is the same, killed in between or not."""
+    settings = ["train.conflict_rows=2", "train.conflict_every=2"]
+    own = train_run(recipe, "output.name=own", *settings)
+    assert [event.step for event in own.metrics if isinstance(event, ConflictEvent)] == [2, 4, 6]
+    assert same_weights(own, record)
+    with pytest.raises(Killed):
+        train_run(recipe, "output.name=killed", *settings, at_step=kill_at(5))
+    resumed = train_run(recipe, "output.name=killed", *settings, resume=True)
+    clock = {"seconds", "tokens_per_second", "seconds_per_step", "cost_seconds"}
+    one, two = ([event.model_dump(exclude=clock) for event in run.metrics] for run in (own, resumed))
+    assert one == two
+    with pytest.raises(RecipeError, match="no gradients are compared: conflict_rows is null"):
+        load(recipe, "train.conflict_every=2")
 
 
 def test_the_report_shows_it(record: RunRecord) -> None:

@@ -73,7 +73,16 @@ APART = {
     "micro_batch_tokens",
 }
 APART |= {"stop", "not_finite", "max_skipped", "conflict_rows", "keep_best"}
-APART |= {"init_seed", "dropout_seed", "surgery", "keep_best_of_tasks", "patience", "loss_weighting", "shard"}
+APART |= {
+    "init_seed",
+    "dropout_seed",
+    "surgery",
+    "keep_best_of_tasks",
+    "patience",
+    "loss_weighting",
+    "shard",
+    "conflict_every",
+}
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,12 @@ class TrainSettings(Settings):
     eval_rows: Count = Field(default=16, description="Held-out rows of each task for that loss")
     conflict_rows: Count | None = Field(
         default=None,
-        description="Training rows of each task whose gradients are compared at every evaluation; null compares none",
+        description="Training rows of each task whose gradients are compared; null compares none",
+    )
+    conflict_every: Count | None = Field(
+        default=None,
+        validate_default=True,
+        description="Steps from one comparison of gradients to the next; null compares at every evaluation",
     )
     checkpoint_every: Count = Field(default=50, description="Steps from one checkpoint to the next")
     keep_checkpoints: Count = Field(default=2, description="Newest checkpoints to keep")
@@ -142,6 +147,13 @@ class TrainSettings(Settings):
             unset = "" if epochs is None else "; null unsets one"
             raise ValueError(f"exactly one of steps and epochs must be set, and {have}{unset}")
         return epochs
+
+    @field_validator("conflict_every")
+    @classmethod
+    def _compared(cls, every: int | None, info: ValidationInfo) -> int | None:
+        if every is not None and info.data.get("conflict_rows", 0) is None:
+            raise ValueError("no gradients are compared: conflict_rows is null")
+        return every
 
     @field_validator("micro_batch_size")
     @classmethod

@@ -44,6 +44,7 @@ WATCHING = frozenset(
         "eval_every",
         "eval_rows",
         "conflict_rows",
+        "conflict_every",
         "checkpoint_every",
         "keep_checkpoints",
         "keep_best",

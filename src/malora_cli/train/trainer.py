@@ -112,7 +112,16 @@ class MaloraTrainer(Trainer):
 
     def _done(self, step: int) -> None:
         self.adaptation.after_step(step)
+        every = self.pace.settings.conflict_every
+        if every is not None and step % every == 0:
+            started = time.perf_counter()
+            self._compare_gradients(step)
+            self._pause_since(started)
         self.pace.tick(step)
+
+    def _compare_gradients(self, step: int) -> None:
+        if (rows := self.pace.settings.conflict_rows) is not None:
+            self.pace.report(measuring.conflict(self.model, self.tasks, self.packer, rows=rows, step=step))
 
     def _get_num_items_in_batch(self, batch_samples: list[list[TrainExample]], device: torch.device) -> Tensor:
         tokens = sum(example.label_tokens for step in batch_samples for example in step)
@@ -318,10 +327,8 @@ class MaloraTrainer(Trainer):
         event = processes.the_writers(event)  # where machines differ in a last bit, all go by the same numbers
         self.adaptation.after_evaluation(event)
         self.pace.report(event)
-        if settings.conflict_rows is not None:
-            self.pace.report(
-                measuring.conflict(self.model, self.tasks, self.packer, rows=settings.conflict_rows, step=step)
-            )
+        if settings.conflict_every is None:
+            self._compare_gradients(step)
         metrics = {f"eval_loss/{name}": task.loss for name, task in event.tasks.items() if task.loss is not None}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.adaptation.over:
