@@ -40,6 +40,15 @@ def name() -> Iterator[str]:
     return (f"output.name=run-{number}" for number in _NUMBERS)
 
 
+def _killed_and_resumed(whole: RunRecord, recipe: Path, step: int, *overrides: str) -> None:
+    """A run that is killed after a step and resumed ends as the one that nothing interrupted, bit by bit."""
+    with pytest.raises(Killed):
+        train_run(recipe, *overrides, at_step=kill_at(step))
+    resumed = train_run(recipe, *overrides, resume=True)
+    assert same_weights(whole, resumed)
+    assert measured(whole) == measured(resumed)
+
+
 def _at(order: ChangingOrder, first: int, last: int) -> list[tuple[int, int]]:
     return list(zip(*(found.tolist() for found in order.at(np.arange(first, last))), strict=True))
 
@@ -187,12 +196,7 @@ def test_a_run_with_a_bandit_draws_by_it_and_resumes_to_the_same_bits(
     assert shares[0] == pytest.approx(dict.fromkeys(["upper", "copy", "add"], 1 / 3))
     assert len({json.dumps(share) for share in shares}) > 2
     for step in (4, 5, 8):
-        override = next(name)
-        with pytest.raises(Killed):
-            train_run(recipe, override, *BANDIT, at_step=kill_at(step))
-        resumed = train_run(recipe, override, *BANDIT, resume=True)
-        assert same_weights(whole, resumed)
-        assert measured(whole) == measured(resumed)
+        _killed_and_resumed(whole, recipe, step, next(name), *BANDIT)
 
 
 def test_shares_adapt_with_a_bandit_only(recipe: Path, name: Iterator[str]) -> None:
@@ -277,12 +281,7 @@ def test_a_stopped_task_is_no_longer_drawn_and_the_run_ends_with_the_last(patien
 def test_a_run_whose_tasks_stop_resumes_to_the_same_bits(patient: RunRecord, recipe: Path, name: Iterator[str]) -> None:
     settings = [*PATIENT, "train.learning_rate=0.05"]
     for step in {5, patient.manifest.steps - 1}:
-        override = next(name)
-        with pytest.raises(Killed):
-            train_run(recipe, override, *settings, at_step=kill_at(step))
-        resumed = train_run(recipe, override, *settings, resume=True)
-        assert same_weights(patient, resumed)
-        assert measured(patient) == measured(resumed)
+        _killed_and_resumed(patient, recipe, step, next(name), *settings)
     refused = "the recipe differs from the run's own in train.eval_every"
     with pytest.raises(Killed):
         train_run(recipe, override := next(name), *settings, at_step=kill_at(5))
@@ -309,7 +308,8 @@ def test_the_best_checkpoint_of_every_task_is_kept(recipe: Path, name: Iterator[
     record = train_run(recipe, next(name), *settings, "train.keep_best_of_tasks=true", "train.keep_checkpoints=1")
     later = [event for event in record.metrics.evals() if event.step]  # there is no checkpoint of step 0
     best = {task: min(later, key=lambda event: event.tasks[task].loss or 0.0).step for task in TASKS}
-    found = checkpoints.best_of_tasks(record.checkpoints_dir)
+    losses = checkpoints.held_out_losses(checkpoints.checkpoints(record.checkpoints_dir))
+    found = checkpoints.best_of_tasks(losses)
     assert {task: checkpoints.step_of(path) for task, path in found.items()} == best
     kept = {checkpoints.step_of(path) for path in checkpoints.checkpoints(record.checkpoints_dir)}
     assert kept == {*best.values(), 16}
@@ -349,9 +349,4 @@ def test_a_run_learns_its_weights_and_resumes_to_the_same_bits(surgery: str, rec
     assert plain.metrics.train()[-1].loss_weight is None
     assert not same_weights(whole, plain)
     for step in (3, 5):
-        override = next(name)
-        with pytest.raises(Killed):
-            train_run(recipe, override, *settings, at_step=kill_at(step))
-        resumed = train_run(recipe, override, *settings, resume=True)
-        assert same_weights(whole, resumed)
-        assert measured(whole) == measured(resumed)
+        _killed_and_resumed(whole, recipe, step, next(name), *settings)

@@ -21,6 +21,7 @@ from malora_cli.modeling import base as base_module
 from malora_cli.recipe.schema import ModelSettings, OutputSettings, TrainSettings
 from malora_cli.results import RunRecord
 from malora_cli.train import run as run_module
+from malora_cli.train import surroundings
 from malora_cli.train import trainer as trainer_module
 from malora_cli.train.run import gather
 from train_runs import adapter, load, measured, train_run, workplace
@@ -230,7 +231,7 @@ def test_trackers_are_handed_on(recipe: Path, name: Iterator[str], monkeypatch: 
         raise SeenError
 
     monkeypatch.setattr(run_module, "TrainingArguments", spy)
-    monkeypatch.setattr(run_module, "get_available_reporting_integrations", lambda: ["wandb", "mlflow"])
+    monkeypatch.setattr(surroundings, "get_available_reporting_integrations", lambda: ["wandb", "mlflow"])
     override = next(name)
     with pytest.raises(SeenError):
         train_run(recipe, "train.report_to=[wandb, mlflow]", override)

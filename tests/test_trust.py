@@ -143,8 +143,6 @@ def _flip(path: Path) -> None:
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     harm: Callable[[Path], None], file: str, recipe: Path, whole: RunRecord, name: str
 ) -> None:
-    if (file, harm) == ("checkpoint.json", _flip):
-        pytest.skip("another letter in a hash is another file's damage")
     _stopped_at(recipe, 5, name)
     newest = checkpoints.checkpoints(record_of(recipe, name).checkpoints_dir)[-1]
     harm(newest / file)

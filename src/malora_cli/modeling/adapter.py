@@ -123,11 +123,11 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the parameters of a wrapped model, on any device. Frozen adapter weights are in neither count."""
     named = dict(model.named_parameters())
     trainable = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
-    base = sum(values_in(p) for name, p in named.items() if not p.requires_grad and _adapted_module(name) is None)
+    base = sum(values_in(p) for name, p in named.items() if not p.requires_grad and adapted_module(name) is None)
     return ParameterCount(trainable, base)
 
 
-def _adapted_module(parameter: str) -> str | None:
+def adapted_module(parameter: str) -> str | None:
     """The module that an adapter's parameter belongs to; None for one of the base model.
 
     In ``...q_proj.malora_up.default`` the module stands before the adapter's own names.
@@ -142,7 +142,7 @@ def parameter_table(model: nn.Module) -> dict[str, tuple[int, int]]:
     modules: dict[str, set[str]] = defaultdict(set)
     parameters: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
-        module = _adapted_module(name)
+        module = adapted_module(name)
         if parameter.requires_grad and module is not None:
             target = module.rpartition(".")[2]
             modules[target].add(module)

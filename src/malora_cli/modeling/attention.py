@@ -7,6 +7,7 @@ the whole row: there the calls would cost more than the masked scores.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def packed_attention(
     if attention_mask is None or len(lengths) < 2:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output, None
-    ends = torch.tensor(lengths).cumsum(0).tolist()
+    ends = list(accumulate(lengths))
     blocks = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), lengths, ends, strict=True)
     outputs = [
         sdpa_attention_forward(module, q, k, v, attention_mask[..., end - length : end, end - length : end], **kwargs)

@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,33 +50,34 @@ def prune(folder: Path, *, newest: int, best: int = 0, of_tasks: bool = False) -
         of_tasks: Keep for each task that of its own lowest held-out loss as well.
     """
     everything = checkpoints(folder)
-    kept = {*everything[-newest:], *(_best(everything[:-newest], best) if best else ())}
+    losses = held_out_losses(everything) if best or of_tasks else {}
+    older = {path: sum(tasks.values()) / len(tasks) for path, tasks in losses.items() if path in everything[:-newest]}
+    kept = {*everything[-newest:], *sorted(older, key=lambda path: older[path])[:best]}
     if of_tasks:
-        kept.update(best_of_tasks(folder).values())
+        kept.update(best_of_tasks(losses).values())
     for path in everything:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
     clear_scratch(folder)
 
 
-def _held_out(path: Path) -> dict[str, float]:
-    """The held-out loss of every task; empty for the checkpoint of a step without an evaluation."""
-    return load_extra(path).get("held_out") or {}
+def held_out_losses(paths: Sequence[Path]) -> dict[Path, dict[str, float]]:
+    """The held-out loss of every task by checkpoint, those of steps without an evaluation left out."""
+    return {path: losses for path in paths if (losses := load_extra(path).get("held_out"))}
 
 
-def _best(paths: Sequence[Path], count: int) -> list[Path]:
-    losses = {path: sum(tasks.values()) / len(tasks) for path in paths if (tasks := _held_out(path))}
-    return sorted(losses, key=lambda path: losses[path])[:count]
+def best_of_tasks(losses: Mapping[Path, Mapping[str, float]]) -> dict[str, Path]:
+    """For each task the checkpoint of its lowest held-out loss, the earliest of equals.
 
-
-def best_of_tasks(folder: Path) -> dict[str, Path]:
-    """For each task the checkpoint of its lowest held-out loss, the earliest of equals."""
-    found: dict[str, tuple[float, Path]] = {}
-    for path in checkpoints(folder):
-        for task, loss in _held_out(path).items():
-            if task not in found or loss < found[task][0]:
-                found[task] = loss, path
-    return {task: path for task, (_, path) in found.items()}
+    Args:
+        losses: As `held_out_losses` of checkpoints from old to new.
+    """
+    found: dict[str, Path] = {}
+    for path, tasks in losses.items():
+        for task, loss in tasks.items():
+            if task not in found or loss < losses[found[task]][task]:
+                found[task] = path
+    return found
 
 
 def clear_scratch(folder: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import nullcontext
 
 from peft import PeftModel
 from pydantic import ValidationError
 
-from malora_cli.adapters.routing import routing_of
+from malora_cli.adapters.routing import routing_of, tallying
 from malora_cli.data.batch import Packer, collate
 from malora_cli.data.tasks import Task, in_lots
 from malora_cli.modeling.heldout import held_out
@@ -68,13 +68,9 @@ def conflict(model: PeftModel, tasks: Sequence[Task], packer: Packer, *, rows: i
     batches = [
         packer(task.train.examples(range(min(rows, len(task.train))), number)) for number, task in enumerate(tasks)
     ]
-    routing: Any = routing_of(model)
-    tally = getattr(routing, "tally", None)
-    if routing is not None:
-        routing.tally = None
-    groups = gradient_conflict(model, batches)
-    if routing is not None:
-        routing.tally = tally
+    # What the probe asks of the experts is no part of what training does.
+    with tallying(model) if routing_of(model) is not None else nullcontext():
+        groups = gradient_conflict(model, batches)
     return ConflictEvent(
         step=step,
         cost_seconds=time.perf_counter() - started,

@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.integrations import get_available_reporting_integrations
 
 from malora_cli.adapters.analysis import analyse_experts
 from malora_cli.adapters.methods._base import AdapterSettings
@@ -25,7 +24,7 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.data.mixture import Mixture, lay_out
 from malora_cli.data.splits import Split
 from malora_cli.data.tasks import Task, load_tasks
-from malora_cli.errors import RecipeError, RunError, StoppedError
+from malora_cli.errors import RunError, StoppedError
 from malora_cli.modeling import BaseModel, count_parameters, load_adapter, load_base, load_tokenizer, resolve_base, wrap
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.recipe.problems import show
@@ -34,6 +33,7 @@ from malora_cli.train import checkpoints, processes, sharding
 from malora_cli.train.callbacks import Pace, StopAtStep
 from malora_cli.train.probe import StepCost, measure_longest_step
 from malora_cli.train.stopping import StopRequest
+from malora_cli.train.surroundings import check_surroundings
 from malora_cli.train.trainer import MaloraTrainer
 from malora_cli.train.view import View
 
@@ -121,7 +121,7 @@ def train(
     """
     recipe = loaded.recipe
     record = RunRecord(recipe.output.folder / loaded.name)
-    _check_surroundings(recipe)
+    check_surroundings(recipe)
     processes.meet()
     if not resume and processes.writes():
         _check_free(record)
@@ -188,47 +188,6 @@ def how_to_go_on(record: RunRecord) -> str:
     """The command that resumes a run, to stand at the end of a message."""
     again = shlex.join(["malora", "train", str(record.recipe_path), "--resume"])
     return f"go on from the newest checkpoint with: {again}"
-
-
-def _check_surroundings(recipe: Recipe) -> None:
-    """Make sure that training can run here, before anything is written."""
-    if recipe.train.batch_size % processes.world_size():
-        raise RecipeError(
-            f"got {recipe.train.batch_size}; {processes.world_size()} processes share the rows of a step, so it must "
-            "be a multiple of their number",
-            where="train.batch_size",
-        )
-    if recipe.train.surgery is not None and processes.world_size() > 1:
-        raise RecipeError(
-            "surgery needs the whole gradient of each task, which no process has alone",
-            where="train.surgery",
-            fix="Train in one process, or without it.",
-        )
-    if recipe.train.shard and processes.world_size() == 1:
-        raise RecipeError(
-            "there is one process, and nothing to spread weights over",
-            where="train.shard",
-            fix="Train in several, by --nproc or torchrun, or without it.",
-        )
-    for wanted, where, why in (
-        (recipe.train.conflict_rows, "train.conflict_rows", "gradients of single tasks cannot be taken of them"),
-        (recipe.model.quantise, "model.quantise", "packed ones cannot be taken apart"),
-    ):
-        if recipe.train.shard and wanted is not None:
-            raise RecipeError(f"train.shard spreads weights, and {why}", where=where, fix="Set one of them to null.")
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise RunError(
-            "DeepSpeed keeps optimiser states as pickles, which are never read here",
-            where="accelerate's configuration",
-            fix="Spread weights and optimiser states by train.shard (FSDP2) instead.",
-        )
-    for tracker in recipe.train.report_to:
-        if tracker not in get_available_reporting_integrations():
-            raise RecipeError(
-                f"the package of '{tracker}' is not installed",
-                where="train.report_to",
-                fix=f"Install it: pip install {tracker}",
-            )
 
 
 def _check_free(record: RunRecord) -> None:

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from malora_cli.modeling.adapter import adapted_module
 from malora_cli.train import processes
 
 
@@ -47,11 +48,8 @@ def adapter_weights(model: nn.Module) -> dict[str, Tensor] | None:
     """Everything that is trained, in one piece by name; None where nothing is spread."""
     if not isinstance(model, FSDPModule):
         return None
-    return {name: whole(parameter.detach()) for name, parameter in model.named_parameters() if _is_adapter(name)}
-
-
-def _is_adapter(name: str) -> bool:
-    return "lora_" in name or "malora_" in name
+    named = model.named_parameters()
+    return {name: whole(parameter.detach()) for name, parameter in named if adapted_module(name) is not None}
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:

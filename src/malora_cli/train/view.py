@@ -67,6 +67,45 @@ def _mean_loss(tasks: dict[str, TaskLoss]) -> float:
     return sum(task.nats for task in tasks.values()) / max(1, sum(task.tokens for task in tasks.values()))
 
 
+class History:
+    """What was measured so far, earlier sessions of a resumed run included.
+
+    Args:
+        share: Share of the rows that each task is to get.
+        past: What a resumed run measured before.
+    """
+
+    def __init__(self, share: Mapping[str, float], past: Iterable[Event]) -> None:
+        self.share = share
+        self.drawn: Counter[str] = Counter()
+        self.evals: list[EvalEvent] = []
+        self.losses: dict[str, list[float]] = {name: [] for name in share}
+        for event in past:
+            self.take(event)
+
+    def take(self, event: Event) -> None:
+        """Add what was measured."""
+        if isinstance(event, EvalEvent):
+            self.evals.append(event)
+        elif isinstance(event, TrainEvent):
+            self.share = event.task_share or self.share
+            self.drawn.update({name: task.examples for name, task in event.tasks.items()})
+            for name, task in event.tasks.items():
+                if task.loss is not None:
+                    self.losses.setdefault(name, []).append(task.loss)
+
+    @property
+    def stopped(self) -> list[str]:
+        """Tasks that are no longer drawn."""
+        return [name for name, part in self.share.items() if part == 0]
+
+    @property
+    def shares(self) -> dict[str, str]:
+        """The share of the rows so far that was each task's, and the share it is to have."""
+        rows = max(1, self.drawn.total())
+        return {name: f"{self.drawn[name] / rows:.1%} ({share:.1%})" for name, share in self.share.items()}
+
+
 class PlainView:
     """One line for every log step and evaluation.
 
@@ -77,19 +116,15 @@ class PlainView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.first_step: int | None = None
-        self.drawn: Counter[str] = Counter()
-        self.evals: list[EvalEvent] = []
 
     @contextmanager
     def running(self, steps: int, share: Mapping[str, float], past: Iterable[Event] = ()) -> Iterator[None]:
         """Remember the length of the run, for the time that is left; say in the end what each task got."""
         self.steps, self.started = steps, time.perf_counter()
-        self.share: Mapping[str, float] = share
-        for event in past:
-            self._remember(event)
+        self.history = History(share, past)
         yield
-        if self.drawn.total():
-            got = (f"{name} {part}" for name, part in _shares(self.drawn, self.share).items())
+        if self.history.drawn.total():
+            got = (f"{name} {part}" for name, part in self.history.shares.items())
             self._print(f"share of rows, and target: {'  '.join(got)}")
 
     def tick(self, step: int) -> None:
@@ -102,27 +137,20 @@ class PlainView:
         if isinstance(event, ConflictEvent):
             self._print(f"step {event.step}/{self.steps}  {_conflict(event)}")
             return
-        before = _stopped(self.share)
-        self._remember(event)
-        if newly := [name for name in _stopped(self.share) if name not in before]:
+        before = self.history.stopped
+        self.history.take(event)
+        if newly := [name for name in self.history.stopped if name not in before]:
             self._print(f"step {event.step}/{self.steps}  no longer drawn  {', '.join(newly)}")
         losses = "  ".join(f"{name} {task.loss:.3f}" for name, task in event.tasks.items() if task.loss is not None)
         if isinstance(event, EvalEvent):
             self._print(f"step {event.step}/{self.steps}  held-out  {losses}")
-            if len(self.evals) > 1:
-                self._print(f"step {event.step}/{self.steps}  {_seesaw(self.evals)}")
+            if len(self.history.evals) > 1:
+                self._print(f"step {event.step}/{self.steps}  {_seesaw(self.history.evals)}")
             return
         self._print(
             f"step {event.step}/{self.steps}  loss {_mean_loss(event.tasks):.3f}  {losses}  "
             f"{event.tokens_per_second:.0f} tokens/s  eta {self._eta(event.step)}"
         )
-
-    def _remember(self, event: Event) -> None:
-        if isinstance(event, EvalEvent):
-            self.evals.append(event)
-        elif isinstance(event, TrainEvent):
-            self.share = event.task_share or self.share
-            self.drawn.update({name: task.examples for name, task in event.tasks.items()})
 
     def _print(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -142,20 +170,13 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.losses: dict[str, list[float]] = {}
-        self.evals: list[EvalEvent] = []
-        self.drawn: Counter[str] = Counter()
-        self.share: Mapping[str, float] = {}
         self.status = "measuring the base model"
         self.first_step: int | None = None
 
     @contextmanager
     def running(self, steps: int, share: Mapping[str, float], past: Iterable[Event] = ()) -> Iterator[None]:
         """Draw for as long as the block runs; the last picture stays."""
-        self.share = share
-        self.losses = {name: [] for name in share}
-        for event in past:
-            self._remember(event)
+        self.history = History(share, past)
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -179,7 +200,7 @@ class LiveView:
         if isinstance(event, ConflictEvent):
             self.console.print(Text(f"step {event.step}  {_conflict(event)}"))
             return
-        self._remember(event)
+        self.history.take(event)
         if isinstance(event, TrainEvent):
             self.status = f"loss {_mean_loss(event.tasks):.3f}  {event.tokens_per_second:.0f} tokens/s"
             if event.balance_loss is not None:
@@ -188,26 +209,16 @@ class LiveView:
             self.status = "first steps"
         self.progress.update(self.bar, note=self.status)
 
-    def _remember(self, event: Event) -> None:
-        if isinstance(event, EvalEvent):
-            self.evals.append(event)
-        elif isinstance(event, TrainEvent):
-            self.share = event.task_share or self.share
-            self.drawn.update({name: task.examples for name, task in event.tasks.items()})
-            for name, task in event.tasks.items():
-                if task.loss is not None:
-                    self.losses[name].append(task.loss)
-
     def _picture(self) -> Group:
         table = Table(box=None, pad_edge=False)
         for heading in ("task", "loss", "change", "held out", "change", "share (target)"):
             table.add_column(heading, justify="left" if heading == "task" else "right")
         table.add_column("loss over time")
-        shares = _shares(self.drawn, self.share)
-        for name, losses in self.losses.items():
+        evals, shares = self.history.evals, self.history.shares
+        for name, losses in self.history.losses.items():
             line = sparkline(losses) if losses else ""
-            table.add_row(Text(name), *_latest(losses), *_held_out(self.evals, name), shares[name], line)
-        return Group(self.progress, table, *([Text(_seesaw(self.evals))] if len(self.evals) > 1 else []))
+            table.add_row(Text(name), *_latest(losses), *_held_out(evals, name), shares[name], line)
+        return Group(self.progress, table, *([Text(_seesaw(evals))] if len(evals) > 1 else []))
 
 
 def _conflict(event: ConflictEvent) -> str:
@@ -219,16 +230,6 @@ def _conflict(event: ConflictEvent) -> str:
     against = sum(value < 0 for value, _ in pairs)
     lowest, names = min(pairs)
     return f"gradients  {against} of {len(pairs)} pairs of tasks pull apart, lowest cosine {lowest:.2f} of {names}"
-
-
-def _shares(drawn: Counter[str], target: Mapping[str, float]) -> dict[str, str]:
-    """The share of the rows so far that was each task's, and the share it is to have."""
-    rows = max(1, drawn.total())
-    return {name: f"{drawn[name] / rows:.1%} ({share:.1%})" for name, share in target.items()}
-
-
-def _stopped(share: Mapping[str, float]) -> list[str]:
-    return [name for name, part in share.items() if part == 0]
 
 
 def _latest(values: Sequence[float]) -> tuple[str, str]:
