@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
-import os
 import shutil
 from pathlib import Path
 
@@ -14,16 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-import tiny_gguf
-from malora_cli.adapters.methods.malora import Malora
 from malora_cli.errors import ModelError
 from malora_cli.modeling import (
     empty_base,
-    gguf,
     load_base,
     load_tokenizer,
     resolve_base,
-    wrap,
 )
 from malora_cli.modeling.base import ALIASES, BaseModel, PackagedModel
 from malora_cli.recipe import ModelSettings
@@ -47,156 +41,6 @@ def message(error: pytest.ExceptionInfo[ModelError]) -> str:
     text = str(error.value)
     assert "\n" not in text
     return text
-
-
-# GGUF
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_gguf_file_becomes_the_model_it_holds(tied: bool, tmp_path: Path) -> None:
-    original, file = tiny_gguf.llama(tied=tied), tmp_path / "Tiny.F32.gguf"
-    tiny_gguf.write(original, file)
-    settings = ModelSettings(base=str(file))
-    base = resolve_base(settings)
-    assert base.is_local
-    assert base.name == str(file)
-    model = load_base(base, settings)
-    assert torch.equal(model(IDS).logits, original(IDS).logits)
-    weights = load_file(Path(base.location) / "model.safetensors")
-    assert {weight.dtype for weight in weights.values()} == {torch.float32}
-    assert ("lm_head.weight" in weights) is not tied
-
-    tokenizer = load_tokenizer(base, settings)
-    assert tokenizer.chat_template == tiny_gguf.TEMPLATE
-    encoded = tokenizer("<|im_start|>cab c<|im_end|>")["input_ids"]
-    assert (encoded[0], encoded[-1]) == (1, 2)
-    assert tokenizer.convert_ids_to_tokens(encoded)[1:-1] == ["c", "ab", "Ġ", "c"]
-
-
-def test_a_quantised_gguf_is_trainable_float32(tmp_path: Path) -> None:
-    file = tmp_path / "tiny.gguf"
-    tiny_gguf.write(tiny_gguf.llama(tied=True), file, quantised=True)
-    folder = Path(resolve_base(ModelSettings(base=str(file))).location)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert "quantization_config" not in config
-    assert config["architectures"] == ["LlamaForCausalLM"]
-    model = load(file)
-    exact = tiny_gguf.llama(tied=True)(IDS).logits
-    assert not torch.equal(model(IDS).logits, exact)
-    torch.testing.assert_close(model(IDS).logits, exact, atol=0.01, rtol=0.05)
-    wrapped = wrap(model, Malora(**TINY)).train()
-    wrapped(input_ids=IDS, labels=IDS).loss.backward()
-
-
-@pytest.fixture
-def converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, list[Path]]:
-    """A GGUF file, the folder it was converted to, and the folders that were converted since."""
-    file = tmp_path / "tiny.gguf"
-    tiny_gguf.write(tiny_gguf.llama(tied=True), file)
-    folder, calls, convert = gguf.converted_folder(file), [], gguf._convert
-
-    def counting(gguf_file: Path, source: str, to: Path) -> None:
-        calls.append(to)
-        convert(gguf_file, source, to)
-
-    monkeypatch.setattr(gguf, "_convert", counting)
-    return file, folder, calls
-
-
-def test_a_conversion_is_used_again(converted: tuple[Path, Path, list[Path]], cache: Path) -> None:
-    file, folder, calls = converted
-    assert gguf.converted_folder(file) == folder
-    assert folder.parent == cache
-    weights = folder / "model.safetensors"
-    os.utime(weights, (1, 1))  # touched, as by a copy: the hash still holds
-    assert gguf.converted_folder(file) == folder
-    assert json.loads((folder / "conversion.json").read_text())["stamp"][1] == 1_000_000_000
-    assert not calls
-
-
-@pytest.mark.parametrize("damage", ["weights", "cut", "gone", "config", "tokenizer", "record", "no-record"])
-def test_a_damaged_conversion_is_made_anew(damage: str, converted: tuple[Path, Path, list[Path]]) -> None:
-    file, folder, calls = converted
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "conversion.json"}
-    weights = folder / "model.safetensors"
-    if damage == "weights":
-        raw = bytearray(weights.read_bytes())
-        raw[-1] ^= 1
-        weights.write_bytes(raw)
-    elif damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:-10])
-    elif damage == "gone":
-        weights.unlink()
-    elif damage == "config":
-        (folder / "config.json").write_text("{}")
-    elif damage == "tokenizer":
-        (folder / "tokenizer.json").unlink()
-    elif damage == "record":
-        (folder / "conversion.json").write_text('{"sha256":')
-    else:
-        (folder / "conversion.json").unlink()
-    assert gguf.converted_folder(file) == folder
-    assert calls == [folder]
-    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
-
-
-def test_another_file_of_the_same_name_is_another_model(converted: tuple[Path, Path, list[Path]]) -> None:
-    file, folder, calls = converted
-    tiny_gguf.write(tiny_gguf.llama(tied=False), file)
-    other = gguf.converted_folder(file)
-    assert other != folder
-    assert calls == [other]
-
-
-def test_a_conversion_that_is_stopped_leaves_nothing_that_counts(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "tiny.gguf"
-    tiny_gguf.write(tiny_gguf.llama(tied=True), file)
-
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(gguf, "save_file", stop)
-        with pytest.raises(KeyboardInterrupt):
-            gguf.converted_folder(file)
-    assert not [path for path in cache.iterdir() if path.is_dir()]
-    # Killed outright, it cannot clean up; the next one does.
-    with monkeypatch.context() as patch:
-        patch.setattr(gguf, "save_file", stop)
-        patch.setattr(gguf.shutil, "rmtree", lambda *_, **__: None)
-        with pytest.raises(KeyboardInterrupt):
-            gguf.converted_folder(file)
-    assert [path.name for path in cache.iterdir() if path.is_dir()] == [
-        f".converting-{next(path for path in cache.iterdir() if path.suffix == '.lock').stem}"
-    ]
-    folder = gguf.converted_folder(file)
-    assert [path for path in cache.iterdir() if path.is_dir()] == [folder]
-
-
-@pytest.mark.parametrize("content", [b"", b"no GGUF at all", "cut"])
-def test_what_is_no_gguf_model_is_one_line(content: bytes | str, tmp_path: Path, cache: Path) -> None:
-    file = tmp_path / "broken.gguf"
-    if isinstance(content, str):
-        tiny_gguf.write(tiny_gguf.llama(tied=True), file)
-        file.write_bytes(file.read_bytes()[:-5000])
-    else:
-        file.write_bytes(content)
-    with pytest.raises(ModelError) as error:
-        resolve_base(ModelSettings(base=str(file)))
-    assert message(error).startswith(f"{file}: it cannot be read as a GGUF model (")
-    assert not [path for path in cache.iterdir() if path.is_dir()]
-
-
-def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, blocked = tmp_path / "tiny.gguf", tmp_path / "blocked"
-    tiny_gguf.write(tiny_gguf.llama(tied=True), file)
-    blocked.write_text("a file where a folder should be")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    with pytest.raises(ModelError, match=r"cannot be written.*set XDG_CACHE_HOME") as error:
-        resolve_base(ModelSettings(base=str(file)))
-    message(error)
 
 
 # Finding

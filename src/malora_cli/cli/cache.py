@@ -32,12 +32,12 @@ def list_entries() -> None:
     from malora_cli.data.cache import cache_root, entries
 
     table = plain_table(("entry", "from"), ("rows", "MiB", "used"))
-    found = list(entries())
+    found = entries()
     for entry in (entry for entry in found if "rows" in entry.about):  # the others are a number or two
         days = (time.time() - entry.last_used) / _UNITS["d"]
         table.add_row(
             Text(entry.path.name[:24]),
-            Text(entry.about["source"]),
+            Text(str(entry.about.get("source", ""))),
             f"{entry.about['rows']:,}",
             f"{entry.bytes / _MIB:.1f}",
             f"{days:.0f} days ago" if days >= 1 else "today",

@@ -1,8 +1,4 @@
-"""What took long to make, kept on disk under a hash of everything that decided it.
-
-An entry is a folder. It is filled under another name, flushed and renamed, so that a killed run leaves no half of one,
-and under a lock, so that several processes at once make it once.
-"""
+"""What took long to make, kept on disk under a hash of everything that decided it."""
 
 from __future__ import annotations
 
@@ -11,23 +7,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from malora_cli.errors import DataError
-from malora_cli.results import read_json, write_json
+from malora_cli.results import once
 
 #: Raise it when a change in this room makes entries of older versions wrong.
-_VERSION = 4
-_SCRATCH = ".writing-"
-_LOCK = ".lock"
-_ABOUT = "about.json"
+_VERSION = 5
 
 
 def cache_root() -> Path:
@@ -42,7 +34,7 @@ def key_of(kind: str, *parts: Any) -> str:
 
 
 def cached(key: str, fill: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """The entry of a key, made when it is not there.
+    """The entry of a key, made when it is not there or damaged.
 
     Args:
         key: From `key_of`.
@@ -56,40 +48,28 @@ def cached(key: str, fill: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict
     """
     folder = cache_root() / key
     try:
-        if not (folder / _ABOUT).is_file():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_name(key + _LOCK)):
-                if not (folder / _ABOUT).is_file():
-                    _fill(folder, fill)
-        with suppress(PermissionError):  # a cache that others share may be for reading only
-            os.utime(folder)  # when it was last used
-        return folder, read_json(folder / _ABOUT)
+        about = once.made_once(folder, fill)
     except OSError as error:
         raise DataError(
             f"encoded rows cannot be kept ({error.strerror or error})",
             where=str(folder.parent),
             fix="Free some space there (`malora cache prune`), or set XDG_CACHE_HOME to another folder.",
         ) from error
-
-
-def _fill(folder: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
-    scratch = folder.with_name(_SCRATCH + folder.name)  # ours alone, under the lock
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
-    scratch.mkdir()
-    try:
-        about = fill(scratch)
-        for path in scratch.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        write_json(scratch / _ABOUT, about)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with suppress(OSError):  # a cache that others share may be for reading only
+        os.utime(folder)  # when it was last used
+    return folder, about
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as `malora cache ls` shows it; ``about`` is what `cached` was told when it was filled."""
+    """One entry as `malora cache ls` shows it.
+
+    Args:
+        path: Its folder.
+        about: What `cached` was told when it was filled; empty where that cannot be read.
+        bytes: Size of its files.
+        last_used: When it was last used, in seconds since 1970.
+    """
 
     path: Path
     about: dict[str, Any]
@@ -97,12 +77,14 @@ class Entry:
     last_used: float
 
 
-def entries() -> Iterator[Entry]:
+def entries() -> list[Entry]:
     """All entries, the one used last first."""
-    folders = [path for path in _children() if (path / _ABOUT).is_file() and not path.name.startswith(_SCRATCH)]
-    for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
-        size = sum(file.stat().st_size for file in path.iterdir())
-        yield Entry(path, read_json(path / _ABOUT), size, path.stat().st_mtime)
+    found = []
+    for path in once.folders_in(cache_root()):
+        with suppress(FileNotFoundError):  # another process removes it just now
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            found.append(Entry(path, once.known_about(path), size, path.stat().st_mtime))
+    return sorted(found, key=lambda entry: entry.last_used, reverse=True)
 
 
 def prune(*, unused_for_seconds: float) -> list[Entry]:
@@ -110,25 +92,17 @@ def prune(*, unused_for_seconds: float) -> list[Entry]:
 
     Returns:
         The entries that are gone.
+
+    Raises:
+        DataError: One cannot be removed.
     """
     oldest = time.time() - unused_for_seconds
     gone = [entry for entry in entries() if entry.last_used <= oldest]
-    for entry in gone:
-        shutil.rmtree(entry.path, ignore_errors=True)
-    for path in _children():
-        key = path.name.removeprefix(_SCRATCH).removesuffix(_LOCK)
-        if path.name == key or (path.parent / key).exists():
-            continue
-        try:
-            # Whoever is filling the entry now holds the lock.
-            with FileLock(path.with_name(key + _LOCK), timeout=0):
-                shutil.rmtree(path.with_name(_SCRATCH + key), ignore_errors=True)
-            path.with_name(key + _LOCK).unlink(missing_ok=True)
-        except Timeout:
-            continue
+    try:
+        for entry in gone:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(entry.path)
+    except OSError as error:
+        raise DataError(f"{entry.path.name} cannot be removed ({error.strerror})", where=str(cache_root())) from error
+    once.clear_scratch(cache_root())
     return gone
-
-
-def _children() -> list[Path]:
-    root = cache_root()
-    return list(root.iterdir()) if root.is_dir() else []

@@ -1,26 +1,25 @@
-"""GGUF files as ordinary model folders: converted once into the user's cache, checked by hash."""
+"""GGUF files as ordinary model folders: converted once into the user's cache."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from contextlib import suppress
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from filelock import FileLock
+from gguf import GGUFReader
 from platformdirs import user_cache_path
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from malora_cli.errors import ModelError
 from malora_cli.modeling.reason import first_line
-from malora_cli.results import file_sha256, read_json, write_json
+from malora_cli.results import file_sha256, made_once
 
-_RECORD = "conversion.json"
-_WEIGHTS = "model.safetensors"
 #: Raise it when a change here makes folders of older versions wrong.
-_VERSION = 1
+_VERSION = 2
+#: How the files of a split model end: "-00001-of-00003".
+_PART = re.compile(r"-(\d{5})-of-(\d{5})")
 
 
 def converted_folder(gguf: Path) -> Path:
@@ -36,20 +35,18 @@ def converted_folder(gguf: Path) -> Path:
         The folder, with float32 weights: what the quantised numbers stand for, exactly.
 
     Raises:
-        ModelError: The file is no GGUF model that transformers can read, or the cache cannot be written.
+        ModelError: The file is no GGUF model that transformers can read in full, or the cache cannot be written.
     """
+    part = _PART.search(gguf.stem)
+    if part is not None and int(part[2]) > 1:
+        raise _is_a_part(gguf, int(part[2]))
     try:
         source = file_sha256(gguf)
     except OSError as error:
         raise ModelError(f"it cannot be read ({error.strerror})", where=str(gguf)) from error
     folder = user_cache_path("malora") / "models" / f"{gguf.stem}-{source[:16]}-v{_VERSION}"
-    if _intact(folder):
-        return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not _intact(folder):
-                _convert(gguf, source, folder)
+        made_once(folder, lambda scratch: _convert(gguf, source, scratch))
     except OSError as error:
         raise ModelError(
             f"the converted model cannot be written ({error})",
@@ -59,59 +56,69 @@ def converted_folder(gguf: Path) -> Path:
     return folder
 
 
-def _intact(folder: Path) -> bool:
-    """Whether the folder holds the files that were written; of the weights, size and time are enough.
+def _convert(gguf: Path, source: str, folder: Path) -> dict[str, Any]:
+    try:
+        reader = GGUFReader(gguf)
+        parts = reader.get_field("split.count")
+        if parts is not None and int(parts.contents()) > 1:
+            raise _is_a_part(gguf, int(parts.contents()))
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a parser meets in a file that is cut off or no GGUF at all
+        raise ModelError(f"it cannot be read as a GGUF model ({first_line(error)})", where=str(gguf)) from error
+    if found["missing_keys"]:  # transformers would go on with random ones
+        missing = sorted(found["missing_keys"])
+        raise ModelError(f"{len(missing)} of its weights are missing, as {missing[0]}", where=str(gguf), fix=_OTHERWISE)
+    _check_all_read(gguf, reader, model)
+    # The weights are no longer quantised; with this left in, trainers refuse the model.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    save_file(_own_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"source_sha256": source}
 
-    Hashing half a gigabyte takes as long as loading it, so it is kept for weights that something has touched.
+
+_OTHERWISE = "Take the model's safetensors folder or hub id instead."
+
+
+def _is_a_part(gguf: Path, parts: int) -> ModelError:
+    return ModelError(
+        f"this is one of the {parts} parts of a split model",
+        where=str(gguf),
+        fix="Join them (`llama-gguf-split --merge FIRST-PART WHOLE.gguf`) and name the whole.",
+    )
+
+
+def _own_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights by name, those that are another's left out."""
+    tied = set(model.all_tied_weights_keys)
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def _check_all_read(gguf: Path, reader: GGUFReader, model: PreTrainedModel) -> None:
+    """Make sure that transformers left no tensor of the file aside, which it does without a word.
+
+    It renames, cuts and joins tensors, so they are compared by how many numbers they hold.
+
+    Raises:
+        ModelError: The file holds more than the model.
     """
-    weights = folder / _WEIGHTS
-    try:
-        record = read_json(folder / _RECORD)
-        stamp = _stamp(weights)
-        if any(file_sha256(folder / name) != sha256 for name, sha256 in record["others"].items()):
-            return False
-        if stamp == record["stamp"]:
-            return True
-        if file_sha256(weights) != record["sha256"]:
-            return False
-    except (OSError, ValueError, LookupError, TypeError):  # a file is missing, or the record is none
-        return False
-    with suppress(OSError):  # a cache that others share may be for reading only
-        write_json(folder / _RECORD, {**record, "stamp": stamp})
-    return True
-
-
-def _stamp(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _convert(gguf: Path, source: str, folder: Path) -> None:
-    scratch = folder.with_name(f".converting-{folder.name}")  # ours alone, under the lock
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed conversion left
-    scratch.mkdir()
-    try:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        except Exception as error:  # whatever a parser meets in a file that is cut off or no GGUF at all
-            raise ModelError(f"it cannot be read as a GGUF model ({first_line(error)})", where=str(gguf)) from error
-        # The weights are no longer quantised; with this left in, trainers refuse the model.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        tied = set(model.all_tied_weights_keys)
-        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
-        save_file(weights, scratch / _WEIGHTS, metadata={"format": "pt"})
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(scratch)
-        model.generation_config.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        hashes = {file.name: file_sha256(file) for file in sorted(scratch.iterdir())}
-        weights_hash = hashes.pop(_WEIGHTS)
-        record = {"source_sha256": source, "sha256": weights_hash, "stamp": _stamp(scratch / _WEIGHTS)}
-        write_json(scratch / _RECORD, {**record, "others": hashes})
-        if folder.exists():  # damaged, or `_intact` would have held
-            shutil.rmtree(folder)
-        os.rename(scratch, folder)  # noqa: PTH104 - never onto an existing folder
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
+    if model.config.tie_word_embeddings:
+        sizes.pop("output.weight", None)  # the embeddings once more
+    aside = sum(sizes.values()) - sum(tensor.numel() for tensor in _own_weights(model).values())
+    if aside > 0:
+        names = [name for name in sizes if name.startswith("rope_")]  # the ones that are met in practice
+        which = f" ({', '.join(names)})" if names else ""
+        raise ModelError(
+            f"it holds {aside:,} numbers more than a '{model.config.model_type}' model takes from a GGUF file{which}",
+            where=str(gguf),
+            fix=_OTHERWISE,
+        )

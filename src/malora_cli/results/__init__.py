@@ -12,6 +12,7 @@ from malora_cli.results.metrics import (
     TaskLoss,
     TrainEvent,
 )
+from malora_cli.results.once import made_once
 from malora_cli.results.run import (
     Manifest,
     RunRecord,
@@ -53,6 +54,7 @@ __all__ = [
     "file_sha256",
     "find_run",
     "imbalance",
+    "made_once",
     "measured",
     "read_json",
     "runs_under",
