@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-import sys
 import traceback
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -60,7 +59,9 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"malora {version('malora')}")
+        from malora_cli.cli._terminal import say
+
+        say(f"malora {version('malora')}")
         raise typer.Exit
 
 
@@ -76,15 +77,15 @@ def _global_options(
 
 def _report(kind: str, message: str, code: int, options: dict[str, bool]) -> int:
     """Print an error on the standard error stream, a line for each of its lines, and give back the exit code."""
-    from rich.console import Console
     from rich.text import Text
 
+    from malora_cli.cli._terminal import error_console
+
+    console = error_console()
     if options.get("debug"):
-        traceback.print_exc()
-    # Soft wrap leaves long lines whole, and Text is never read as markup: paths stay as they are.
-    console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+        console.print(Text(traceback.format_exc()))
     if (rank := os.environ.get("RANK", "0")) != "0":
         kind = f"process {rank}: {kind}"
-    for line in message.splitlines() or [""]:
+    for line in message.rstrip("\n").split("\n"):  # as Text, which is never read as markup: paths stay as they are
         console.print(Text.assemble((f"{kind}:", "bold red"), " ", line))
     return code

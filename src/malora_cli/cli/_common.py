@@ -8,9 +8,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from malora_cli.characters import visible
+from malora_cli.cli._terminal import say
 
 if TYPE_CHECKING:
     from malora_cli.recipe import LoadedRecipe, Vocabulary
@@ -45,13 +48,21 @@ def prepare_libraries() -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"malora_cli\..*")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    logging.setLogRecordFactory(_log_record)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    typer.echo(f"warning: {message}", err=True)
+    say(f"warning: {message}", err=True)
+
+
+def _log_record(*arguments: Any, **options: Any) -> logging.LogRecord:
+    """What a library logs, which may quote a file."""
+    record = logging.LogRecord(*arguments, **options)
+    record.msg, record.args = visible(record.getMessage()), None
+    return record
 
 
 def names_in(text: str) -> list[str]:
@@ -76,13 +87,13 @@ def interruptible(record: RunRecord | None = None) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         if record is None:
-            typer.echo("interrupted: the same command goes on from here", err=True)
+            say("interrupted: the same command goes on from here", err=True)
         elif record.exists:
             from malora_cli.train.run import how_to_go_on
 
-            typer.echo(f"interrupted: {how_to_go_on(record)}", err=True)
+            say(f"interrupted: {how_to_go_on(record)}", err=True)
         else:
-            typer.echo("interrupted before anything was written", err=True)
+            say("interrupted before anything was written", err=True)
         raise
 
 
@@ -96,7 +107,7 @@ def find_and_tell(run: Path | None, folder: Path) -> RunRecord:
 
     record = find_run(run, folder)
     if run is None:
-        typer.echo(f"newest run: {record.path}")
+        say(f"newest run: {record.path}")
     return record
 
 

@@ -1,20 +1,43 @@
-"""Where results go, and tables that are read on a terminal and by programs: no value is ever cut."""
+"""The one way out: results, lines and errors, with nothing in them that a terminal acts on; no value is ever cut."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+import typer
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+
+from malora_cli.characters import one_line, visible
 
 #: Columns of a console that is no terminal: more than any table needs, so that each of its rows stays one line.
 _PIPED_COLUMNS = 10_000
 
 
+class SafeConsole(Console):
+    """A console on which texts only show: its own escape sequences stay, those inside texts become pictures."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich's, through which everything goes that is printed, tables and live views too."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
 def result_console() -> Console:
     """Standard output: as wide as the terminal, or as wide as it takes where it is piped or kept in a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPED_COLUMNS)
+    console = SafeConsole()
+    return console if console.is_terminal else SafeConsole(width=_PIPED_COLUMNS)
+
+
+def error_console() -> Console:
+    """Standard error, its long lines left whole."""
+    return SafeConsole(stderr=True, soft_wrap=True, highlight=False)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line as it is, on standard output or standard error."""
+    typer.echo(one_line(line), err=err)
 
 
 def plain_table(texts: Sequence[str], numbers: Sequence[str] = (), *, title: str | None = None) -> Table:

@@ -56,7 +56,7 @@ def bench(
     Example: malora bench --model smollm2-135m-instruct --methods malora,molora,loop-molora --tokens 512
     """
     from malora_cli.cli._common import names_in, prepare_libraries
-    from malora_cli.cli._terminal import result_console
+    from malora_cli.cli._terminal import result_console, say
 
     prepare_libraries()
     from malora_cli.bench.rows import Workload
@@ -74,4 +74,4 @@ def bench(
             console.print(step_table(steps))
     if json_file is not None:
         write_figures(json_file, workload, decoded if decode else steps)
-        typer.echo(f"figures: {json_file}")
+        say(f"figures: {json_file}")

@@ -57,6 +57,7 @@ def prune_entries(
 
     Example: malora cache prune --unused-for 7d
     """
+    from malora_cli.cli._terminal import say
     from malora_cli.data.cache import prune
     from malora_cli.errors import MaloraError
 
@@ -64,4 +65,4 @@ def prune_entries(
     if match is None:
         raise MaloraError(f"got '{unused_for}'; a time is a number with m, h, d or w", where="--unused-for")
     gone = prune(unused_for_seconds=int(match[1]) * _UNITS[match[2]])
-    typer.echo(f"removed {len(gone)} entries, {sum(entry.bytes for entry in gone) / _MIB:,.1f} MiB")
+    say(f"removed {len(gone)} entries, {sum(entry.bytes for entry in gone) / _MIB:,.1f} MiB")

@@ -41,7 +41,7 @@ def baselines(
     Example: malora compare baselines quickstart --methods lora,malora --for lora:train.learning_rate=1e-3
     """
     from malora_cli.cli._common import interruptible, names_in, prepare_libraries, recipe_file, vocabulary
-    from malora_cli.cli._terminal import result_console
+    from malora_cli.cli._terminal import result_console, say
     from malora_cli.compare.plan import parse_method_overrides, parse_seeds, plan
 
     planned = plan(
@@ -59,7 +59,7 @@ def baselines(
 
     console = result_console()
     with interruptible():
-        evaluated = carry_out(planned, lambda: view_for(console), typer.echo)
+        evaluated = carry_out(planned, lambda: view_for(console), say)
     for record, _ in evaluated:
         write_report(record)
     _print(evaluated)

@@ -31,7 +31,7 @@ def evaluate(
     Example: malora eval runs/quickstart --tasks chain_sum,words_sorted --limit 20
     """
     from malora_cli.cli._common import find_and_tell, names_in, prepare_libraries, read_recipe
-    from malora_cli.cli._terminal import result_console
+    from malora_cli.cli._terminal import result_console, say
 
     record = find_and_tell(run, runs)
     recipe = read_recipe(record.recipe_path).recipe
@@ -51,5 +51,5 @@ def evaluate(
             on_task=lambda model, task: status.update(f"{model}: {task}"),
         )
     console.print(evaluation_table(result))
-    typer.echo(f"results: {record.eval_dir}")
-    typer.echo(f"report:  {write_report(record)}")
+    say(f"results: {record.eval_dir}")
+    say(f"report:  {write_report(record)}")

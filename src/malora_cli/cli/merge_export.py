@@ -44,7 +44,7 @@ def merge_export(
     Example: malora merge-export runs/quickstart --to lora --gates task:chain_sum
     """
     from malora_cli.cli._common import find_and_tell, prepare_libraries, read_recipe
-    from malora_cli.cli._terminal import result_console
+    from malora_cli.cli._terminal import result_console, say
     from malora_cli.errors import RecipeError
 
     if to is Target.ADAPTER and gates is not None:
@@ -62,6 +62,6 @@ def merge_export(
         gates = gates or "mix"
         folder = out or record.path / "export" / f"lora-{gates.removeprefix('task:')}"
         costs = export_lora(record, recipe, folder, gates=gates, step=step)
-        typer.echo("held-out loss, nats a token:")
+        say("held-out loss, nats a token:")
         result_console().print(merge_table(costs))
-    typer.echo(f"exported: {folder}")
+    say(f"exported: {folder}")

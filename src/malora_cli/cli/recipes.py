@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -46,6 +47,7 @@ def copy_recipe(
 
     Example: malora recipes cp quickstart mine.yaml
     """
+    from malora_cli.cli._terminal import say
     from malora_cli.errors import RecipeError
     from malora_cli.recipe import shipped_files
     from malora_cli.registry import did_you_mean
@@ -64,7 +66,7 @@ def copy_recipe(
         raise RecipeError("there is a file already", where=str(path), fix=fix) from None
     except OSError as error:
         raise RecipeError(f"cannot be written ({error.strerror})", where=str(path)) from error
-    typer.echo(f"Wrote {path}. Train it with: malora train {path}")
+    say(f"Wrote {path}. Train it with: malora train {quote(str(path))}")
 
 
 def _free_name(path: Path) -> Path:
@@ -83,6 +85,8 @@ def print_schema() -> None:
     # yaml-language-server: $schema=recipe.schema.json
     """
     from malora_cli.cli._common import vocabulary
+    from malora_cli.cli._terminal import say
     from malora_cli.recipe import recipe_schema
 
-    typer.echo(json.dumps(recipe_schema(vocabulary()), indent=2))
+    for line in json.dumps(recipe_schema(vocabulary()), indent=2).splitlines():
+        say(line)

@@ -26,9 +26,10 @@ def report(
 
     Example: malora report runs/quickstart
     """
+    from malora_cli.cli._terminal import say
     from malora_cli.reports import write_report
     from malora_cli.results import find_run
 
     record = find_run(run, runs)
-    typer.echo(f"run:    {record.path}")
-    typer.echo(f"report: {write_report(record)}")
+    say(f"run:    {record.path}")
+    say(f"report: {write_report(record)}")

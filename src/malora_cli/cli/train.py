@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -30,7 +31,7 @@ def train(
     Example: malora train recipes/quickstart.yaml train.steps=200 output.name=longer
     """
     from malora_cli.cli._common import interruptible, prepare_libraries, read_recipe
-    from malora_cli.cli._terminal import result_console
+    from malora_cli.cli._terminal import result_console, say
     from malora_cli.results import RunRecord
 
     loaded = read_recipe(recipe, overrides or [])
@@ -66,8 +67,8 @@ def train(
     with interruptible(RunRecord(loaded.recipe.output.folder / loaded.name)):
         record = run_training(loaded, view_for(console), resume=resume, announce=announce)
     if writes():
-        typer.echo(f"run:     {record.path}")
-        typer.echo(f"adapter: {record.adapter_dir}")
-        typer.echo(f"report:  {write_report(record)}")
-        typer.echo(f"next:    malora eval {record.path}")
+        say(f"run:     {record.path}")
+        say(f"adapter: {record.adapter_dir}")
+        say(f"report:  {write_report(record)}")
+        say(f"next:    malora eval {quote(str(record.path))}")
     part()

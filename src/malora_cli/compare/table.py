@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from statistics import median
 
 from malora_cli.errors import RunError
@@ -87,7 +88,9 @@ def newest_evaluation(record: RunRecord) -> EvalResult:
     found = record.evaluations_of_the_end()
     if not found:
         raise RunError(
-            "this run has not been evaluated", where=str(record.path), fix=f"Do so: malora eval {record.path}"
+            "this run has not been evaluated",
+            where=str(record.path),
+            fix=f"Do so: malora eval {quote(str(record.path))}",
         )
     return found[-1]
 
@@ -96,9 +99,13 @@ def _check_same_rows(records: Sequence[RunRecord], results: Sequence[EvalResult]
     first = records[0].manifest.test_data
     for record, result in zip(records, results, strict=True):
         hashes = record.manifest.test_data
-        same = {task: result.tasks[task].rows for task in result.tasks} == {
-            task: results[0].tasks[task].rows for task in results[0].tasks
-        } and all(hashes[task].sha256 == first[task].sha256 for task in result.tasks)
+        known = result.tasks.keys() <= hashes.keys() & first.keys()
+        same = (
+            known
+            and {task: result.tasks[task].rows for task in result.tasks}
+            == {task: results[0].tasks[task].rows for task in results[0].tasks}
+            and all(hashes[task].sha256 == first[task].sha256 for task in result.tasks)
+        )
         if not same:
             raise RunError(
                 f"was evaluated on other rows than {records[0].name}",

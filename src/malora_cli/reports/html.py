@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from malora_cli.characters import visible
 
 MINUS = "−"  # typographic: as wide as a plus
 
@@ -67,6 +70,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def shell(word: str) -> str:
+    """A word of a command, so that a shell reads it as one: whoever copies a command runs that one only."""
+    return shlex.quote(visible(word))
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -76,7 +84,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (percent, css, points, nats, signed, count, short, duration, plural):
+    for function in (percent, css, points, nats, signed, count, short, duration, plural, shell):
         environment.filters[function.__name__] = function
     return environment
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from malora_cli.characters import visible
 from malora_cli.reports.html import render_file
 from malora_cli.reports.section import SECTIONS
 from malora_cli.reports.view import RunView
@@ -19,7 +20,7 @@ def render_page(view: RunView) -> str:
     rendered = [(name, section.title, section.render(view)) for name, section in named]
     sections = [(name, title, Markup(html)) for name, title, html in rendered if html is not None]
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    return render_file("page.html.j2", view=view, sections=sections, style=Markup(style))
+    return visible(render_file("page.html.j2", view=view, sections=sections, style=Markup(style)))
 
 
 def write_report(record: RunRecord) -> Path:

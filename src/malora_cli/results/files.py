@@ -15,7 +15,8 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically: to a neighbour first, flushed to disk, then renamed over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("w", encoding="utf-8") as file:
+    # Halves of characters, as in names of files that are no UTF-8, are written as JSON spells them.
+    with scratch.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

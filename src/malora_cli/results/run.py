@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -196,7 +197,7 @@ class RunRecord:
             raise RunError(
                 "this run is not finished, so it has no adapter yet",
                 where=str(self.path),
-                fix=f"Go on with it: malora train {self.recipe_path} --resume",
+                fix=f"Go on with it: malora train {quote(str(self.recipe_path))} --resume",
             )
 
     def checkpoint(self, step: int) -> Path:

@@ -30,15 +30,15 @@ _TEMPLATE = """
 {% if view.running %}
 {{ m.missing("This run has not come to its end: step " ~ view.step ~ (" of " ~ planned if planned else "")
    ~ ". If nobody is training it any more, continue it with",
-   "malora train " ~ view.folder ~ "/recipe.yaml --resume") }}
+   "malora train " ~ (view.folder ~ "/recipe.yaml")|shell ~ " --resume") }}
 {% endif %}
 {% if not result %}
 {{ m.missing("There is no evaluation of this run. " ~ ("Once it has finished, measure" if view.running else "Measure")
    ~ " every task, base model beside adapter, with",
-   "malora eval " ~ view.folder) }}
+   "malora eval " ~ view.folder|shell) }}
 {% elif result.tasks|length < view.tasks|length %}
 {{ m.missing("Only " ~ result.tasks|length ~ " of " ~ view.tasks|length ~ " tasks were evaluated. All of them:",
-   "malora eval " ~ view.folder) }}
+   "malora eval " ~ view.folder|shell) }}
 {% endif %}
 {% if result %}
 <div class="domains">

@@ -18,7 +18,7 @@ _TEMPLATE = """
 {% import "macros.html.j2" as m %}
 {% if not charts %}
 {{ m.missing("No loss was logged in this run yet. Training writes it:",
-   "malora train " ~ view.folder ~ "/recipe.yaml --resume") }}
+   "malora train " ~ (view.folder ~ "/recipe.yaml")|shell ~ " --resume") }}
 {% else %}
 <p class="legend"><span><i class="stroke thin"></i>training loss</span>
 <span><i class="stroke dotted-end"></i>held-out loss</span><span><i class="stroke dotted"></i>base model</span>

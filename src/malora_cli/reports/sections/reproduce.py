@@ -7,9 +7,9 @@ from malora_cli.reports.section import Section
 from malora_cli.reports.view import RunView
 
 _TEMPLATE = """
-<pre class="commands">malora train {{ view.folder }}/recipe.yaml output.name={{ view.name }}-again
-malora eval {{ again }}
-malora report {{ again }}</pre>
+<pre class="commands">malora train {{ recipe|shell }} {{ renamed|shell }}
+malora eval {{ again|shell }}
+malora report {{ again|shell }}</pre>
 <div class="groups">
 <div><h3>Versions</h3><dl class="plain">{% for name, version in view.manifest.versions.items() %}
 <div><dt>{{ name }}</dt><dd>{{ version }}</dd></div>{% endfor %}</dl></div>
@@ -33,7 +33,14 @@ malora report {{ again }}</pre>
 
 def _render(run: RunView) -> str:
     splits = [("train", run.manifest.train_data), ("test", run.manifest.test_data)]
-    return render(_TEMPLATE, view=run, again=f"{run.folder}-again", splits=splits)
+    return render(
+        _TEMPLATE,
+        view=run,
+        recipe=f"{run.folder}/recipe.yaml",
+        renamed=f"output.name={run.name}-again",
+        again=f"{run.folder}-again",
+        splits=splits,
+    )
 
 
 SECTION = Section(title="Reproduce", order=90, render=_render)
