@@ -10,7 +10,7 @@ import yaml
 
 from malora_cli.errors import RecipeError
 from malora_cli.recipe.problems import show
-from malora_cli.recipe.yaml_lines import Document, Origin, read_yaml
+from malora_cli.yaml_lines import Document, LimitError, Origin, read_text, read_yaml
 
 _FIX = {
     "recipe": "Start from one that works: `malora recipes cp quickstart`.",
@@ -54,7 +54,7 @@ def read_document(path: Path, what: Literal["recipe", "mix"]) -> Document:
 
 def _text(path: Path, shown: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except FileNotFoundError:
         raise RecipeError(
             "there is no such file", where=shown, fix="`malora recipes ls` lists what is shipped."
@@ -72,5 +72,7 @@ def _not_yaml(error: yaml.MarkedYAMLError, shown: str) -> RecipeError:
     mark = error.problem_mark or error.context_mark
     where = f"{shown}:{mark.line + 1}:{mark.column + 1}" if mark else shown
     problem = error.problem or error.context or "it cannot be read"
+    if isinstance(error, LimitError):
+        return RecipeError(problem, where=where, fix="No recipe needs as much.")
     fix = "Indent with spaces, not tabs." if "\\t" in problem else None
     return RecipeError(f"no YAML: {problem}", where=where, fix=fix)

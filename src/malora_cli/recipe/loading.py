@@ -17,7 +17,7 @@ from malora_cli.recipe.problems import InvalidRecipeError, describe_errors
 from malora_cli.recipe.schema import Recipe
 from malora_cli.recipe.settings import file_name_from
 from malora_cli.recipe.vocabulary import Vocabulary, recipe_type
-from malora_cli.recipe.yaml_lines import DataPath, Document, write_yaml
+from malora_cli.yaml_lines import DataPath, Document, write_yaml
 
 DEFAULT = "default"
 

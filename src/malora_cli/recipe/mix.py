@@ -13,8 +13,8 @@ from malora_cli.errors import RecipeError
 from malora_cli.recipe.files import read_document
 from malora_cli.recipe.packaged import shipped_files
 from malora_cli.recipe.problems import show
-from malora_cli.recipe.yaml_lines import DataPath, Document, Origin, Problem
 from malora_cli.registry import did_you_mean
+from malora_cli.yaml_lines import DataPath, Document, Origin, Problem
 
 _SUFFIXES = (".yaml", ".yml")
 _SOURCES = ("train", "test")

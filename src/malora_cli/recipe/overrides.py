@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from malora_cli.recipe.problems import show
-from malora_cli.recipe.yaml_lines import DataPath, Document, Origin, Problem, read_yaml
 from malora_cli.registry import did_you_mean
+from malora_cli.yaml_lines import DataPath, Document, Origin, Problem, read_yaml
 
 COMMAND_LINE = "command line"
 

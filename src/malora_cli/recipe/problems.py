@@ -14,8 +14,8 @@ from pydantic_core import ErrorDetails
 from malora_cli.errors import RecipeError
 from malora_cli.recipe.schema import Recipe
 from malora_cli.recipe.vocabulary import Vocabulary
-from malora_cli.recipe.yaml_lines import DataPath, Document, Problem
 from malora_cli.registry import did_you_mean
+from malora_cli.yaml_lines import DataPath, Document, Problem
 
 _LONGEST_VALUE = 60
 #: What pydantic puts into a location besides keys: that it is about a key, and which side of a union it took.

@@ -27,6 +27,7 @@ from malora_cli.errors import RunError
 from malora_cli.results.evaluation import EvalResult
 from malora_cli.results.files import damaged, read_json, write_json, write_text
 from malora_cli.results.metrics import MetricsLog
+from malora_cli.yaml_lines import Origin, read_text, read_yaml
 
 
 class RunStatus(StrEnum):
@@ -173,10 +174,14 @@ class RunRecord:
         Raises:
             RunError: It is not there or damaged.
         """
+        path = self.recipe_path
         try:
-            return dict(yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise damaged(self.recipe_path, "recipe", error) from error
+            document = read_yaml(read_text(path), lambda line: Origin(f"line {line}", path.parent))
+            if document.problems or not isinstance(document.data, dict):
+                raise ValueError("; ".join(map(str, document.problems)) or "it is no mapping")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise damaged(path, "recipe", error) from error
+        return document.data
 
     def write_recipe(self, text: str) -> None:
         """Write the resolved recipe, as YAML."""

@@ -2,6 +2,9 @@
 
 Scalars follow YAML 1.2, not the 1.1 of PyYAML's own loader: there ``2e-3`` is text, ``no`` and ``on`` are
 booleans, ``1:30`` is 90 and ``010`` is 8, and a recipe that means none of that fails in odd places.
+
+A file may come from anybody, so there are limits: a few lines of aliases of aliases stand for more values than any
+machine has memory for.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ import yaml
 #: Where a value stands in the data: keys from the root, list positions as text.
 DataPath = tuple[str, ...]
 
+#: Far beyond a mix of thousands of tasks.
+MOST_BYTES, MOST_VALUES, MOST_LEVELS = 5_000_000, 500_000, 64
+
 _TAG = "tag:yaml.org,2002:"
 # In the order they are tried: a whole number is also a float. Python refuses to read endless ones.
 _SCALARS = (
@@ -29,8 +35,49 @@ _SCALARS = (
 )
 
 
+class LimitError(yaml.MarkedYAMLError):
+    """A document is larger, or nested deeper, than is read."""
+
+    def __init__(self, problem: str, mark: yaml.Mark | None = None) -> None:
+        super().__init__(problem=problem, problem_mark=mark)
+
+
+def _too_deep(mark: yaml.Mark) -> LimitError:
+    return LimitError(f"values are nested more than {MOST_LEVELS} deep", mark)
+
+
 class _Loader(yaml.SafeLoader):
+    """Measures what it composes as if every alias were written out, and stops where that is too much."""
+
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own shape)
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._level = 0
+        self._extents: dict[yaml.Node, tuple[int, int]] = {}  # values and levels of every node that is complete
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        self._level += 1
+        if self._level > MOST_LEVELS:  # before Python's own limit, which PyYAML runs into
+            raise _too_deep(mark)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        assert node is not None
+        values, levels = self._extents.setdefault(node, self._extent(node))
+        if self._level + levels > MOST_LEVELS:
+            raise _too_deep(mark)
+        if max(values, len(self._extents)) > MOST_VALUES:
+            raise LimitError(f"there are more than {MOST_VALUES:,} values, aliases written out", mark)
+        return node
+
+    def _extent(self, node: yaml.Node) -> tuple[int, int]:
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        # A part that is not complete stands inside itself; `_Builder` refuses that, with its place.
+        inner = [self._extents.get(part, (1, 1)) for part in parts]
+        return 1 + sum(values for values, _ in inner), 1 + max((levels for _, levels in inner), default=0)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -115,6 +162,21 @@ class Document:
             del self.origins[known]
 
 
+def read_text(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        OSError: It cannot be read.
+        UnicodeDecodeError: It is not UTF-8.
+        LimitError: It is more than is read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise LimitError(f"it has more than {MOST_BYTES:,} bytes")
+    return content.decode("utf-8-sig")
+
+
 def read_yaml(text: str, origin_of_line: Callable[[int], Origin]) -> Document:
     """Read one YAML document.
 
@@ -128,6 +190,7 @@ def read_yaml(text: str, origin_of_line: Callable[[int], Origin]) -> Document:
 
     Raises:
         yaml.YAMLError: The text is no YAML.
+        LimitError: It is more than is read.
     """
     node = yaml.compose(text, Loader=_Loader)
     if node is None:
