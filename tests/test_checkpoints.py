@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from malora_cli.errors import MaloraError, RunError
 from malora_cli.results import RunRecord, RunStatus
@@ -204,69 +201,6 @@ def test_nothing_on_disk_is_a_pickle(whole: RunRecord) -> None:
 def test_the_newest_checkpoints_are_kept(keep: int, expected: list[int], recipe: Path, name: Any) -> None:
     record = train_run(recipe, f"train.keep_checkpoints={keep}", next(name))
     assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(record.checkpoints_dir)] == expected
-
-
-def test_checkpoints_are_in_order_of_their_steps(tmp_path: Path) -> None:
-    for step in (9_999_999, 2, 10_000_000):
-        checkpoints.commit(checkpoints.begin(tmp_path, step))
-    (tmp_path / "step-x").mkdir()
-    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path)] == [2, 9_999_999, 10_000_000]
-    checkpoints.prune(tmp_path, newest=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10000000", "step-x"]
-    with pytest.raises(ValueError, match="no checkpoint"):
-        checkpoints.step_of(tmp_path / "step-x")
-
-
-def test_a_checkpoint_is_written_over_by_the_same_step(tmp_path: Path) -> None:
-    for content in ("old", "new"):
-        scratch = checkpoints.begin(tmp_path, 3)
-        (scratch / content).write_text("")
-        final = checkpoints.commit(scratch)
-    assert sorted(path.name for path in final.iterdir()) == ["checkpoint.json", "new"]
-
-
-def test_random_generators_come_back(tmp_path: Path) -> None:
-    def draw() -> tuple[float, float, float, float]:
-        return random.random(), random.gauss(), float(np.random.standard_normal()), float(torch.rand(()))
-
-    parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.AdamW([parameter])
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    draw()  # leaves the second half of a pair of normal numbers behind
-    checkpoints.save_training_state(
-        tmp_path, optimizer.state_dict(), scheduler, [checkpoints.random_state()], {"seconds": 1.5}
-    )
-    expected = draw()
-    draw()
-    checkpoints.load_random_state(tmp_path, 0)
-    assert draw() == expected
-    assert checkpoints.load_extra(tmp_path) == {"seconds": 1.5}
-
-
-def test_optimizer_and_schedule_come_back(tmp_path: Path) -> None:
-    def start() -> tuple[torch.nn.Parameter, Any, Any]:
-        torch.manual_seed(0)
-        parameter = torch.nn.Parameter(torch.ones(3))
-        optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.1)
-        return parameter, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-
-    def step(parameter: torch.nn.Parameter, optimizer: Any, scheduler: Any) -> None:
-        parameter.grad = parameter.detach() ** 2 + torch.tensor([0.1, 1.0, 3.0])
-        optimizer.step()
-        scheduler.step()
-
-    parameter, optimizer, scheduler = start()
-    for _ in range(3):
-        step(parameter, optimizer, scheduler)
-    checkpoints.save_training_state(tmp_path, optimizer.state_dict(), scheduler, [checkpoints.random_state()], {})
-    other, other_optimizer, other_scheduler = start()
-    other.data.copy_(parameter.data)
-    checkpoints.load_optimizer_and_scheduler(tmp_path, other_optimizer, other_scheduler)
-    for _ in range(2):
-        step(parameter, optimizer, scheduler)
-        step(other, other_optimizer, other_scheduler)
-    assert torch.equal(parameter, other)
-    assert scheduler.get_last_lr() == other_scheduler.get_last_lr()
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,10 @@ from malora_cli.errors import RunError
 from malora_cli.results import (
     EvalEvent,
     EvalResult,
-    Manifest,
     MetricsLog,
     RunRecord,
     RunStatus,
     Scores,
-    TaskData,
     TaskEval,
     TaskLoss,
     TrainEvent,
@@ -35,6 +34,7 @@ from malora_cli.results import (
     write_json,
     write_text,
 )
+from run_records import manifest, run_record
 
 LOSS = TaskLoss(nats=1.5, tokens=3, examples=2)
 
@@ -45,33 +45,6 @@ def _trained(step: int) -> TrainEvent:
 
 def _evaluated(step: int) -> EvalEvent:
     return EvalEvent(step=step, seconds=1.0, tasks={"a": LOSS}, expert_load={"a": {"layer 0": [0.25, 0.75]}})
-
-
-def _manifest(**changes: Any) -> Manifest:
-    data = {"a": TaskData(source="a.jsonl", rows=1, sha256="0")}
-    fields: dict[str, Any] = {
-        "status": RunStatus.FINISHED,
-        "created": utc_now(),
-        "steps": 3,
-        "method": "malora",
-        "base_model": "m",
-        "base_model_sha256": None,
-        "trainable_parameters": 1,
-        "base_parameters": 2,
-        "seeds": {"train": 0},
-        "versions": {},
-        "train_data": data,
-        "test_data": data,
-        "domains": {"a": "x"},
-        "task_share": {"a": 1.0},
-    }
-    return Manifest(**(fields | changes))
-
-
-def _run(folder: Path, name: str, **changes: Any) -> RunRecord:
-    record = RunRecord(folder / name)
-    record.write_manifest(_manifest(**changes))
-    return record
 
 
 def _evaluation(**tasks: tuple[str, float, float]) -> EvalResult:
@@ -153,6 +126,35 @@ def test_a_damaged_line_is_told_with_its_number(line: bytes, tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "tail", [b"\0" * 50, b"\0" * 50 + b"\n", b"\0" * 9 + b"}\n\0\n", b'{"kind": "train"}\n', b"{bad}\n{"]
+)
+def test_a_damaged_end_is_told_and_what_is_whole_is_kept(tail: bytes, tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append(_trained(1))
+    log.append(_trained(2))
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole + tail)
+    if b"\n" in tail:
+        with pytest.warns(UserWarning, match=rf"{log.path}: the end of the log is damaged, from line 3 on"):
+            assert list(log) == [_trained(1), _trained(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.rewind(2)
+    assert log.path.read_bytes() == whole
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        log.append(_trained(1))
+    assert caught.value.filename == str(log.path)
+
+
 def test_what_is_no_number_is_not_recorded() -> None:
     for nats in (float("nan"), float("inf")):
         with pytest.raises(ValidationError):
@@ -215,7 +217,7 @@ def test_an_evaluation_comes_back_with_its_averages_spelled_out(tmp_path: Path) 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"run": "r"}', '{"averages": {}}', b"\xff"])
 def test_a_damaged_evaluation_names_its_file(content: str | bytes, tmp_path: Path) -> None:
-    record = _run(tmp_path, "r")
+    record = run_record(tmp_path, "r")
     _evaluation(a=("x", 0, 1)).save(record.eval_dir / "1.json")
     (record.eval_dir / "2.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(RunError, match="the evaluation cannot be read") as caught:
@@ -225,7 +227,7 @@ def test_a_damaged_evaluation_names_its_file(content: str | bytes, tmp_path: Pat
 
 
 def test_evaluations_come_in_order_of_time(tmp_path: Path) -> None:
-    record = _run(tmp_path, "r")
+    record = run_record(tmp_path, "r")
     assert record.evaluations() == []
     results = [_evaluation(a=("x", 0, 1)).model_copy(update={"created": f"2025-01-0{day}"}) for day in (3, 1, 2)]
     for name, result in zip("abc", results, strict=True):
@@ -238,19 +240,19 @@ def test_a_manifest_comes_back(tmp_path: Path) -> None:
     record = RunRecord(tmp_path / "runs" / "r")
     assert not record.exists
     assert not record.finished
-    manifest = _manifest(status=RunStatus.RUNNING)
-    record.write_manifest(manifest)
-    assert (record.exists, record.finished, record.manifest) == (True, False, manifest)
+    written = manifest(status=RunStatus.RUNNING)
+    record.write_manifest(written)
+    assert (record.exists, record.finished, record.manifest) == (True, False, written)
     with pytest.raises(RunError, match="not finished") as caught:
         record.require_finished()
     assert f"malora train {record.recipe_path} --resume" in str(caught.value)
-    record.write_manifest(manifest.model_copy(update={"status": RunStatus.FINISHED}))
+    record.write_manifest(written.model_copy(update={"status": RunStatus.FINISHED}))
     record.require_finished()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "running"}', b"\xff"])
 def test_a_damaged_manifest_is_one_line(content: str | bytes, tmp_path: Path) -> None:
-    record = _run(tmp_path, "r")
+    record = run_record(tmp_path, "r")
     (record.path / "manifest.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     for read in (lambda: record.manifest, lambda: record.finished):
         with pytest.raises(RunError, match="the manifest cannot be read") as caught:
@@ -259,14 +261,14 @@ def test_a_damaged_manifest_is_one_line(content: str | bytes, tmp_path: Path) ->
         assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_a_manifest_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_norun_record(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run folder"):
         _ = RunRecord(tmp_path).manifest
 
 
 @pytest.mark.parametrize("content", [None, "", "- 1", "a: [", b"\xff"])
 def test_a_damaged_recipe_is_one_line(content: str | bytes | None, tmp_path: Path) -> None:
-    record = _run(tmp_path, "r")
+    record = run_record(tmp_path, "r")
     if content is not None:
         record.recipe_path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(RunError, match="the recipe cannot be read") as caught:
@@ -277,7 +279,7 @@ def test_a_damaged_recipe_is_one_line(content: str | bytes | None, tmp_path: Pat
 
 def test_runs_are_found_by_path_by_name_or_as_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = tmp_path / "runs"
-    old, new = _run(runs, "old"), _run(runs, "new")
+    old, new = run_record(runs, "old"), run_record(runs, "new")
     (runs / "no-run").mkdir()
     (runs / "file").write_text("")
     for record, when in ((old, 1_000_000), (new, 2_000_000)):
@@ -295,7 +297,7 @@ def test_a_run_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there is no run yet") as caught:
         find_run(None, tmp_path / "nowhere")
     assert "malora train" in str(caught.value)
-    _run(tmp_path, "r")
+    run_record(tmp_path, "r")
     with pytest.raises(RunError, match=r"^x: there is no run here"):
         find_run(Path("x"), tmp_path)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from malora_cli.cli._common import RunArgument, RunsOption, StepOption
+
+if TYPE_CHECKING:
+    from malora_cli.results import EvalResult
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +27,9 @@ def evaluate(
         int | None, typer.Option(min=1, metavar="N", help="Held-out rows a task at most; the recipe's when left out.")
     ] = None,
     step: StepOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to; the run's eval/ and report when left out.")
+    ] = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Score a run on its held-out rows, base model beside adapter, by task and domain.
@@ -38,18 +44,27 @@ def evaluate(
     prepare_libraries()
     from malora_cli.cli._tables import evaluation_table
     from malora_cli.evals.evaluate import evaluate_run
-    from malora_cli.reports import write_report
+    from malora_cli.reports import check_writable, write_report
 
+    if out is None:
+        check_writable(record)
     console = result_console()
     with console.status("loading") as status:
-        result = evaluate_run(
+
+        def show(result: EvalResult) -> None:
+            status.stop()
+            console.print(evaluation_table(result))
+
+        evaluate_run(
             record,
             recipe,
             tasks=names_in(tasks) if tasks is not None else None,
             limit=limit,
             step=step,
+            out=out,
             on_task=lambda model, task: status.update(f"{model}: {task}"),
+            on_result=show,
         )
-    console.print(evaluation_table(result))
-    say(f"results: {record.eval_dir}")
-    say(f"report:  {write_report(record)}")
+    say(f"results: {out or record.eval_dir}")
+    if out is None:
+        say(f"report:  {write_report(record)}")

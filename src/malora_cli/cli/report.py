@@ -18,6 +18,10 @@ def report(
         Path | None,
         typer.Argument(metavar="[RUN]", help="Run folder, or its name under --runs; the newest when left out."),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page to write; the run's report/index.html when left out."),
+    ] = None,
     runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where run folders lie.")] = Path("runs"),
 ) -> None:
     """Write RUN/report/index.html: one self-contained page of settings, losses, the seesaw and scores.
@@ -27,9 +31,11 @@ def report(
     Example: malora report runs/quickstart
     """
     from malora_cli.cli._terminal import say
-    from malora_cli.reports import write_report
+    from malora_cli.reports import check_writable, write_report
     from malora_cli.results import find_run
 
     record = find_run(run, runs)
     say(f"run:    {record.path}")
-    say(f"report: {write_report(record)}")
+    page = out / "index.html" if out is not None and out.is_dir() else out
+    check_writable(record, page)
+    say(f"report: {write_report(record, page)}")

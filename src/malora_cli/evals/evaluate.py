@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import fmean
 
 from peft import PeftModel
@@ -14,14 +15,16 @@ from malora_cli.adapters.routing import routing_of
 from malora_cli.data.batch import collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, in_lots, load_tasks
-from malora_cli.errors import DataError, RecipeError
+from malora_cli.errors import DataError, RecipeError, RunError
 from malora_cli.evals.metrics import METRICS
 from malora_cli.evals.predict import predict
 from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base
 from malora_cli.modeling.heldout import HeldOut, held_out
 from malora_cli.recipe import MixSettings, Recipe
 from malora_cli.registry import did_you_mean
-from malora_cli.results import EvalResult, RunRecord, Scores, TaskEval, utc_now, write_text
+from malora_cli.results import EvalResult, RunRecord, Scores, TaskEval, utc_now, why_unwritable, write_text
+
+_ELSEWHERE = "Free some space there, or evaluate into another folder: --out FOLDER."
 
 
 def choose_tasks(mix: MixSettings, names: Collection[str] | None) -> MixSettings:
@@ -48,7 +51,9 @@ def evaluate_run(
     limit: int | None = None,
     step: int | None = None,
     base_from: EvalResult | None = None,
+    out: Path | None = None,
     on_task: Callable[[str, str], None] = lambda _model, _task: None,
+    on_result: Callable[[EvalResult], None] = lambda _result: None,
 ) -> EvalResult:
     """Evaluate a finished run and write the result and its predictions into the run's ``eval/``.
 
@@ -59,13 +64,16 @@ def evaluate_run(
         limit: Held-out rows a task at most, over the recipe's ``eval.rows``.
         step: Take the checkpoint of this step instead of the finished adapter.
         base_from: An evaluation on the same rows whose scores of the base model are taken instead of measured.
+        out: Folder to write them into instead.
         on_task: Told of each model (``"base"``, ``"adapter"``) and task before it is measured.
+        on_result: Given the result before it is written, which may fail.
 
     Raises:
         MaloraError: The run is not finished, or the model, the data or a task is not there, or the held-out rows are
-            others than when it was trained.
+            others than when it was trained, or the result cannot be written.
     """
-    adapter = record.adapter_at(step)
+    adapter, folder = record.adapter_at(step), out or record.eval_dir
+    _check_writable(folder)
     started = time.perf_counter()
     mix = choose_tasks(recipe.mix, tasks)
     rows = limit if limit is not None else recipe.eval.rows
@@ -102,11 +110,41 @@ def evaluate_run(
         expert_load=routing.load_by_group(tallies) if routing is not None else None,
         gate_entropy=routing.entropy_by_group(tallies) if routing is not None else None,
     )
+    on_result(result)
+    _keep(folder, result, evaluator.lines())
+    return result
+
+
+def _check_writable(folder: Path) -> None:
+    """Make sure that an evaluation can be kept in a folder, before anything slow happens.
+
+    Raises:
+        RunError: It cannot.
+    """
+    if (why := why_unwritable(folder)) is not None:
+        raise RunError(f"the evaluation cannot be written ({why})", where=str(folder), fix=_ELSEWHERE)
+
+
+def _keep(folder: Path, result: EvalResult, answers: Sequence[str]) -> None:
+    """Write down what was measured; where one file cannot be written, the other one still may."""
     # Finer than `created`, so that no evaluation takes the place of another, and the newest still sorts last.
     name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
-    write_text(record.eval_dir / f"{name}.predictions.jsonl", "".join(evaluator.lines()))
-    result.save(record.eval_dir / f"{name}.json")
-    return result
+    files: dict[str, Callable[[Path], None]] = {
+        f"{name}.predictions.jsonl": lambda path: write_text(path, "".join(answers)),
+        f"{name}.json": result.save,
+    }
+    lost: list[OSError] = []
+    for file, write in files.items():
+        try:
+            write(folder / file)
+        except OSError as error:
+            lost.append(error)
+    if lost:
+        kept = [str(folder / file) for file in files if (folder / file).is_file()]
+        said = f"Only {kept[0]} is kept." if kept else "Nothing of this evaluation is kept."
+        raise RunError(
+            f"it cannot be written ({lost[0].strerror})", where=str(lost[0].filename), fix=f"{said} {_ELSEWHERE}"
+        ) from lost[0]
 
 
 def _check_same_data(record: RunRecord, tasks: Sequence[Task]) -> None:

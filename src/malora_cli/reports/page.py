@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from markupsafe import Markup
 
 from malora_cli.characters import visible
+from malora_cli.errors import RunError
 from malora_cli.reports.html import render_file
 from malora_cli.reports.section import SECTIONS
 from malora_cli.reports.view import RunView
-from malora_cli.results import RunRecord
+from malora_cli.results import RunRecord, why_unwritable
 from malora_cli.results.files import write_text
 
 
@@ -23,17 +25,39 @@ def render_page(view: RunView) -> str:
     return visible(render_file("page.html.j2", view=view, sections=sections, style=Markup(style)))
 
 
-def write_report(record: RunRecord) -> Path:
+def check_writable(record: RunRecord, path: Path | None = None) -> None:
+    """Make sure that a run's page can be written, before anything slow happens.
+
+    Raises:
+        RunError: It cannot.
+    """
+    page = path or record.report_path
+    if (why := why_unwritable(page.parent)) is not None:
+        raise _unwritable(record, page, why)
+
+
+def write_report(record: RunRecord, path: Path | None = None) -> Path:
     """Write ``RUN/report/index.html`` from what lies in the run folder, in place of an older one.
 
     Args:
         record: The run; one that is still training, or was never evaluated, gets a page that says so.
+        path: Page to write instead.
 
     Returns:
         Where the page lies.
 
     Raises:
-        RunError: There is no run, or one of its files cannot be read.
+        RunError: There is no run, one of its files cannot be read, or the page cannot be written.
     """
-    write_text(record.report_path, render_page(RunView.read(record)))
-    return record.report_path
+    page = path or record.report_path
+    text = render_page(RunView.read(record))
+    try:
+        write_text(page, text)
+    except OSError as error:
+        raise _unwritable(record, page, str(error.strerror)) from error
+    return page
+
+
+def _unwritable(record: RunRecord, page: Path, why: str) -> RunError:
+    fix = f"Write it elsewhere: {shlex.join(['malora', 'report', str(record.path), '--out'])} FILE"
+    return RunError(f"the report cannot be written ({why})", where=str(page), fix=fix)

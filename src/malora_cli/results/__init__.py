@@ -1,8 +1,9 @@
 """What a run leaves on disk: the run folder, its metrics and its evaluations. No torch, no recipe schema."""
 
 from malora_cli.results.evaluation import EvalResult, Scores, TaskEval
-from malora_cli.results.files import file_sha256, read_json, write_json, write_text
+from malora_cli.results.files import file_sha256, read_json, why_unwritable, write_json, write_text
 from malora_cli.results.geometry import ExpertGeometry, ProjectionGeometry, Sides
+from malora_cli.results.lock import check_not_written, writing
 from malora_cli.results.metrics import (
     ConflictEvent,
     EvalEvent,
@@ -20,6 +21,7 @@ from malora_cli.results.run import (
     TaskData,
     UnusedRows,
     checkpoint_name,
+    checkpoints_in,
     find_run,
     runs_under,
     utc_now,
@@ -50,7 +52,9 @@ __all__ = [
     "best_of",
     "change",
     "changes",
+    "check_not_written",
     "checkpoint_name",
+    "checkpoints_in",
     "file_sha256",
     "find_run",
     "imbalance",
@@ -61,6 +65,8 @@ __all__ = [
     "slips",
     "stopped",
     "utc_now",
+    "why_unwritable",
     "write_json",
     "write_text",
+    "writing",
 ]

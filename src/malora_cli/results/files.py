@@ -5,22 +5,77 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import reprlib
+import socket
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
 
 from malora_cli.errors import RunError
 
+#: What a file is called while it is written: by the process that writes it, so that two never write the same.
+_SCRATCH = re.compile(r"\.malora-(?P<host>.+)-(?P<process>[0-9]+)\.tmp")
+#: Shows a value in a message, however large or deep it is.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically: to a neighbour first, flushed to disk, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    # Halves of characters, as in names of files that are no UTF-8, are written as JSON spells them.
-    with scratch.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    """Write ``text`` to ``path`` atomically: to a neighbour first, flushed to disk, then renamed over it.
+
+    Raises:
+        OSError: It cannot be written, and names ``path``; what lay there before is untouched.
+    """
+    scratch = path.with_name(f".malora-{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_scratch(path.parent)
+        try:
+            # Halves of characters, as in names of files that are no UTF-8, are written as JSON spells them.
+            with scratch.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def flush(folder: Path) -> None:
+    """See to it that every file in a folder is on disk, and not only on its way there."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether a file is one that `write_text` is writing, or was when its process was killed."""
+    return _SCRATCH.fullmatch(path.name) is not None
+
+
+def _clear_scratch(folder: Path) -> None:
+    """Remove what processes of this machine that are gone have left half-written."""
+    for path in folder.glob(".malora-*.tmp"):
+        match = _SCRATCH.fullmatch(path.name)
+        if match and match["host"] == socket.gethostname() and not _runs(int(match["process"])):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -29,14 +84,59 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read one JSON file.
+
+    Raises:
+        ValueError: It is no JSON; NaN and infinities are none.
+        OSError: It cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("not valid JSON: nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"not valid JSON: {constant}")
 
 
 def damaged(path: Path, what: str, error: Exception, *, fix: str | None = None) -> RunError:
     """What is raised where a file of a run cannot be read, such as its ``"manifest"``."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return RunError(f"the {what} cannot be read ({reason})", where=str(path), fix=fix)
+    return RunError(f"the {what} cannot be read ({_reason(error)})", where=str(path), fix=fix)
+
+
+def _reason(error: Exception) -> str:
+    """Why something cannot be read, in one line: with the key and the value where they are known."""
+    if isinstance(error, ValidationError):
+        first, *more = error.errors(include_url=False)
+        key = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        value = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
+        return f"{key}{first['msg']}{value}" + (f"; {len(more)} more" if more else "")
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def shown(value: object) -> str:
+    """A value in a message."""
+    return _SHORT.repr(value)
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why nothing can be written in a folder, to ask before anything slow happens; None where it can.
+
+    A folder that is not there yet is asked for by the nearest one that is. The file that is tried never gets a name, so
+    nothing stays behind.
+    """
+    try:
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def file_sha256(path: Path) -> str:

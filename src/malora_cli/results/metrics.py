@@ -6,7 +6,8 @@ stay exact; divide by ``tokens`` for the loss a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Annotated, Literal
@@ -124,24 +125,42 @@ class MetricsLog:
         self.path = path
 
     def append(self, event: Event) -> None:
-        """Add one event as one line, on disk when this returns to the caller's file system."""
+        """Add one event as one line, on disk when this returns to the caller's file system.
+
+        Raises:
+            OSError: It cannot be written, and names the file.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(event.model_dump_json(exclude_none=True) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(event.model_dump_json(exclude_none=True) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def __iter__(self) -> Iterator[Event]:
         if not self.path.exists():
             return
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                # A killed run may leave the start of a line; everything before it stands.
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    event = _EVENT.validate_json(line)
-                except ValueError as error:
-                    raise damaged(self.path, f"log's line {number}", error) from error
-                yield event
+        try:
+            with self.path.open("rb") as file:
+                yield from self._events(file)
+        except OSError as error:
+            raise damaged(self.path, "log", error) from error
+
+    def _events(self, lines: Iterable[bytes]) -> Iterator[Event]:
+        numbered = enumerate(lines, start=1)
+        for number, line in numbered:
+            # A killed run may leave the start of a line; everything before it stands.
+            if not line.endswith(b"\n"):
+                return
+            try:
+                event = _EVENT.validate_json(line)
+            except ValueError as error:
+                if any(_is_event(later) for _, later in numbered):
+                    raise damaged(self.path, f"log's line {number}", error, fix="Remove that line.") from error
+                # Such as the zeros that a machine leaves which loses its power.
+                warnings.warn(f"{self.path}: the end of the log is damaged, from line {number} on", stacklevel=3)
+                return
+            yield event
 
     def train(self) -> list[TrainEvent]:
         """All log steps, oldest first."""
@@ -155,3 +174,11 @@ class MetricsLog:
         """Drop what was logged after ``step``: a run resumed there logs it again."""
         kept = [event for event in self if event.step <= step]
         write_text(self.path, "".join(event.model_dump_json(exclude_none=True) + "\n" for event in kept))
+
+
+def _is_event(line: bytes) -> bool:
+    try:
+        _EVENT.validate_json(line)
+    except ValueError:
+        return False
+    return True

@@ -9,10 +9,13 @@ RUN/experts.json     what the trained experts have in common, for routed methods
 RUN/eval/            one JSON an evaluation, and the predictions behind it
 RUN/report/          index.html
 RUN/trouble/         the rows of steps whose loss or gradient was no number
+RUN/.lock            held by the process that writes the run, beside .writer.json that names it (see lock.py)
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,13 +24,16 @@ from shlex import quote
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from malora_cli.errors import RunError
 from malora_cli.results.evaluation import EvalResult
-from malora_cli.results.files import damaged, read_json, write_json, write_text
+from malora_cli.results.files import damaged, is_scratch, read_json, shown, write_json, write_text
 from malora_cli.results.metrics import MetricsLog
+from malora_cli.results.record import Record
 from malora_cli.yaml_lines import Origin, read_text, read_yaml
+
+_CHECKPOINT = re.compile(r"step-([0-9]+)")
 
 
 class RunStatus(StrEnum):
@@ -37,34 +43,29 @@ class RunStatus(StrEnum):
     FINISHED = "finished"
 
 
-class UnusedRows(BaseModel):
+class UnusedRows(Record):
     """Rows of a source that were not used, for one reason."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     reason: str
     rows: int
     samples: list[int] = Field(description="some of them, counted from 1")
 
 
-class TaskData(BaseModel):
+class TaskData(Record):
     """Where the rows of one split came from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     rows: int
     sha256: str = Field(description="of the encoded rows, in order")
     read: int | None = Field(default=None, description="rows of the source")
     cut: int = Field(default=0, description="rows of which the length policy used a part, or made several")
-    unused: list[UnusedRows] = []
+    unused: list[UnusedRows] = Field(default=[])
 
 
-class Manifest(BaseModel):
+class Manifest(Record):
     """What a run says about itself. ``seeds`` and hashes are what is needed to repeat it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    run_id: str | None = Field(default=None, description="of this run alone; its checkpoints bear it too")
     status: RunStatus
     created: str = Field(description="UTC, ISO 8601")
     steps: int = Field(description="optimiser steps done")
@@ -85,6 +86,12 @@ class Manifest(BaseModel):
 def checkpoint_name(step: int) -> str:
     """Name of the folder of a step's checkpoint."""
     return f"step-{step:07d}"
+
+
+def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
+    """Step and folder of every checkpoint, oldest first."""
+    found = ((_CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("step-*") if path.is_dir())
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def utc_now() -> str:
@@ -140,9 +147,37 @@ class RunRecord:
         return self.path / "report" / "index.html"
 
     @property
+    def lock_path(self) -> Path:
+        """What the process that writes the run has locked."""
+        return self.path / ".lock"
+
+    @property
+    def writer_path(self) -> Path:
+        """Which process that is."""
+        return self.path / ".writer.json"
+
+    @property
     def exists(self) -> bool:
         """Whether the folder holds a run that got as far as its manifest."""
         return self.manifest_path.is_file()
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing lies here, or only what a run leaves that was killed before it wrote its manifest."""
+        if not self.path.exists():
+            return True
+        if not self.path.is_dir():
+            return False
+        found = {path.name for path in self.path.iterdir() if not is_scratch(path)}
+        ours = {self.lock_path.name, self.writer_path.name}
+        if self.writer_path.name in found:  # which no recipe has beside it that somebody keeps here
+            ours.add(self.recipe_path.name)
+        return found <= ours
+
+    def free_name(self) -> str:
+        """The nearest name of a run that is not taken here."""
+        names = (f"{self.name}-{number}" for number in itertools.count(2))
+        return next(name for name in names if not self.path.with_name(name).exists())
 
     @property
     def manifest(self) -> Manifest:
@@ -179,6 +214,9 @@ class RunRecord:
             document = read_yaml(read_text(path), lambda line: Origin(f"line {line}", path.parent))
             if document.problems or not isinstance(document.data, dict):
                 raise ValueError("; ".join(map(str, document.problems)) or "it is no mapping")
+            for section, settings in document.data.items():
+                if not isinstance(settings, dict):
+                    raise ValueError(f"{section}: not a mapping, got {shown(settings)}")
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise damaged(path, "recipe", error) from error
         return document.data
@@ -219,7 +257,7 @@ class RunRecord:
             self.require_finished()
             return self.adapter_dir
         if not self.checkpoint(step).is_dir():
-            steps = sorted(int(path.name.removeprefix("step-")) for path in self.checkpoints_dir.glob("step-*"))
+            steps = [step for step, _ in checkpoints_in(self.checkpoints_dir)]
             raise RunError(
                 f"there is no checkpoint of step {step}",
                 where=str(self.path),

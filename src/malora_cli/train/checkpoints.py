@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import random
-import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from malora_cli.results import checkpoint_name, file_sha256, read_json, write_json
+from malora_cli.errors import RunError
+from malora_cli.results import checkpoint_name, checkpoints_in, file_sha256, read_json, write_json
+from malora_cli.results.files import damaged, flush
 from malora_cli.train import sharding
 
-_NAME = re.compile(r"step-(\d+)")
 _TENSORS = "training_state.safetensors"
 _VALUES = "training_state.json"
 _CONTENTS = "checkpoint.json"
@@ -29,15 +30,12 @@ _CONTENTS = "checkpoint.json"
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
+    return [path for _, path in checkpoints_in(folder)]
 
 
 def step_of(checkpoint: Path) -> int:
     """The optimiser step a checkpoint was written after."""
-    match = _NAME.fullmatch(checkpoint.name)
-    if match is None:
-        raise ValueError(f"{checkpoint} is no checkpoint")
-    return int(match[1])
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def prune(folder: Path, *, newest: int, best: int = 0, of_tasks: bool = False) -> None:
@@ -63,7 +61,11 @@ def prune(folder: Path, *, newest: int, best: int = 0, of_tasks: bool = False) -
 
 def held_out_losses(paths: Sequence[Path]) -> dict[Path, dict[str, float]]:
     """The held-out loss of every task by checkpoint, those of steps without an evaluation left out."""
-    return {path: losses for path in paths if (losses := load_extra(path).get("held_out"))}
+    found = {}
+    for path in paths:
+        with suppress(RunError):  # damaged, and not one that is gone on from: it has no loss to be kept for
+            found[path] = load_extra(path).get("held_out")
+    return {path: losses for path, losses in found.items() if losses}
 
 
 def best_of_tasks(losses: Mapping[Path, Mapping[str, float]]) -> dict[str, Path]:
@@ -89,21 +91,34 @@ def clear_scratch(folder: Path) -> None:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files; None where they are those that were written."""
     try:
-        files = read_json(checkpoint / _CONTENTS)["files"]
+        contents = read_json(checkpoint / _CONTENTS)
+        if contents.get("step", step_of(checkpoint)) != step_of(checkpoint):
+            return f"it is of step {contents['step']}"
+        files = contents["files"]
         wrong = next((name for name, sha256 in files.items() if file_sha256(checkpoint / name) != sha256), None)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"{getattr(error, 'filename', None) or checkpoint / _CONTENTS} cannot be read"
     return f"{wrong} is not what was written" if wrong else None
 
 
-def newest_intact(folder: Path) -> Path | None:
+def newest_intact(folder: Path, run_id: str | None = None) -> Path | None:
     """The newest checkpoint that is as it was written; damaged ones are warned of and taken away.
 
     Taken away, since they would count among those to keep, and the run writes them again.
+
+    Args:
+        folder: Where they lie.
+        run_id: That of the run which goes on.
+
+    Raises:
+        RunError: It is another run's.
     """
     for checkpoint in reversed(checkpoints(folder)):
         wrong = damage(checkpoint)
         if wrong is None:
+            if read_json(checkpoint / _CONTENTS).get("run_id") != run_id:
+                fix = "Move it away, and resume again."
+                raise RunError("this checkpoint is another run's", where=str(checkpoint), fix=fix)
             return checkpoint
         warnings.warn(f"checkpoint {checkpoint} is damaged ({wrong}); an earlier one is taken", stacklevel=2)
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -118,18 +133,22 @@ def begin(folder: Path, step: int) -> Path:
     return scratch
 
 
-def commit(scratch: Path) -> Path:
-    """Note the hash of every file of a scratch folder, flush it to disk and give it its name, in one rename."""
+def commit(scratch: Path, run_id: str | None = None) -> Path:
+    """Note the hash of every file of a scratch folder, flush it to disk and give it its name, in one rename.
+
+    Args:
+        scratch: From `begin`.
+        run_id: Whose checkpoint it is.
+    """
+    final = scratch.with_name(scratch.name.removeprefix(".writing-"))
     (scratch / _CONTENTS).unlink(missing_ok=True)
     files = {str(path.relative_to(scratch)): file_sha256(path) for path in scratch.rglob("*") if path.is_file()}
-    write_json(scratch / _CONTENTS, {"files": files})
-    for path in scratch.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    final = scratch.with_name(scratch.name.removeprefix(".writing-"))
-    if final.exists():  # the same step, written again by a resumed run
+    write_json(scratch / _CONTENTS, {"run_id": run_id, "step": step_of(final), "files": files})
+    flush(scratch)
+    if final.is_dir():  # the same step, written again by a resumed run
         shutil.rmtree(final)
+    else:
+        final.unlink(missing_ok=True)
     return scratch.rename(final)
 
 
@@ -178,35 +197,49 @@ def save_training_state(
 
 def load_optimizer_and_scheduler(folder: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:
     """Bring optimiser and scheduler to where the checkpoint was written."""
-    values, tensors = read_json(folder / _VALUES), load_file(folder / _TENSORS)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            index, _, slot = rest.partition(".")
-            state.setdefault(int(index), {})[slot] = tensor
-    state = sharding.spread_like(optimizer, state)
-    optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
-    scheduler.load_state_dict({**scheduler.state_dict(), **values["scheduler"]})
+    with _reading(folder):
+        values, tensors = read_json(folder / _VALUES), load_file(folder / _TENSORS)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, _, slot = rest.partition(".")
+                state.setdefault(int(index), {})[slot] = tensor
+        state = sharding.spread_like(optimizer, state)
+        optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+        scheduler.load_state_dict({**scheduler.state_dict(), **values["scheduler"]})
 
 
 def processes_of(folder: Path) -> int:
     """How many processes wrote a checkpoint."""
-    return len(read_json(folder / _VALUES)["generators"])
+    with _reading(folder):
+        return len(read_json(folder / _VALUES)["generators"])
 
 
 def load_random_state(folder: Path, rank: int) -> None:
     """Bring this process's random generators to where the checkpoint was written."""
-    generator, tensors = read_json(folder / _VALUES)["generators"][rank], load_file(folder / _TENSORS)
-    version, keys, gauss = generator["python"]
-    random.setstate((version, tuple(keys), gauss))
-    kind, numbers, *rest = generator["numpy"]
-    np.random.set_state((kind, np.asarray(numbers, dtype=np.uint32), *rest))
-    torch.set_rng_state(tensors[f"rng.{rank}.torch"])
-    if f"rng.{rank}.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors[f"rng.{rank}.cuda"])
+    with _reading(folder):
+        generator, tensors = read_json(folder / _VALUES)["generators"][rank], load_file(folder / _TENSORS)
+        version, keys, gauss = generator["python"]
+        random.setstate((version, tuple(keys), gauss))
+        kind, numbers, *rest = generator["numpy"]
+        np.random.set_state((kind, np.asarray(numbers, dtype=np.uint32), *rest))
+        torch.set_rng_state(tensors[f"rng.{rank}.torch"])
+        if f"rng.{rank}.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors[f"rng.{rank}.cuda"])
 
 
 def load_extra(folder: Path) -> dict[str, Any]:
     """The further values that were saved with a checkpoint."""
-    return dict(read_json(folder / _VALUES)["extra"])
+    with _reading(folder):
+        return dict(read_json(folder / _VALUES)["extra"])
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Within the block, what is not as it was saved is one line."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        fix = "Remove this checkpoint, and the one before it is taken."
+        raise damaged(folder, "training state", error, fix=fix) from error

@@ -1,0 +1,204 @@
+"""Run folders that two want at once, that a kill left half begun, or that cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from malora_cli.errors import RunError
+from malora_cli.results import RunRecord, check_not_written, read_json, why_unwritable, write_text, writing
+from malora_cli.results.files import flush
+from run_records import manifest, run_record
+
+_HOLDER = (
+    "import sys, time\nfrom pathlib import Path\nfrom malora_cli.results import RunRecord, writing\n"
+    "with writing(RunRecord(Path(sys.argv[1]))):\n    print('held', flush=True)\n    time.sleep(60)\n"
+)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    return RunRecord(tmp_path / "runs" / "r")
+
+
+# ---------------------------------------------------------------- two at once
+
+
+def _write_a_manifest(record: RunRecord) -> None:
+    with writing(record):
+        record.write_manifest(manifest())
+        check_not_written(record)
+
+
+def test_the_second_writer_is_told_who_the_first_is(record: RunRecord) -> None:
+    with subprocess.Popen([sys.executable, "-c", _HOLDER, str(record.path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        for attempt in (lambda: writing(record).__enter__(), lambda: check_not_written(record)):
+            with pytest.raises(RunError) as caught:
+                attempt()
+            assert re.fullmatch(
+                rf"{record.path}: another process is writing this run \(process {holder.pid} on "
+                rf"{re.escape(socket.gethostname())}, since \d{{4}}-\S+\)\. Wait until it is done, or take another "
+                rf"name: output\.name=r-2",
+                str(caught.value),
+            )
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    check_not_written(record)
+    assert record.free, "what a killed writer leaves is no run, and blocks nobody"
+    with writing(record):
+        assert read_json(record.writer_path)["process"] == os.getpid()
+    assert not record.lock_path.exists()
+
+
+def test_nothing_is_left_where_nothing_was_written(record: RunRecord) -> None:
+    with pytest.raises(KeyError), writing(record):
+        raise KeyError
+    assert not record.path.parent.exists()
+    record.path.mkdir(parents=True)
+    with writing(record):
+        assert record.free
+    assert list(record.path.iterdir()) == []
+    with writing(record):
+        record.write_manifest(manifest())
+    assert [path.name for path in record.path.iterdir()] == ["manifest.json"]
+
+
+def test_a_file_system_without_locks_is_said(record: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match="this file system has no locks"):
+        _write_a_manifest(record)
+    assert record.exists
+
+
+def test_a_run_that_cannot_be_locked_is_an_error_of_the_system(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(record.path))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(OSError, match="Read-only"), writing(record):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("names", "free"),
+    [
+        ([], True),
+        ([".lock"], True),
+        ([".lock", ".writer.json", f".malora-{socket.gethostname()}-1.tmp"], True),
+        ([".lock", ".writer.json", "recipe.yaml"], True),
+        (["recipe.yaml"], False),  # somebody keeps it there
+        ([".lock", ".writer.json", "notes.txt"], False),
+        (["manifest.json"], False),
+    ],
+)
+def test_what_a_killed_start_leaves_is_known(names: list[str], free: bool, record: RunRecord) -> None:
+    assert record.free
+    record.path.mkdir(parents=True)
+    for name in names:
+        (record.path / name).touch()
+    assert record.free is free
+    assert not RunRecord(record.path / name if names else Path(__file__)).free
+
+
+# ---------------------------------------------------------------- files
+
+
+def _ended_process() -> int:
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+def test_scratch_files_are_of_one_process_and_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, mine = socket.gethostname(), os.getpid()
+    ended = tmp_path / f".malora-{host}-{_ended_process()}.tmp"
+    living, elsewhere = tmp_path / f".malora-{host}-{os.getppid()}.tmp", tmp_path / ".malora-elsewhere-1.tmp"
+    for path in (ended, living, elsewhere):
+        path.write_text("half")
+    seen: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (seen.extend(path.name for path in tmp_path.iterdir()), fsync(file)))
+    write_text(tmp_path / "x", "whole")
+    assert f".malora-{host}-{mine}.tmp" in seen
+    assert {path.name for path in tmp_path.iterdir()} == {"x", living.name, elsewhere.name}
+
+
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_text(tmp_path / "x", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_text(tmp_path / "x", "new")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "x"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x": "old"}
+    with pytest.raises(OSError, match="No space left"):
+        flush(tmp_path)
+
+
+def test_whether_a_folder_can_be_written(tmp_path: Path) -> None:
+    assert why_unwritable(tmp_path) is None
+    assert why_unwritable(tmp_path / "a" / "b") is None
+    (tmp_path / "file").touch()
+    assert why_unwritable(tmp_path / "file" / "b") == "Not a directory"
+    assert why_unwritable(tmp_path / ("n" * 300)) == "File name too long"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"steps": 3', '"steps": "many"', r"steps: Input should be a valid integer, .*, got 'many'"),
+        ('"train_seconds": 0.0', '"train_seconds": NaN', r"not valid JSON: NaN"),
+        ('"train_seconds": 0.0', '"train_seconds": 1e999', r"train_seconds: Input should be a finite number, got inf"),
+        ('"status": "finished"', '"status": "lost"', r"status: Input should be 'running' or 'finished', got 'lost'"),
+        ('"versions": {}', '"versions": ' + "[" * 100_000 + "]" * 100_000, r"not valid JSON: nested too deeply"),
+        ('"versions": {}', '"versions": ' + "[" * 200 + "]" * 200, r"versions: Input should be .*, got \[\[.*\.\.\..*"),
+        ('"rows": 1', '"rows": null', r"train_data\.a\.rows: Input should be a valid integer, got None; 1 more"),
+        ('"versions": {},', "", r"versions: Field required"),
+        (
+            '"versions": {},',
+            '"versions": {}',
+            r"not valid JSON: Expecting ',' delimiter: line \d+ column \d+ \(char \d+\)",
+        ),
+    ],
+)
+def test_a_damaged_manifest_names_the_key_and_the_value(old: str, new: str, reason: str, tmp_path: Path) -> None:
+    record = run_record(tmp_path, "r")
+    text = record.manifest_path.read_text()
+    assert old in text
+    record.manifest_path.write_text(text.replace(old, new))
+    with pytest.raises(RunError) as caught:
+        _ = record.manifest
+    line = rf"{record.manifest_path}: the manifest cannot be read \({reason}\)"
+    assert re.fullmatch(line, str(caught.value)), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("train: 5\n", "train: not a mapping, got 5"), ("a: " + "[" * 5000, "values are nested more than 64 deep")],
+)
+def test_a_recipe_of_another_shape_is_one_line(text: str, reason: str, tmp_path: Path) -> None:
+    record = run_record(tmp_path, "r")
+    record.recipe_path.write_text(text)
+    with pytest.raises(RunError, match=re.escape(f"the recipe cannot be read ({reason}")):
+        _ = record.recipe
