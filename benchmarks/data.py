@@ -49,8 +49,8 @@ from malora_cli.data.tasks import load_tasks  # noqa: E402
 from malora_cli.modeling import load_tokenizer, resolve_base  # noqa: E402
 from malora_cli.recipe import MixSettings, ModelSettings, SourceSettings, TrainSettings  # noqa: E402
 from malora_cli.results import write_json  # noqa: E402
+from malora_cli.train.materials import gather, prepare_model  # noqa: E402
 from malora_cli.train.probe import measure_longest_step  # noqa: E402
-from malora_cli.train.run import gather, prepare_model  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = ModelSettings(base="smollm2-135m-instruct")

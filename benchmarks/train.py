@@ -84,7 +84,7 @@ def trl(packed: bool, recipe: str, folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from malora_cli.train.run import gather
+    from malora_cli.train.materials import gather
 
     materials = gather(read_recipe(recipe, settings()).recipe)
     rows = []

@@ -193,10 +193,12 @@ def full_run(folder: Path) -> RunRecord:
     record = bare_run(folder)
     sums = {"domain": "arithmetic", "system": "", "loss_weight": 2.0}
     adapted = {
-        "mix": {"description": "Three tasks.", "weighting": "bandit", "adapt_every": 10, "tasks": {"sums": sums}},
-        "train": {**RECIPE["train"], "loss_weighting": "uncertainty", "surgery": "pcgrad", "patience": 1},
+        "mix": {"description": "Three tasks.", "weighting": "uniform", "tasks": {"sums": sums}},
+        "remedies": {"patience": {"evaluations": 1}},
     }
     record.write_recipe(yaml.safe_dump({**RECIPE, **adapted}, sort_keys=False))
+    said = {"remedies": {"patience": "Each task has an end.", "other": "Something else is done."}}
+    record.write_manifest(record.manifest.model_copy(update=said))
     training(record, TASKS, routed=True)
     adapts = {
         "task_share": {"sums": 0.75, "reverse_words": 0.0, "cipher": 0.25},

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from malora_cli.data.changing import ChangingOrder
 from malora_cli.data.order import MixtureOrder
-from malora_cli.errors import DataError, RecipeError, RunError
+from malora_cli.errors import RecipeError, RunError
 from malora_cli.results import EvalEvent, RunRecord, TaskLoss, stopped
 from malora_cli.train import checkpoints
-from malora_cli.train.bandit import Bandit, exploration
+from malora_cli.train.remedies._base import Situation
+from malora_cli.train.remedies.bandit import Bandit, BanditSettings, exploration
+from malora_cli.train.remedies.uncertainty import Uncertainty, UncertaintySettings
 from malora_cli.train.trainer import MaloraTrainer
-from malora_cli.train.uncertainty import UncertaintyWeights
 from train_runs import Killed, kill_at, load, measured, rewrite, same_weights, train_run, workplace
 
 _NUMBERS = itertools.count()
@@ -138,31 +139,45 @@ def test_the_past_cannot_be_changed() -> None:
 # The bandit
 
 
+def _situation(tasks: int) -> Situation:
+    return Situation([f"task{number}" for number in range(tasks)], seed=0, device=torch.device("cpu"))
+
+
+def _bandit(tasks: int) -> Bandit:
+    return Bandit(BanditSettings(), _situation(tasks))
+
+
+def _shares(bandit: Bandit, losses: list[float | None]) -> list[float]:
+    """Its shares after it has learned of some losses."""
+    bandit.learn_of(losses)
+    return bandit.factors
+
+
 @given(st.lists(st.lists(st.floats(0, 8), min_size=3, max_size=3), min_size=1, max_size=30))
 def test_the_bandit_is_exp3_with_averaged_importance_weighted_losses(losses: list[list[float]]) -> None:
-    bandit, rewards, shares = Bandit(3), [0.0] * 3, [1 / 3] * 3
+    bandit, rewards, shares = _bandit(3), [0.0] * 3, [1 / 3] * 3
     for t, row in enumerate(losses, 1):
         rewards = [0.9 * r + 0.1 * loss / share for r, loss, share in zip(rewards, row, shares, strict=True)]
         rate_before = min(1 / 3, sqrt(log(3) / (3 * (t - 1)))) if t > 1 else 1 / 3
         rate = min(1 / 3, sqrt(log(3) / (3 * t)))
         appeal = [exp(rate_before * reward) for reward in rewards]
         shares = [(1 - 3 * rate) * value / sum(appeal) + rate for value in appeal]
-        assert bandit.update(row) == pytest.approx(shares)
+        assert _shares(bandit, [*row]) == pytest.approx(shares)
     assert sum(bandit.shares) == pytest.approx(1)
     assert min(bandit.shares) >= exploration(3, len(losses)) - 1e-12
 
 
 def test_a_task_with_a_higher_loss_is_drawn_more_and_more() -> None:
-    bandit = Bandit(2)
-    shares = [bandit.update([3.0, 0.5])[0] for _ in range(40)]
+    bandit = _bandit(2)
+    shares = [_shares(bandit, [3.0, 0.5])[0] for _ in range(40)]
     assert shares[-1] > shares[5] >= 0.5
     waiting = bandit.rewards[1]
-    bandit.update([3.0, None])
+    bandit.learn_of([3.0, None])
     assert bandit.rewards[1] == waiting
 
 
 def test_one_task_has_all_of_it() -> None:
-    assert Bandit(1).update([2.0]) == [1.0]
+    assert _shares(_bandit(1), [2.0]) == [1.0]
 
 
 def _seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[tuple[int, ...]]]:
@@ -179,7 +194,7 @@ def _seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[tuple[int, ...]]]:
     return rows
 
 
-BANDIT = ["mix.weighting=bandit", "mix.adapt_every=2", "train.steps=10", "train.checkpoint_every=3"]
+BANDIT = ["remedies.bandit.every=2", "train.steps=10", "train.checkpoint_every=3"]
 
 
 def test_a_run_with_a_bandit_draws_by_it_and_resumes_to_the_same_bits(
@@ -199,19 +214,15 @@ def test_a_run_with_a_bandit_draws_by_it_and_resumes_to_the_same_bits(
         _killed_and_resumed(whole, recipe, step, next(name), *BANDIT)
 
 
-def test_shares_adapt_with_a_bandit_only(recipe: Path, name: Iterator[str]) -> None:
-    assert load(recipe, "mix.weighting=bandit").recipe.mix.adapt_every == 10
-    assert load(recipe).recipe.mix.adapt_every is None
-    with pytest.raises(RecipeError, match="shares adapt with 'weighting: bandit', not 'uniform'"):
-        load(recipe, "mix.adapt_every=3")
-    for setting, what in (("mix.weighting=bandit", "bandit weighting"), ("train.patience=2", "patience")):
-        with pytest.raises(DataError, match=rf"train.stop: first_exhausted goes by shares that stay .* {what} changes"):
-            train_run(recipe, next(name), setting, "train.steps=null", "train.stop=first_exhausted")
+def test_what_changes_shares_does_not_go_with_an_end_by_shares(recipe: Path) -> None:
+    for name in ("bandit", "patience"):
+        with pytest.raises(RecipeError, match=rf"remedies: {name} changes the shares .* train.stop: first_exhausted"):
+            load(recipe, f"remedies.{name}={{}}", "train.steps=null", "train.stop=first_exhausted")
 
 
 def test_a_bandits_shares_are_of_the_mixs_unit(recipe: Path, name: Iterator[str]) -> None:
     """Exploration leaves every task a third of the tokens at first, and losses are alike, so that shares stay near."""
-    settings = ["mix.weighting=bandit", "mix.unit=label_tokens", "mix.adapt_every=1", "train.log_every=1"]
+    settings = ["remedies.bandit.every=1", "mix.unit=label_tokens", "train.log_every=1"]
     record = train_run(recipe, next(name), *settings)
     first, later = record.manifest.task_share, record.metrics.train()[-1].task_share
     assert first["add"] == pytest.approx(2 * first["copy"])
@@ -255,7 +266,13 @@ def test_a_task_is_stopped_after_so_many_evaluations_without_a_low(losses: list[
     assert stopped(_evals(a=losses, b=other), 2) == ({"a"} if expected else set())
 
 
-PATIENT = ["train.patience=1", "train.eval_every=2", "train.steps=30", "train.checkpoint_every=4", "train.log_every=1"]
+PATIENT = [
+    "remedies.patience.evaluations=1",
+    "train.eval_every=2",
+    "train.steps=30",
+    "train.checkpoint_every=4",
+    "train.log_every=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -319,29 +336,29 @@ def test_the_best_checkpoint_of_every_task_is_kept(recipe: Path, name: Iterator[
 
 
 def test_the_loss_is_that_of_the_paper_a_token() -> None:
-    weights = UncertaintyWeights(2, torch.device("cpu"))
-    weights.restore([0.4, -1.0])
+    weights = Uncertainty(UncertaintySettings(), _situation(2))
+    weights.restore({"log_variance": [0.4, -1.0]})
     nats, tasks = torch.tensor([2.0, 3.0, 0.5]), torch.tensor([0, 1, 0])
     expected = [exp(-0.4) * 2.0 + 0.2, exp(1.0) * 3.0 - 0.5, exp(-0.4) * 0.5 + 0.2]
-    torch.testing.assert_close(weights(nats, tasks), torch.tensor(expected))
-    weights(nats, tasks).sum().backward()
+    torch.testing.assert_close(weights.weigh(nats, tasks), torch.tensor(expected))
+    weights.weigh(nats, tasks).sum().backward()
     torch.testing.assert_close(weights.log_variance_N.grad, torch.tensor([1 - exp(-0.4) * 2.5, 0.5 - exp(1.0) * 3.0]))
 
 
 def test_learned_weights_settle_at_half_the_inverse_loss() -> None:
     """Where the derivative of ``exp(-s) L + s / 2`` is zero."""
-    weights = UncertaintyWeights(2, torch.device("cpu"))
+    weights = Uncertainty(UncertaintySettings(), _situation(2))
     optimiser = torch.optim.AdamW(weights.parameters(), lr=0.05, weight_decay=0.0)
     for _ in range(1000):
         optimiser.zero_grad()
-        weights(torch.tensor([2.0, 0.25]), torch.tensor([0, 1])).sum().backward()
+        weights.weigh(torch.tensor([2.0, 0.25]), torch.tensor([0, 1])).sum().backward()
         optimiser.step()
-    assert weights.by_task(["a", "b"]) == pytest.approx({"a": 0.25, "b": 2.0}, rel=1e-3)
+    assert weights.log()["loss_weight"] == pytest.approx({"task0": 0.25, "task1": 2.0}, rel=1e-3)
 
 
-@pytest.mark.parametrize("surgery", ["null", "pcgrad"])
+@pytest.mark.parametrize("surgery", ["false", "{}"])
 def test_a_run_learns_its_weights_and_resumes_to_the_same_bits(surgery: str, recipe: Path, name: Iterator[str]) -> None:
-    settings = ["train.loss_weighting=uncertainty", f"train.surgery={surgery}", "train.steps=8"]
+    settings = ["remedies.uncertainty={}", f"remedies.pcgrad={surgery}", "train.steps=8"]
     whole, plain = train_run(recipe, next(name), *settings), train_run(recipe, next(name), *settings[1:])
     weights = [event.loss_weight or {} for event in whole.metrics.train()]
     assert all(0 < weight < 1 for weight in weights[-1].values()), "losses are above half a nat"

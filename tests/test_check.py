@@ -11,8 +11,9 @@ import torch
 from malora_cli.cli import main
 from malora_cli.data.batch import Packer
 from malora_cli.data.statement import longest_step, rendered, state
+from malora_cli.train.materials import gather, prepare_model
 from malora_cli.train.probe import measure_longest_step
-from malora_cli.train.run import gather, prepare_model, train
+from malora_cli.train.run import train
 from train_runs import SilentView, load, losses, same_weights, train_run, workplace
 
 

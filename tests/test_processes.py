@@ -69,8 +69,8 @@ def test_two_processes_train_as_one(method: str, recipe: Path) -> None:
 
 def test_shares_and_weights_change_alike_in_every_process(recipe: Path) -> None:
     """The bandit and the learned weights go by the losses of all processes; so does a task's end."""
-    settings = [*SAME, "mix.weighting=bandit", "mix.adapt_every=2", "train.loss_weighting=uncertainty"]
-    settings += ["train.patience=2", "train.eval_every=2", "method={name: lora, r: 4, lora_dropout: 0}"]
+    settings = [*SAME, "remedies.bandit.every=2", "remedies.uncertainty={}"]
+    settings += ["remedies.patience.evaluations=2", "train.eval_every=2", "method={name: lora, r: 4, lora_dropout: 0}"]
     one = train_run(recipe, *settings, "output.name=one-adapts")
     result = malora(recipe, *settings, "output.name=two-adapts", "--nproc", "2")
     assert result.returncode == 0, result.stderr
@@ -138,7 +138,7 @@ def die_at_step_5(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[
 
 def test_shares_of_several_processes_come_back(recipe: Path) -> None:
     """The losses that the bandit has not taken in yet are each process's own."""
-    settings = ["mix.weighting=bandit", "mix.adapt_every=3", "train.log_every=1"]
+    settings = ["remedies.bandit.every=3", "train.log_every=1"]
     assert malora(recipe, *settings, "output.name=bandit", "--nproc", "2").returncode == 0
     assert die_at_step_5(recipe, *settings, "output.name=bandit-died").returncode != 0
     assert malora(recipe, *settings, "output.name=bandit-died", "--resume", "--nproc", "2").returncode == 0

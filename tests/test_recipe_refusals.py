@@ -101,7 +101,7 @@ def test_a_mistyped_section_is_told_as_missing_and_as_unknown() -> None:
     ("old", "new", "line"),
     [
         ("uniform", "equal", "mixes/sums.yaml:2: mix.weighting: got 'equal'; must be one of proportional, uniform, "
-         "temperature, explicit, bandit"),
+         "temperature, explicit"),
         ("uniform", "explicit", "mixes/sums.yaml:3: mix.tasks: explicit weighting needs a weight for every task; "
          "missing for 'plus', 'minus'"),
         ("max_new_tokens: 8", "weight: 2", "mixes/sums.yaml:3: mix.tasks: weights go with 'weighting: explicit', not "

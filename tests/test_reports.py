@@ -283,27 +283,18 @@ def test_remedies_say_what_was_chosen_and_what_it_came_to(full: RunRecord) -> No
     shown = page(full)
     text = shown.text("remedies")
     for line in (
-        "A bandit adapts how often each task is drawn every 10 steps",
         "The recipe weighs the tasks' losses.",
-        "Weights of the tasks' losses are learned",
-        "PCGrad; Yu et al., arXiv 2001.06782",
-        "A task is no longer drawn after an evaluation without a new low",
+        "Each task has an end.",
+        "Something else is done.",
     ):
         assert line in text
     assert shown.row("remedies", "sums") == ["33.3%", "75.0%", "1", "100", "50"]
     assert shown.row("remedies", "reverse_words") == ["33.3%", "0.0%", "0.5", "–", "100"]
 
 
-@pytest.mark.parametrize(
-    ("recipe", "line"),
-    [
-        ({"mix": {"weighting": "temperature", "temperature": 5.0}}, "to the power of 1 / 5.0"),
-        ({"train": {"surgery": "pcgrad"}}, "PCGrad"),
-    ],
-)
-def test_every_remedy_has_its_line(bare: RunRecord, recipe: dict[str, object], line: str) -> None:
-    bare.write_recipe(yaml.safe_dump(recipe))
-    assert line in page(bare).text("remedies")
+def test_a_temperature_has_its_line_among_the_remedies(bare: RunRecord) -> None:
+    bare.write_recipe(yaml.safe_dump({"mix": {"weighting": "temperature", "temperature": 5.0}}))
+    assert "to the power of 1 / 5.0" in page(bare).text("remedies")
 
 
 def test_reproduce_names_commands_versions_seeds_and_hashes(full: RunRecord) -> None:

@@ -37,7 +37,14 @@ def test_everything_from_users_is_escaped(tmp_path: Path) -> None:
         )
     )
     record.write_recipe(
-        yaml.safe_dump({evil: {evil: evil}, "mix": {"description": evil}, "train": {"steps": evil, "patience": evil}})
+        yaml.safe_dump(
+            {
+                evil: {evil: evil},
+                "mix": {"description": evil},
+                "train": {"steps": evil},
+                "remedies": {"patience": {"evaluations": evil}},
+            }
+        )
     )
     record.metrics.append(EvalEvent(step=0, seconds=1.0, tasks={evil: loss(1.0)}, expert_load=load))
     record.metrics.append(EvalEvent(step=1, seconds=1.0, tasks={evil: loss(1.5)}, expert_load=load))

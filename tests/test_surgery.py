@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malora_cli.errors import RecipeError
-from malora_cli.train.surgery import _SURGERY, combine
+from malora_cli.train.remedies.pcgrad import _SURGERY, combine
 from test_trust import _stopped_at
 from train_runs import losses, same_weights, train_run, workplace
 
@@ -61,11 +61,11 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 def test_a_run_with_surgery_trains_and_resumes_to_the_same_bits(recipe: Path) -> None:
-    whole = train_run(recipe, "output.name=whole", "train.surgery=pcgrad")
+    whole = train_run(recipe, "output.name=whole", "remedies.pcgrad={}")
     plain = train_run(recipe, "output.name=plain")
     assert not same_weights(whole, plain)
-    _stopped_at(recipe, 3, "output.name=stopped", "train.surgery=pcgrad")
-    resumed = train_run(recipe, "output.name=stopped", "train.surgery=pcgrad", resume=True)
+    _stopped_at(recipe, 3, "output.name=stopped", "remedies.pcgrad={}")
+    resumed = train_run(recipe, "output.name=stopped", "remedies.pcgrad={}", resume=True)
     assert same_weights(whole, resumed)
 
 
@@ -73,7 +73,7 @@ def test_without_conflict_it_is_the_plain_gradient(recipe: Path) -> None:
     """Of one task there is nothing to take out."""
     alone = ["method.lora_dropout=0", "mix.weighting=explicit", "train.learning_rate=1e-4", "method.balance_factor=0"]
     alone += ["mix.tasks.copy.weight=1", "mix.tasks.upper.weight=1e-4", "mix.tasks.add.weight=1e-4"]
-    one = train_run(recipe, "output.name=one", *alone, "train.surgery=pcgrad")
+    one = train_run(recipe, "output.name=one", *alone, "remedies.pcgrad={}")
     two = train_run(recipe, "output.name=two", *alone)
     for first, second in zip(losses(one), losses(two), strict=True):
         assert first == pytest.approx(second, abs=1e-5)
@@ -81,5 +81,5 @@ def test_without_conflict_it_is_the_plain_gradient(recipe: Path) -> None:
 
 def test_it_is_for_one_process(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match=r"train.surgery: surgery needs the whole gradient of each task"):
-        train_run(recipe, "output.name=never", "train.surgery=pcgrad")
+    with pytest.raises(RecipeError, match=r"remedies.pcgrad: surgery needs the whole gradient of each task"):
+        train_run(recipe, "output.name=never", "remedies.pcgrad={}")

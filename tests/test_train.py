@@ -22,9 +22,9 @@ from malora_cli.modeling import load_adapter, load_base, resolve_base
 from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import token_nats
 from malora_cli.results import ExpertGeometry, RunRecord
-from malora_cli.train import run as run_module
+from malora_cli.train import materials as materials_module
 from malora_cli.train import trainer as trainer_module
-from malora_cli.train.run import gather
+from malora_cli.train.materials import gather
 from train_runs import adapter, load, losses, measured, rewrite, same_weights, train_run, workplace
 
 LORA = "method={name: lora, r: 4}"
@@ -356,6 +356,6 @@ def test_a_base_model_that_answers_no_number_is_told_apart(
         model.lm_head.weight.data.fill_(torch.nan)
         return model
 
-    monkeypatch.setattr(run_module, "load_base", broken)
+    monkeypatch.setattr(materials_module, "load_base", broken)
     with pytest.raises(MaloraError, match=r"^step 0: the loss of task 'copy' is not a finite number. The base model"):
         train_run(recipe, next(name))

@@ -20,10 +20,11 @@ from malora_cli.errors import DataError, ModelError
 from malora_cli.modeling import base as base_module
 from malora_cli.recipe.schema import ModelSettings, OutputSettings, TrainSettings
 from malora_cli.results import RunRecord
-from malora_cli.train import run as run_module
+from malora_cli.train import arguments as arguments_module
+from malora_cli.train import materials as materials_module
 from malora_cli.train import surroundings
 from malora_cli.train import trainer as trainer_module
-from malora_cli.train.run import gather
+from malora_cli.train.materials import gather
 from train_runs import adapter, load, measured, train_run, workplace
 
 _NUMBERS = itertools.count()
@@ -77,10 +78,7 @@ APART |= {"stop", "not_finite", "max_skipped", "conflict_rows", "keep_best"}
 APART |= {
     "init_seed",
     "dropout_seed",
-    "surgery",
     "keep_best_of_tasks",
-    "patience",
-    "loss_weighting",
     "shard",
     "conflict_every",
 }
@@ -230,7 +228,7 @@ def test_trackers_are_handed_on(recipe: Path, name: Iterator[str], monkeypatch: 
         handed.update(arguments)
         raise SeenError
 
-    monkeypatch.setattr(run_module, "TrainingArguments", spy)
+    monkeypatch.setattr(arguments_module, "TrainingArguments", spy)
     monkeypatch.setattr(surroundings, "get_available_reporting_integrations", lambda: ["wandb", "mlflow"])
     override = next(name)
     with pytest.raises(SeenError):
@@ -299,7 +297,7 @@ def test_a_run_uses_the_models_settings(
         models.append(base_module.load_base(*arguments))
         return models[-1]
 
-    monkeypatch.setattr(run_module, "load_base", spy)
+    monkeypatch.setattr(materials_module, "load_base", spy)
     train_run(recipe, f"model.{field}={value}", "train.steps=1", next(name))
     config = models[0].config
     assert value in {config._attn_implementation, str(config.dtype).removeprefix("torch.")}

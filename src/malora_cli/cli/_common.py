@@ -89,7 +89,7 @@ def interruptible(record: RunRecord | None = None) -> Iterator[None]:
         if record is None:
             say("interrupted: the same command goes on from here", err=True)
         elif record.exists:
-            from malora_cli.train.run import how_to_go_on
+            from malora_cli.train.resuming import how_to_go_on
 
             say(f"interrupted: {how_to_go_on(record)}", err=True)
         else:
@@ -112,13 +112,15 @@ def find_and_tell(run: Path | None, folder: Path) -> RunRecord:
 
 
 def vocabulary() -> Vocabulary:
-    """The methods, formats and metrics there are."""
+    """The methods, remedies, formats and metrics there are."""
     from malora_cli.adapters.methods import METHODS
     from malora_cli.data.formats import FORMATS
     from malora_cli.evals.metrics import METRICS
     from malora_cli.recipe import Vocabulary
+    from malora_cli.train.remedies import REMEDIES
 
-    return Vocabulary(methods=METHODS, formats=FORMATS, metrics=METRICS)
+    remedies = {name: remedy.Settings for name, remedy in REMEDIES.items()}
+    return Vocabulary(methods=METHODS, formats=FORMATS, metrics=METRICS, remedies=remedies)
 
 
 def recipe_file(recipe: str | Path) -> Path:

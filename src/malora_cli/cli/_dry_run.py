@@ -14,7 +14,7 @@ from malora_cli.cli._terminal import plain_table
 from malora_cli.data.statement import state
 from malora_cli.modeling import count_parameters, empty_base, parameter_table, wrap
 from malora_cli.recipe import LoadedRecipe
-from malora_cli.train.run import gather
+from malora_cli.train.materials import gather
 
 
 def print_plan(loaded: LoadedRecipe, console: Console) -> None:

@@ -32,7 +32,7 @@ def check(
     prepare_libraries()
     from malora_cli.cli._statement import print_cost, print_example, print_statement
     from malora_cli.data.statement import rendered, state
-    from malora_cli.train.run import gather, prepare_model
+    from malora_cli.train.materials import gather, prepare_model
 
     console = result_console()
     materials = gather(loaded.recipe)

@@ -50,9 +50,9 @@ def train(
     from malora_cli.cli._statement import print_cost, print_example, print_statement
     from malora_cli.data.statement import rendered, state
     from malora_cli.reports import write_report
+    from malora_cli.train.materials import Materials
     from malora_cli.train.probe import StepCost
     from malora_cli.train.processes import part, writes
-    from malora_cli.train.run import Materials
     from malora_cli.train.run import train as run_training
     from malora_cli.train.view import view_for
 

@@ -109,10 +109,11 @@ def _check_methods(methods: Sequence[str], by_method: Mapping[str, Sequence[str]
 
 def _check_budget(method: str, equal: Recipe, own: Recipe) -> None:
     """Make sure that what one method has to itself is how it learns, not what it learns from or how long."""
+    chosen = [*equal.remedies.chosen.items(), *own.remedies.chosen.items()]
+    shared = {"train": _BUDGET, "method": (), "remedies": [name for name, r in chosen if r.changes_shares]}
     for section in Recipe.model_fields:
         old, new = getattr(equal, section), getattr(own, section)
-        names = _BUDGET if section == "train" else () if section == "method" else type(old).model_fields
-        for name in names:
+        for name in shared.get(section, type(old).model_fields):
             if getattr(old, name) != getattr(new, name):
                 raise RecipeError(
                     f"'{section}.{name}' for {method} alone would make the comparison unequal",

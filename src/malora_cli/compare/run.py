@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from malora_cli.compare.plan import PlannedRun
 from malora_cli.evals.evaluate import evaluate_run
 from malora_cli.results import EvalResult, RunRecord
-from malora_cli.train.run import check_same_recipe, train
+from malora_cli.train.resuming import check_same_recipe
+from malora_cli.train.run import train
 from malora_cli.train.view import View
 
 

@@ -33,7 +33,6 @@ def example_weights(tasks: Sequence[Task], mix: MixSettings) -> list[float]:
         "proportional": sizes,
         "uniform": [1.0] * len(tasks),
         "temperature": [size ** (1 / (mix.temperature or 1.0)) for size in sizes],
-        "bandit": [1.0] * len(tasks),
         "explicit": [task.settings.weight or 0.0 for task in tasks],
     }[mix.weighting]
     return [weight / unit for weight, unit in zip(weights, per_example, strict=True)]
@@ -48,14 +47,12 @@ class Mixture:
         order: Their order.
         steps: Optimiser steps.
         batch_size: Rows of each.
-        adapt_every: Steps from one adaptation of the shares to the next; None leaves them as they are.
     """
 
     tasks: Sequence[Task]
     order: ChangingOrder
     steps: int
     batch_size: int
-    adapt_every: int | None = None
 
     @property
     def share(self) -> dict[str, float]:
@@ -113,13 +110,6 @@ def lay_out(tasks: Sequence[Task], mix: MixSettings, train: TrainSettings) -> Mi
             where=f"task '{tasks[int(order.share.argmin())].name}'",
             fix="Give it more weight, or leave it out.",
         )
-    changing = "bandit weighting" if mix.adapt_every is not None else "patience" if train.patience is not None else None
-    if changing is not None and train.stop != "steps":
-        raise DataError(
-            f"{train.stop} goes by shares that stay as they are, and {changing} changes them",
-            where="train.stop",
-            fix="Set train.steps or train.epochs instead.",
-        )
     wanted = [count * task.settings.repeats for count, task in zip(rows, tasks, strict=True)]
     if train.stop == "first_exhausted":
         steps = order.until_first(wanted) // train.batch_size
@@ -134,4 +124,4 @@ def lay_out(tasks: Sequence[Task], mix: MixSettings, train: TrainSettings) -> Mi
         steps = ceil(order.until_all(wanted) / train.batch_size)
     else:
         steps = train.steps or ceil((train.epochs or 0) * sum(rows) / train.batch_size)
-    return Mixture(tasks, ChangingOrder(order), steps, train.batch_size, mix.adapt_every)
+    return Mixture(tasks, ChangingOrder(order), steps, train.batch_size)

@@ -11,6 +11,7 @@ from malora_cli.recipe.mix_settings import (
 )
 from malora_cli.recipe.packaged import description_of, shipped, shipped_files
 from malora_cli.recipe.problems import InvalidRecipeError
+from malora_cli.recipe.remedies import RemediesSettings, RemedySettings
 from malora_cli.recipe.schema import EvalSettings, ModelSettings, OutputSettings, Recipe, TrainSettings
 from malora_cli.recipe.settings import MethodSettings, Settings
 from malora_cli.recipe.vocabulary import Vocabulary, recipe_schema, recipe_type
@@ -29,6 +30,8 @@ __all__ = [
     "ModelSettings",
     "OutputSettings",
     "Recipe",
+    "RemediesSettings",
+    "RemedySettings",
     "Settings",
     "SourceSettings",
     "TaskSettings",

@@ -20,7 +20,7 @@ Column = Annotated[
     Discriminator(_column_kind),
 ]
 Columns = dict[Text, Column]
-Weighting = Literal["proportional", "uniform", "temperature", "explicit", "bandit"]
+Weighting = Literal["proportional", "uniform", "temperature", "explicit"]
 LengthPolicy = Literal["error", "drop", "truncate_left", "truncate_right", "split"]
 
 
@@ -135,19 +135,13 @@ class MixSettings(Settings):
     description: str | None = Field(default=None, description="What this mix is for, in one line")
     weighting: Weighting = Field(
         default="uniform",
-        description="How often tasks are drawn: by size, equally, by size to the power of 1 / temperature, by the "
-        "weight each task then has, or equally at first and then the more often the higher their loss is",
+        description="How often tasks are drawn: by size, equally, by size to the power of 1 / temperature, or by the "
+        "weight each task then has",
     )
     temperature: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
         validate_default=True,
         description="1 is proportional, the higher the nearer to uniform; only with temperature weighting",
-    )
-    adapt_every: Count | None = Field(
-        default=None,
-        validate_default=True,
-        description="Steps from one adaptation of the shares to the next; only with bandit weighting, and then 10 when "
-        "left out",
     )
     unit: Literal["examples", "label_tokens"] = Field(
         default="examples", description="What sizes, weights and shares count: examples or supervised tokens"
@@ -167,14 +161,6 @@ class MixSettings(Settings):
         if weighting is not None and weighting != "temperature" and temperature is not None:
             raise ValueError(f"a temperature goes with 'weighting: temperature', not '{weighting}'")
         return temperature
-
-    @field_validator("adapt_every")
-    @classmethod
-    def _adapted(cls, every: int | None, info: ValidationInfo) -> int | None:
-        weighting = info.data.get("weighting")
-        if weighting is not None and weighting != "bandit" and every is not None:
-            raise ValueError(f"shares adapt with 'weighting: bandit', not '{weighting}'")
-        return 10 if weighting == "bandit" and every is None else every
 
     @field_validator("tasks")
     @classmethod

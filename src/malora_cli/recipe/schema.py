@@ -1,7 +1,7 @@
 """The recipe: what a run is asked to do. Defaults are the MALoRA paper's where it gives one (arXiv 2410.22782).
 
-The sections are checked here and nowhere else. ``Recipe`` leaves the method open; ``recipe_type`` closes it over
-the methods there are.
+The sections are checked here and nowhere else. ``Recipe`` leaves the method and the remedies open; ``recipe_type``
+closes it over those there are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from malora_cli.recipe.mix_settings import MixSettings
+from malora_cli.recipe.remedies import RemediesSettings
 from malora_cli.recipe.settings import Count, FileName, MethodSettings, Settings, Text
 
 
@@ -106,20 +107,6 @@ class TrainSettings(Settings):
         description="Keep for each task the checkpoint of its own lowest held-out loss besides; steps that are both "
         "evaluated and saved count",
     )
-    patience: Count | None = Field(
-        default=None,
-        description="Evaluations without a new low of its held-out loss after which a task is no longer drawn; the run "
-        "ends when none is; null draws all to the end",
-    )
-    loss_weighting: Literal["fixed", "uncertainty"] = Field(
-        default="fixed",
-        description="Weights of the tasks' losses: each task's loss_weight, or that times one that is learned, which "
-        "is the lower the noisier the task",
-    )
-    surgery: Literal["pcgrad"] | None = Field(
-        default=None,
-        description="Takes out of each task's gradient what would undo another's; holds as many gradients as tasks",
-    )
     not_finite: Literal["halt", "skip"] = Field(
         default="halt", description="What becomes of a step whose loss or gradient is no number"
     )
@@ -199,5 +186,21 @@ class Recipe(Settings):
     method: MethodSettings = Field(description="The adapter method and its settings, told apart by name")
     mix: MixSettings = Field(description="The mixture of tasks: a shipped mix's name, a YAML file or the mix itself")
     train: TrainSettings = Field(description="Length, pace and record of the training")
+    remedies: RemediesSettings = Field(
+        default_factory=RemediesSettings,
+        description="What is done against tasks getting in each other's way; each remedy under its name",
+    )
     eval: EvalSettings = Field(default_factory=EvalSettings, description="The evaluation after training")
     output: OutputSettings = Field(default_factory=OutputSettings, description="Where the run folder goes")
+
+    @field_validator("remedies")
+    @classmethod
+    def _goes_with_the_stop(cls, remedies: RemediesSettings, info: ValidationInfo) -> RemediesSettings:
+        stop = info.data["train"].stop if "train" in info.data else "steps"
+        changing = [name for name, settings in remedies.chosen.items() if settings.changes_shares]
+        if stop != "steps" and changing:
+            raise ValueError(
+                f"{changing[0]} changes the shares of the tasks, and train.stop: {stop} goes by shares that stay as "
+                "they are; set train.steps or train.epochs instead"
+            )
+        return remedies

@@ -1,15 +1,16 @@
-"""The recipe closed over the methods, formats and metrics there are, and its JSON Schema."""
+"""The recipe closed over the methods, remedies, formats and metrics there are, and its JSON Schema."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, reduce
 from operator import or_
 from typing import Any
 
 from pydantic import Field, create_model
 
+from malora_cli.recipe.remedies import RemedySettings, remedies_type
 from malora_cli.recipe.schema import Recipe
 from malora_cli.recipe.settings import MethodSettings
 
@@ -22,26 +23,34 @@ class Vocabulary:
         methods: Settings of each adapter method, by its name.
         formats: Names of the prompt formats.
         metrics: Names of the metrics.
+        remedies: Settings of each remedy, by its name.
     """
 
     methods: Mapping[str, type[MethodSettings]]
     formats: Collection[str]
     metrics: Collection[str]
+    remedies: Mapping[str, type[RemedySettings]] = field(default_factory=dict)
 
 
 def recipe_type(vocabulary: Vocabulary) -> type[Recipe]:
-    """``Recipe`` with its method narrowed to those of the vocabulary, told apart by name."""
-    return _recipe_type(tuple(vocabulary.methods.values()))
+    """``Recipe`` with its method narrowed to those of the vocabulary, told apart by name, and with its remedies."""
+    return _recipe_type(tuple(vocabulary.methods.values()), tuple(vocabulary.remedies.items()))
 
 
-# One class for one set of methods: instances of two classes are never equal, whatever they hold.
+# One class for one vocabulary: instances of two classes are never equal, whatever they hold.
 @cache
-def _recipe_type(methods: tuple[type[MethodSettings], ...]) -> type[Recipe]:
+def _recipe_type(
+    methods: tuple[type[MethodSettings], ...], remedies: tuple[tuple[str, type[RemedySettings]], ...]
+) -> type[Recipe]:
     description = Recipe.model_fields["method"].description
     union: Any = reduce(or_, methods)
     # pydantic takes a discriminator for two methods and more; a single one is told by its own `name`.
-    field = Field(description=description, discriminator="name") if len(methods) > 1 else Field(description=description)
-    return create_model("Recipe", __base__=Recipe, __doc__=Recipe.__doc__, method=(union, field))
+    method = Field(description=description, discriminator="name" if len(methods) > 1 else None)
+    section = remedies_type(dict(remedies))
+    chosen = Field(default_factory=section, description=Recipe.model_fields["remedies"].description)
+    return create_model(
+        "Recipe", __base__=Recipe, __doc__=Recipe.__doc__, method=(union, method), remedies=(section, chosen)
+    )
 
 
 def recipe_schema(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -62,6 +71,9 @@ def recipe_schema(vocabulary: Vocabulary) -> dict[str, Any]:
     source = schema["$defs"]["SourceSettings"]["properties"]
     source["format"]["anyOf"][0]["enum"] = sorted(vocabulary.formats)
     task["metric"]["enum"] = sorted(vocabulary.metrics)
+    for remedy in schema["$defs"]["RemediesSettings"]["properties"].values():
+        remedy["anyOf"] = [{"const": False} if kind == {"type": "null"} else kind for kind in remedy["anyOf"]]
+        del remedy["default"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

@@ -79,6 +79,7 @@ class Manifest(Record):
     train_data: dict[str, TaskData]
     test_data: dict[str, TaskData]
     domains: dict[str, str] = Field(description="domain of every task")
+    remedies: dict[str, str] = Field(default={}, description="what each remedy of the recipe does, as a sentence")
     task_share: dict[str, float] = Field(description="each task's share of the training examples, sums to 1")
     train_seconds: float = Field(default=0.0, description="spent training, evaluations during it included")
 

@@ -9,6 +9,7 @@ from transformers.integrations import get_available_reporting_integrations
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.recipe import Recipe
 from malora_cli.train import processes
+from malora_cli.train.remedies import REMEDIES
 
 
 def check_surroundings(recipe: Recipe) -> None:
@@ -24,11 +25,13 @@ def check_surroundings(recipe: Recipe) -> None:
             "be a multiple of their number",
             where="train.batch_size",
         )
-    if recipe.train.surgery is not None and processes.world_size() > 1:
+    for name, remedy in recipe.remedies.chosen.items():
+        if remedy.one_process is not None and processes.world_size() > 1:
+            raise RecipeError(remedy.one_process, where=f"remedies.{name}", fix="Train in one process, or without it.")
+    surgeons = [name for name in recipe.remedies.chosen if REMEDIES[name].splits_gradients]
+    if len(surgeons) > 1:
         raise RecipeError(
-            "surgery needs the whole gradient of each task, which no process has alone",
-            where="train.surgery",
-            fix="Train in one process, or without it.",
+            f"{' and '.join(surgeons)} would each combine the tasks' gradients", where="remedies", fix="Take one."
         )
     if recipe.train.shard and processes.world_size() == 1:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""A thin `Trainer`: it knows which task a token belongs to, and writes checkpoints that hold no pickle."""
+"""A thin `Trainer` that knows which task a token belongs to."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PrinterCallback, TrainerControl, TrainingArguments
 
 from malora_cli.adapters.routing import routing_of, scale_balance_with
 from malora_cli.data.batch import Batch, Packer, TrainExample, collate
@@ -22,15 +20,17 @@ from malora_cli.data.mixture import Mixture
 from malora_cli.data.tasks import Task
 from malora_cli.errors import RunError
 from malora_cli.modeling.loss import token_nats
+from malora_cli.recipe import RemediesSettings
 from malora_cli.results import TrainEvent
-from malora_cli.train import checkpoints, measuring, processes, sharding, surgery, trouble
+from malora_cli.train import checkpoints, measuring, processes, sharding, trouble
 from malora_cli.train.adaptation import Adaptation
 from malora_cli.train.callbacks import EachStep, Pace
+from malora_cli.train.remedies._base import Remedy
+from malora_cli.train.saving import SavingTrainer
 from malora_cli.train.task_losses import TaskLosses
-from malora_cli.train.uncertainty import LEARNING_RATE, UncertaintyWeights
 
 
-class MaloraTrainer(Trainer):
+class MaloraTrainer(SavingTrainer):
     """Trains on a mixture and reports the loss of every task.
 
     Args:
@@ -39,6 +39,7 @@ class MaloraTrainer(Trainer):
         mixture: The training rows in their order.
         tasks: The tasks, in the order of the batches' task numbers.
         packer: Parts the rows of a step into micro-batches.
+        remedies: The recipe's.
         pace: What happens how often.
         checkpoint: Checkpoint that this run goes on from.
     """
@@ -53,38 +54,34 @@ class MaloraTrainer(Trainer):
         mixture: Mixture,
         tasks: list[Task],
         packer: Packer,
+        remedies: RemediesSettings,
         pace: Pace,
         checkpoint: Path | None = None,
     ) -> None:
+        may_end = any(remedy.goes_by_evaluations for remedy in remedies.chosen.values())
         super().__init__(
             model=model,
             args=args,
             data_collator=list,  # parted into micro-batches when the step begins
             train_dataset=mixture,
             eval_dataset=tasks,
-            callbacks=[EachStep(self._done, may_end=pace.settings.patience is not None)],
+            callbacks=[EachStep(self._done, may_end=may_end)],
         )
         self.remove_callback(PrinterCallback)
         # The model is spread already, so that neither DDP nor anything else is to be put around it.
         self.is_distributed_loading_by_transformers = pace.settings.shard
         # The loss is divided by the supervised tokens of the whole step, so that its parting changes nothing.
         self.loss_is_scaled_for_ga = True
-        self.mixture, self.tasks, self.packer, self.pace = mixture, tasks, packer, pace
+        self.mixture, self.tasks, self.packer, self.pace, self.keep = mixture, tasks, packer, pace, pace.settings
         extra = checkpoints.load_extra(checkpoint) if checkpoint else {}
         self.seconds_before, self.skipped = extra.get("seconds", 0.0), extra.get("skipped", 0)
         if "packer" in extra:  # smaller than the recipe's, where memory did not suffice
             self.packer = Packer(*extra["packer"])
-        weights = [task.settings.loss_weight for task in tasks]
-        # None leaves the sums as they are, to the last bit.
-        self.loss_weight_N = None if set(weights) == {1.0} else torch.tensor(weights, device=args.device)
-        learned = pace.settings.loss_weighting == "uncertainty"
-        self.uncertainty = UncertaintyWeights(len(tasks), args.device) if learned else None
         self.task_losses = TaskLosses([task.name for task in tasks], args.device)
-        self.adaptation = Adaptation(mixture, pace.settings.patience, pace.past, args.device)
+        self.adaptation = Adaptation(remedies, mixture, evals=pace.past, seed=pace.settings.seed, device=args.device)
         if "adaptation" in extra:
             self.adaptation.restore(extra["adaptation"])
-            if self.uncertainty is not None:
-                self.uncertainty.restore(extra["log_variance"])
+        self.ledgers = [self.task_losses, *self.adaptation.ledgers]
         self.routing = routing_of(model)
         if self.routing is not None:
             self.routing.tally = self.routing.new_tally(model)
@@ -102,12 +99,10 @@ class MaloraTrainer(Trainer):
         return SequentialSampler(self.train_dataset)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """That of transformers, with the learned weights of the losses as a group of their own."""
+        """That of transformers, with what remedies train in groups of its own."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if self.uncertainty is not None:
-            optimizer.add_param_group(
-                {"params": list(self.uncertainty.parameters()), "lr": LEARNING_RATE, "weight_decay": 0.0}
-            )
+        for group in self.adaptation.parameter_groups():
+            optimizer.add_param_group(group)
         return optimizer
 
     def _done(self, step: int) -> None:
@@ -137,23 +132,26 @@ class MaloraTrainer(Trainer):
         before = self._remembered()
         while True:
             try:
-                operate = self.pace.settings.surgery is not None
-                gradients = self._operate if operate else self._accumulate
-                loss = gradients(model, inputs, num_items_in_batch)
+                loss = self._gradients(model, inputs, num_items_in_batch)
                 break
             except RuntimeError as error:  # that of CUDA is one as well
                 if not trouble.out_of_memory(error):
                     raise
                 self._halve(error)
             self._forget(before)
-        if self.uncertainty is not None:
-            self.uncertainty.share_gradient()
+        self.adaptation.share_gradients()
         self._finite = not processes.most(not torch.isfinite(loss), loss.device)
         if self._finite:
             return loss
         self._forget(before)
         self._trouble("loss")
         return torch.zeros_like(loss)
+
+    def _gradients(self, model: nn.Module, inputs: list[TrainExample], num_items_in_batch: Tensor | None) -> Tensor:
+        surgeon = self.adaptation.surgeon
+        if surgeon is None:
+            return self._accumulate(model, inputs, num_items_in_batch)
+        return self._operate(surgeon, model, inputs, num_items_in_batch)
 
     def _accumulate(self, model: nn.Module, inputs: list[TrainExample], num_items_in_batch: Tensor | None) -> Tensor:
         parts = self.packer.parted(inputs)
@@ -171,7 +169,9 @@ class MaloraTrainer(Trainer):
                 losses.append(super().training_step(model, collate(part), num_items_in_batch))
         return torch.stack(losses).sum()
 
-    def _operate(self, model: nn.Module, inputs: list[TrainExample], num_items_in_batch: Tensor | None) -> Tensor:
+    def _operate(
+        self, surgeon: Remedy[Any], model: nn.Module, inputs: list[TrainExample], num_items_in_batch: Tensor | None
+    ) -> Tensor:
         """Gradients of one task after another, then together what surgery leaves of them."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         losses, gradients = [], []
@@ -180,29 +180,27 @@ class MaloraTrainer(Trainer):
             losses.append(self._accumulate(model, rows, num_items_in_batch))
             gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in trained])
             model.zero_grad(set_to_none=True)
-        key = [self.pace.settings.seed, self.state.global_step]
-        for parameter, gradient in zip(trained, surgery.combine(gradients, key), strict=True):
+        for parameter, gradient in zip(trained, surgeon.combine(gradients, self.state.global_step), strict=True):
             parameter.grad = gradient
         return torch.stack(losses).sum()
 
-    def _remembered(self) -> tuple[Tensor, Tensor, int]:
+    def _remembered(self) -> tuple[list[Tensor], int]:
         """What `_forget` goes back to."""
         self._clear_gradients()
-        return self.task_losses.sums_3N.clone(), self.adaptation.losses.sums_3N.clone(), self._tokens
+        return [losses.sums_3N.clone() for losses in self.ledgers], self._tokens
 
-    def _forget(self, before: tuple[Tensor, Tensor, int]) -> None:
+    def _forget(self, before: tuple[list[Tensor], int]) -> None:
         """Take back what the step has left behind so far."""
         self._clear_gradients()
-        self.task_losses.sums_3N.copy_(before[0])
-        self.adaptation.losses.sums_3N.copy_(before[1])
-        self._tokens = before[2]
+        for losses, sums_3N in zip(self.ledgers, before[0], strict=True):
+            losses.sums_3N.copy_(sums_3N)
+        self._tokens = before[1]
         if self.routing is not None:
             self.routing.tally = self.routing.new_tally(self.model)
 
     def _clear_gradients(self) -> None:
         self.model.zero_grad(set_to_none=True)
-        if self.uncertainty is not None:
-            self.uncertainty.zero_grad(set_to_none=True)
+        self.adaptation.zero_grad()
 
     def _halve(self, error: RuntimeError) -> None:
         step = f"step {self.state.global_step + 1}"
@@ -259,16 +257,12 @@ class MaloraTrainer(Trainer):
     ) -> Tensor:
         """Nats of this micro-batch over the supervised tokens of the whole step."""
         nats_K = token_nats(model, inputs)
-        self.task_losses.add(nats_K, inputs["tasks"], inputs["examples"])
-        if self.adaptation.bandit is not None:
-            self.adaptation.losses.add(nats_K, inputs["tasks"], inputs["examples"])
+        for losses in self.ledgers:
+            losses.add(nats_K, inputs["tasks"], inputs["examples"])
         self._tokens += inputs["input_ids"].numel()
         total = nats_K.numel() if num_items_in_batch is None else num_items_in_batch
-        weighted_K = nats_K if self.uncertainty is None else self.uncertainty(nats_K, inputs["tasks"])
-        if self.loss_weight_N is not None:
-            weighted_K = weighted_K * self.loss_weight_N[inputs["tasks"]]
         # The mean over processes is taken of gradients, and this is to be their sum.
-        loss = weighted_K.sum() / total * self.args.world_size
+        loss = self.adaptation.weigh(nats_K, inputs).sum() / total * self.args.world_size
         share = nats_K.numel() / total * self.args.world_size
         return loss if self.routing is None else scale_balance_with(loss, share, self.routing)
 
@@ -292,8 +286,7 @@ class MaloraTrainer(Trainer):
             grad_norm=norm if math.isfinite(norm := logs.get("grad_norm", math.nan)) else None,
             tokens_per_second=tokens / elapsed,
             seconds_per_step=elapsed / (self.state.global_step - self._logged_step),
-            task_share=self.adaptation.share,
-            loss_weight=self.uncertainty.by_task(self.task_losses.names) if self.uncertainty is not None else None,
+            **self.adaptation.log(),
             **self._drain_routing(),
         )
         self._tokens, self._logged, self._logged_step = 0, self._logged + elapsed, self.state.global_step
@@ -340,52 +333,18 @@ class MaloraTrainer(Trainer):
         """Leave what has passed since ``started`` out of the pace of training."""
         self._logged += time.perf_counter() - started
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        started = time.perf_counter()
-        folder = Path(self.args.output_dir)
-        trouble.check_weights(self.model, self.state.global_step)
-        extra = {
+    def checkpoint_extra(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside weights, optimiser and random state; all processes have to ask for it."""
+        return {
             "seconds": self.seconds,
             "skipped": self.skipped,
             "held_out": self.adaptation.held_out(self.state.global_step),
             "packer": [self.packer.rows, self.packer.tokens],
             "adaptation": self.adaptation.state(),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-            "log_variance": self.uncertainty.log_variance_N.tolist() if self.uncertainty is not None else None,
         }
-        generators = processes.everyones(checkpoints.random_state())
-        weights, optimizer = sharding.adapter_weights(self.model), sharding.optimizer_state(self.optimizer)
-        try:
-            if processes.writes():
-                scratch = checkpoints.begin(folder, self.state.global_step)
-                self.model.save_pretrained(scratch, state_dict=weights)
-                checkpoints.save_training_state(scratch, optimizer, self.lr_scheduler, generators, extra)
-                self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
-                checkpoints.commit(scratch)
-                keep = self.pace.settings
-                checkpoints.prune(
-                    folder, newest=keep.keep_checkpoints, best=keep.keep_best, of_tasks=keep.keep_best_of_tasks
-                )
-        except (OSError, SafetensorError) as error:  # which is what a full disk is to safetensors
-            checkpoints.clear_scratch(folder)
-            raise RunError(
-                f"the checkpoint of step {self.state.global_step} cannot be written ({error})",
-                where=str(folder),
-                fix="Free some space and go on with --resume: the checkpoint before it is whole.",
-            ) from error
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        started = time.perf_counter()
+        trouble.check_weights(self.model, self.state.global_step)
+        super()._save_checkpoint(model, trial)
         self._pause_since(started)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """The model was given its adapter when it was made."""
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.load_optimizer_and_scheduler(Path(checkpoint), self.optimizer, self.lr_scheduler)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(checkpoints.load_extra(Path(checkpoint))["scaler"])
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.load_random_state(Path(checkpoint), processes.rank())

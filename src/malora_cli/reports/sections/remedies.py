@@ -27,44 +27,27 @@ _TEMPLATE = """
 """
 
 
-def _chosen(mix: dict[str, Any], train: dict[str, Any], static: dict[str, float]) -> list[str]:
-    """A line for every remedy of the recipe."""
+def _lines(run: RunView, mix: dict[str, Any], static: dict[str, float]) -> list[str]:
+    """A line for everything that was done; remedies of the recipe have written theirs into the manifest."""
     lines = []
     if mix.get("weighting") == "temperature":
         lines.append(
             f"Tasks are drawn by their size to the power of 1 / {mix.get('temperature')} (Arivazhagan et al., "
             "arXiv 1907.05019)."
         )
-    if mix.get("weighting") == "bandit":
-        lines.append(
-            f"A bandit adapts how often each task is drawn every {mix.get('adapt_every')} steps, the higher its "
-            "training loss the more often (Albalak et al., arXiv 2312.02406)."
-        )
     if set(static.values()) - {1.0}:
         lines.append("The recipe weighs the tasks' losses.")
-    if train.get("loss_weighting") == "uncertainty":
-        lines.append(
-            "Weights of the tasks' losses are learned, the lower the noisier a task (Kendall et al., arXiv 1705.07115)."
-        )
-    if train.get("surgery") == "pcgrad":
-        lines.append(
-            "What would undo another task's step is taken out of each task's gradient (PCGrad; Yu et al., "
-            "arXiv 2001.06782)."
-        )
-    if (patience := train.get("patience")) is not None:
-        evaluations = "an evaluation" if patience == 1 else f"{patience} evaluations in a row"
-        lines.append(f"A task is no longer drawn after {evaluations} without a new low of its held-out loss.")
-    return lines
+    return [*lines, *run.manifest.remedies.values()]
 
 
 def _render(run: RunView) -> str | None:
-    mix, train = run.recipe.get("mix") or {}, run.recipe.get("train") or {}
+    mix, remedies = run.recipe.get("mix") or {}, run.recipe.get("remedies") or {}
     static = {name: float(task.get("loss_weight", 1.0)) for name, task in (mix.get("tasks") or {}).items()}
-    lines = _chosen(mix, train, static)
+    lines = _lines(run, mix, static)
     if not lines:
         return None
     shares = [(event.step, event.task_share) for event in run.train if event.task_share]
-    patience = train.get("patience")
+    patience = (remedies.get("patience") or {}).get("evaluations")
     counted = patience if isinstance(patience, int) else None
     ends = [(event, stopped(run.evals[: n + 1], counted)) for n, event in enumerate(run.evals) if counted]
     learned = next((event.loss_weight for event in reversed(run.train) if event.loss_weight), {})

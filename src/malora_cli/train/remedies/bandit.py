@@ -9,33 +9,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import exp, log, sqrt
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from malora_cli.recipe import RemedySettings
+from malora_cli.recipe.settings import Count
+from malora_cli.train.remedies._base import Remedy, Situation
 
 #: How much of the averaged reward a new one leaves in place.
 _SMOOTHING = 0.9
 
 
-class Bandit:
-    """Exp3 over tasks.
+class BanditSettings(RemedySettings):
+    """A bandit that adapts how often each task is drawn, the more often the higher its training loss."""
 
-    Args:
-        tasks: Number of tasks.
-    """
+    changes_shares: ClassVar[bool] = True
 
-    def __init__(self, tasks: int) -> None:
+    every: Count = Field(default=10, description="Steps from one adaptation of the shares to the next")
+
+    def sentence(self) -> str:
+        """What it does and its source, as the report says it."""
+        return (
+            f"A bandit adapts how often each task is drawn every {self.every} steps, the higher its training loss the "
+            "more often (Albalak et al., arXiv 2312.02406)."
+        )
+
+
+class Bandit(Remedy[BanditSettings]):
+    """Exp3 over tasks; it begins with the shares of the mix, each multiplied alike."""
+
+    Settings = BanditSettings
+
+    def __init__(self, settings: BanditSettings, situation: Situation) -> None:
+        super().__init__(settings, situation)
+        tasks = len(situation.tasks)
         self.updates = 0
         self.rewards = [0.0] * tasks
         self.shares = [1.0 / tasks] * tasks
 
-    def update(self, losses: Sequence[float | None]) -> list[float]:
-        """Take in what was trained on since the last time.
+    @property
+    def losses_every(self) -> int:
+        """Steps from one adaptation to the next."""
+        return self.settings.every
 
-        Args:
-            losses: Loss of each task, nats a token; None where it had no token.
+    @property
+    def factors(self) -> list[float]:
+        """The bandit's shares; they sum to 1, and none is below the rate of exploration."""
+        return self.shares
 
-        Returns:
-            The share of each task from now on; they sum to 1, and none is below the rate of exploration.
-        """
+    def learn_of(self, losses: Sequence[float | None]) -> None:
+        """Take in what was trained on since the last time, and set the shares anew."""
         for task, loss in enumerate(losses):
             if loss is not None:
                 self.rewards[task] = _SMOOTHING * self.rewards[task] + (1 - _SMOOTHING) * loss / self.shares[task]
@@ -44,7 +68,6 @@ class Bandit:
         highest = max(self.rewards)
         appeal = [exp(before * (reward - highest)) for reward in self.rewards]
         self.shares = [(1 - len(losses) * now) * value / sum(appeal) + now for value in appeal]
-        return self.shares
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on."""
@@ -58,3 +81,6 @@ class Bandit:
 def exploration(tasks: int, updates: int) -> float:
     """The share that every task has whatever its loss: ``min(1 / K, sqrt(ln K / (K t)))``."""
     return min(1 / tasks, sqrt(log(tasks) / (tasks * updates))) if updates else 1 / tasks
+
+
+REMEDY = Bandit

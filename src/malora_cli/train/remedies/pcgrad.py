@@ -6,12 +6,41 @@ Source: Yu et al., Gradient Surgery for Multi-Task Learning (PCGrad), arXiv 2001
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from malora_cli.recipe import RemedySettings
+from malora_cli.train.remedies._base import Remedy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SURGERY = 4  # what a random stream is for, beside the seed
+
+
+class PcgradSettings(RemedySettings):
+    """Gradient surgery: takes out of each task's gradient what would undo another's; holds a gradient a task."""
+
+    one_process: ClassVar[str | None] = "surgery needs the whole gradient of each task, which no process has alone"
+
+    def sentence(self) -> str:
+        """What it does and its source, as the report says it."""
+        return (
+            "What would undo another task's step is taken out of each task's gradient (PCGrad; Yu et al., "
+            "arXiv 2001.06782)."
+        )
+
+
+class Pcgrad(Remedy[PcgradSettings]):
+    """The sum of the tasks' gradients, each projected onto the normal plane of those it conflicts with."""
+
+    Settings = PcgradSettings
+    splits_gradients: ClassVar[bool] = True
+
+    def combine(self, gradients: Sequence[Sequence[Tensor]], step: int) -> list[Tensor]:
+        """The sum after surgery, whose order the seed and the step decide."""
+        return combine(gradients, [self.situation.seed, step])
 
 
 def projected_weights(product_NN: Tensor, key: Sequence[int]) -> Tensor:
@@ -27,6 +56,8 @@ def projected_weights(product_NN: Tensor, key: Sequence[int]) -> Tensor:
     Returns:
         Weights, shape ``(N,)``: all 1 where no two gradients conflict.
     """
+    import torch
+
     count = len(product_NN)
     weights_NN = torch.eye(count, dtype=product_NN.dtype)
     for task in range(count):
@@ -45,6 +76,8 @@ def combine(gradients: Sequence[Sequence[Tensor]], key: Sequence[int]) -> list[T
         gradients: Of each task, for every parameter.
         key: As in `projected_weights`.
     """
+    import torch
+
     count = len(gradients)
     product_NN = torch.zeros(count, count, dtype=torch.float64)
     for a in range(count):
@@ -56,3 +89,6 @@ def combine(gradients: Sequence[Sequence[Tensor]], key: Sequence[int]) -> list[T
         torch.stack([weight * part for weight, part in zip(weight_N, parts, strict=True)]).sum(0)
         for parts in zip(*gradients, strict=True)
     ]
+
+
+REMEDY = Pcgrad

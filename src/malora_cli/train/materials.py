@@ -1,0 +1,60 @@
+"""What a run stands on, all of it decided by its recipe: the base model, the rows in their order, a fresh adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from malora_cli.adapters.methods._base import AdapterSettings
+from malora_cli.data.batch import Packer
+from malora_cli.data.encoding import Encoder
+from malora_cli.data.mixture import Mixture, lay_out
+from malora_cli.data.tasks import Task, load_tasks
+from malora_cli.modeling import BaseModel, load_adapter, load_base, load_tokenizer, resolve_base, wrap
+from malora_cli.recipe import Recipe, TrainSettings
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a run needs besides the model's weights."""
+
+    base: BaseModel
+    tokenizer: PreTrainedTokenizerBase
+    tasks: list[Task]
+    mixture: Mixture
+    packer: Packer
+
+
+def gather(recipe: Recipe) -> Materials:
+    """Find the base model, read the data and lay out the order of the rows.
+
+    Raises:
+        MaloraError: Something is not there or is wrong; nothing has been written then.
+    """
+    base = resolve_base(recipe.model)
+    tokenizer = load_tokenizer(base, recipe.model)
+    tasks = load_tasks(recipe.mix, Encoder(tokenizer), max_length=recipe.train.max_length)
+    packer = Packer(recipe.train.micro_batch_size, recipe.train.micro_batch_tokens)
+    return Materials(base, tokenizer, tasks, lay_out(tasks, recipe.mix, recipe.train), packer)
+
+
+def prepare_model(recipe: Recipe, materials: Materials, checkpoint: Path | None = None) -> PeftModel:
+    """The base model with a fresh adapter, the same for every run of the recipe's seed, or with a checkpoint's."""
+    base, method = load_base(materials.base, recipe.model), cast(AdapterSettings, recipe.method)
+    if checkpoint is not None:  # whose adapter needs no initial values, the slow part of wrapping
+        return load_adapter(base, checkpoint, trained=method)
+    set_seed(seeds(recipe.train)["init"])
+    return wrap(base, method)
+
+
+def seeds(train: TrainSettings) -> dict[str, int]:
+    """What each part of a run draws by; those without a seed of their own take that of the data order."""
+    return {
+        "train": train.seed,
+        "init": train.seed if train.init_seed is None else train.init_seed,
+        "dropout": train.seed if train.dropout_seed is None else train.dropout_seed,
+    }
