@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from malora_cli.cli import main
 from malora_cli.errors import RecipeError
 from malora_cli.recipe.files import read_document
+from malora_cli.results import RunRecord
 from malora_cli.yaml_lines import MOST_BYTES, MOST_LEVELS, Origin, read_yaml
 from report_runs import bare_run
+from train_runs import Killed, kill_at, rewrite, train_run, workplace
 
 
 def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -22,6 +27,82 @@ def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str
     [line] = capsys.readouterr().err.splitlines()
     assert (caught.value.code, line[:7]) == (2, "error: ")
     return line
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder with a finished run ``whole`` and a killed one ``killed``, on a model that comes with code."""
+    folder = tmp_path_factory.mktemp("strangers")
+    model = folder / "model"
+    shutil.copytree(tiny_model, model)
+    rewrite(model / "config.json", lambda config: config.update(auto_map={"AutoModelForCausalLM": "code.Model"}))
+    code = f"import pathlib\npathlib.Path({str(folder / 'ran')!r}).touch()\nfrom transformers import LlamaForCausalLM\n"
+    (model / "code.py").write_text(f"{code}class Model(LlamaForCausalLM): pass\n")
+    recipe = workplace(folder, model)
+    train_run(recipe, "output.name=whole", "train.steps=2")
+    with pytest.raises(Killed):
+        train_run(recipe, "output.name=killed", at_step=kill_at(3))
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the runs, as a stranger would hand them over."""
+    (place / "ran").unlink(missing_ok=True)
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- code that comes with a model
+
+_OPENING = {
+    "eval": ["eval", "whole", "--limit", "1", "--tasks", "add"],
+    "merge-export": ["merge-export", "whole", "--to", "lora", "--out", "exported"],
+    "train --resume": ["train", "runs/killed/recipe.yaml", "--resume"],
+    "train": ["train", "runs/whole/recipe.yaml", "output.name=again", "train.steps=1"],
+    "train --dry-run": ["train", "runs/whole/recipe.yaml", "--dry-run"],
+    "check": ["check", "runs/whole/recipe.yaml"],
+    "compare": ["compare", "baselines", "runs/whole/recipe.yaml", "--methods", "malora"],
+}
+
+
+@pytest.mark.parametrize("command", _OPENING)
+def test_a_runs_own_recipe_never_lets_code_be_run(
+    command: str, here: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("whole", "killed"):
+        _ask_for_code(RunRecord(here / "runs" / name))
+    before = sorted(here.rglob("*"))
+    line = refused(_OPENING[command], capsys)
+    assert "recipe.yaml:8: model.trust_remote_code: got true; the recipe of a run does not let Python code" in line
+    assert line.endswith("add --trust-remote-code")
+    assert str(place / "model") in line
+    assert not (place / "ran").exists()
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["eval", "train --resume"])
+def test_whoever_is_at_the_prompt_can_and_is_told_whose_code_it_is(
+    command: str, here: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(here / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("whole", "killed"):
+        _ask_for_code(RunRecord(here / "runs" / name))
+    with pytest.raises(SystemExit) as caught:
+        main([*_OPENING[command], "--trust-remote-code"])
+    assert caught.value.code == 0
+    assert f"Python code that comes with {place / 'model'} is run" in capsys.readouterr().err
+    assert (place / "ran").exists()
+
+
+def _ask_for_code(record: RunRecord) -> None:
+    """Have the recipe of a run say what a stranger would have it say."""
+    recipe = record.recipe
+    recipe["model"]["trust_remote_code"] = True
+    recipe["output"]["folder"] = "runs"
+    record.write_recipe(yaml.safe_dump(recipe, sort_keys=False))
 
 
 # ---------------------------------------------------------------- a recipe that expands without end

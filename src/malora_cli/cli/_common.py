@@ -32,6 +32,10 @@ RecipeArgument = Annotated[
 StepOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Take the checkpoint of this step, not the finished adapter.")
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run the Python code that comes with the model; a run never grants that."),
+]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders lie.")]
 
 
@@ -151,4 +155,17 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> LoadedReci
     """
     from malora_cli.recipe import load_recipe
 
-    return load_recipe(recipe_file(recipe), overrides, vocabulary=vocabulary())
+    loaded = load_recipe(recipe_file(recipe), overrides, vocabulary=vocabulary())
+    tell_of_code(loaded)
+    return loaded
+
+
+def granted(trust: bool) -> list[str]:
+    """The override that ``--trust-remote-code`` stands for."""
+    return ["model.trust_remote_code=true"] if trust else []
+
+
+def tell_of_code(loaded: LoadedRecipe) -> None:
+    """Say whose Python code is going to be run, where a recipe allows it."""
+    if loaded.recipe.model.trust_remote_code:
+        say(f"trust_remote_code: Python code that comes with {loaded.recipe.model.base} is run", err=True)

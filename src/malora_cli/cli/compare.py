@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from malora_cli.cli._common import OverridesArgument, RecipeArgument, RunsOption
+from malora_cli.cli._common import OverridesArgument, RecipeArgument, RunsOption, TrustOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,7 @@ def baselines(
         list[str] | None,
         typer.Option("--for", metavar="METHOD:KEY=VALUE", help="A setting for one method, such as its learning rate."),
     ] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Train and evaluate one recipe under several methods: same data, order and steps, in ordinary run folders.
 
@@ -40,18 +41,27 @@ def baselines(
 
     Example: malora compare baselines quickstart --methods lora,malora --for lora:train.learning_rate=1e-3
     """
-    from malora_cli.cli._common import interruptible, names_in, prepare_libraries, recipe_file, vocabulary
+    from malora_cli.cli._common import (
+        granted,
+        interruptible,
+        names_in,
+        prepare_libraries,
+        recipe_file,
+        tell_of_code,
+        vocabulary,
+    )
     from malora_cli.cli._terminal import result_console, say
     from malora_cli.compare.plan import parse_method_overrides, parse_seeds, plan
 
     planned = plan(
         recipe_file(recipe),
-        overrides or [],
+        [*(overrides or []), *granted(trust)],
         methods=names_in(methods),
         seeds=parse_seeds(seeds),
         by_method=parse_method_overrides(for_method or []),
         vocabulary=vocabulary(),
     )
+    tell_of_code(planned[0].loaded)
     prepare_libraries()
     from malora_cli.compare.run import carry_out
     from malora_cli.reports import write_report

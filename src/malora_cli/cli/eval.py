@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from malora_cli.cli._common import RunArgument, RunsOption, StepOption
+from malora_cli.cli._common import RunArgument, RunsOption, StepOption, TrustOption
 
 if TYPE_CHECKING:
     from malora_cli.results import EvalResult
@@ -31,16 +31,17 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="Where to; the run's eval/ and report when left out.")
     ] = None,
     runs: RunsOption = Path("runs"),
+    trust: TrustOption = False,
 ) -> None:
     """Score a run on its held-out rows, base model beside adapter, by task and domain.
 
     Example: malora eval runs/quickstart --tasks chain_sum,words_sorted --limit 20
     """
-    from malora_cli.cli._common import find_and_tell, names_in, prepare_libraries, read_recipe
+    from malora_cli.cli._common import find_and_tell, granted, names_in, prepare_libraries, read_recipe
     from malora_cli.cli._terminal import result_console, say
 
     record = find_and_tell(run, runs)
-    recipe = read_recipe(record.recipe_path).recipe
+    recipe = read_recipe(record.recipe_path, granted(trust)).recipe
     prepare_libraries()
     from malora_cli.cli._tables import evaluation_table
     from malora_cli.evals.evaluate import evaluate_run

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from malora_cli.cli._common import RunArgument, RunsOption, StepOption
+from malora_cli.cli._common import RunArgument, RunsOption, StepOption, TrustOption
 
 
 class Target(StrEnum):
@@ -38,19 +38,20 @@ def merge_export(
     ] = None,
     step: StepOption = None,
     runs: RunsOption = Path("runs"),
+    trust: TrustOption = False,
 ) -> None:
     """Export a run's adapter. A LoRA with fixed gates is exact but for the routing; what that costs is measured.
 
     Example: malora merge-export runs/quickstart --to lora --gates task:chain_sum
     """
-    from malora_cli.cli._common import find_and_tell, prepare_libraries, read_recipe
+    from malora_cli.cli._common import find_and_tell, granted, prepare_libraries, read_recipe
     from malora_cli.cli._terminal import result_console, say
     from malora_cli.errors import RecipeError
 
     if to is Target.ADAPTER and gates is not None:
         raise RecipeError("an adapter keeps its routers and takes no gates", where="--gates", fix="Use --to lora.")
     record = find_and_tell(run, runs)
-    recipe = read_recipe(record.recipe_path).recipe
+    recipe = read_recipe(record.recipe_path, granted(trust)).recipe
     prepare_libraries()
     from malora_cli.cli._tables import merge_table
     from malora_cli.export.merge import export_adapter, export_lora

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from malora_cli.cli._common import OverridesArgument, RecipeArgument
+from malora_cli.cli._common import OverridesArgument, RecipeArgument, TrustOption
 
 
 def register(app: typer.Typer) -> None:
@@ -25,21 +25,23 @@ def train(
     nproc: Annotated[
         int | None, typer.Option("--nproc", min=1, help="Processes that train on one batch together, as torchrun's.")
     ] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Train a recipe, with the loss of every task shown, into a run folder that is never overwritten.
 
     Example: malora train recipes/quickstart.yaml train.steps=200 output.name=longer
     """
-    from malora_cli.cli._common import interruptible, prepare_libraries, read_recipe
+    from malora_cli.cli._common import granted, interruptible, prepare_libraries, read_recipe
     from malora_cli.cli._terminal import result_console, say
     from malora_cli.results import RunRecord
 
-    loaded = read_recipe(recipe, overrides or [])
+    overrides = [*(overrides or []), *granted(trust)]
+    loaded = read_recipe(recipe, overrides)
     prepare_libraries()
     if nproc is not None and nproc > 1 and not dry_run:
         from malora_cli.train.launch import launch
 
-        again = ["train", recipe, *(overrides or []), *(["--resume"] if resume else [])]
+        again = ["train", recipe, *overrides, *(["--resume"] if resume else [])]
         raise typer.Exit(launch(nproc, again))
     console = result_console()
     if dry_run:

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ValidationError
 from malora_cli.recipe.files import read_document
 from malora_cli.recipe.mix import existing, inline_mix, resolve_sources, spell_out_sources
 from malora_cli.recipe.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
-from malora_cli.recipe.problems import InvalidRecipeError, describe_errors
+from malora_cli.recipe.problems import InvalidRecipeError, describe_errors, show
 from malora_cli.recipe.schema import Recipe
 from malora_cli.recipe.settings import file_name_from
 from malora_cli.recipe.vocabulary import Vocabulary, recipe_type
-from malora_cli.yaml_lines import DataPath, Document, write_yaml
+from malora_cli.yaml_lines import DataPath, Document, Problem, write_yaml
 
 DEFAULT = "default"
 
@@ -50,7 +50,8 @@ class LoadedRecipe:
 def load_recipe(path: Path, overrides: Sequence[str] = (), *, vocabulary: Vocabulary) -> LoadedRecipe:
     """Read a recipe, put its mix inside, apply overrides and check everything.
 
-    A run's own ``recipe.yaml`` is read the same way.
+    A run's own ``recipe.yaml`` is read the same way, but for one thing: it never grants ``model.trust_remote_code``.
+    Run folders are passed on, and to evaluate one is not to trust the code of the model it names.
 
     Args:
         path: The YAML file.
@@ -75,6 +76,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, vocabulary: Vocabu
         wrong = describe_errors(error, document, kind, vocabulary, skip=() if has_mix else ("mix",))
         told = {problem.path for problem in document.problems}
         raise InvalidRecipeError([*document.problems, *(p for p in wrong if p.path not in told)]) from None
+    if recipe.model.trust_remote_code and _is_of_a_run(path):
+        _require_grant(document)
     if document.problems:
         raise InvalidRecipeError(document.problems)
     return LoadedRecipe(recipe, path, _provenance(recipe, document))
@@ -113,6 +116,21 @@ def _fill_name(document: Document, path: Path) -> None:
     if isinstance(output, dict) and output.get("name") is None:
         output["name"] = file_name_from(path.stem)
         document.prune(("output", "name"))
+
+
+def _is_of_a_run(path: Path) -> bool:
+    return (path.resolve().parent / "manifest.json").is_file()
+
+
+def _require_grant(document: Document) -> None:
+    """Make sure that whoever typed the command lets code of the model be run, not the file alone."""
+    place = ("model", "trust_remote_code")
+    origin = document.origin(place)
+    if origin.override is None:
+        text = (
+            f"got true; the recipe of a run does not let Python code of {show(document.data['model']['base'])} be run; "
+        )
+        document.problems.append(Problem(origin, place, f"{text}if you trust it, add --trust-remote-code"))
 
 
 def _validate(kind: type[Recipe], data: dict[str, Any], vocabulary: Vocabulary) -> Recipe:
