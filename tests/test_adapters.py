@@ -47,18 +47,21 @@ def adapted(model: nn.Module) -> set[str]:
 
 # Initial values, Eq. 8-10
 
+#: Of products and decompositions over 64 entries of a size of at most 1.
+ROUNDING = 64 * torch.finfo(torch.float32).eps
+
 
 def test_expert_zero_starts_at_loras_own_draw() -> None:
     torch.manual_seed(3)
     draw = kaiming_uniform(3, 8, 64)
     torch.manual_seed(3)
     start = shared_subspace(**SIZES, beta=1.3)
-    torch.testing.assert_close(start.coefficient_ERS[0] @ start.down_SI, draw[0, :4], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(start.coefficient_ERS[0] @ start.down_SI, draw[0, :4], atol=ROUNDING, rtol=0)
     for t in (1, 2):  # the others have their own U and Sigma, in the frame of V_0
         u, sigma, _ = torch.linalg.svd(draw[t], full_matrices=False)
         v_0 = torch.linalg.svd(draw[0], full_matrices=False)[2]
         expected = (u * sigma)[:4] @ v_0
-        torch.testing.assert_close(start.coefficient_ERS[t] @ start.down_SI, expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(start.coefficient_ERS[t] @ start.down_SI, expected, atol=ROUNDING, rtol=0)
 
 
 def test_the_product_does_not_depend_on_beta_and_the_factors_do() -> None:
@@ -67,9 +70,10 @@ def test_the_product_does_not_depend_on_beta_and_the_factors_do() -> None:
         torch.manual_seed(0)
         starts.append(shared_subspace(**SIZES, beta=beta))
     products = [start.coefficient_ERS @ start.down_SI for start in starts]
-    torch.testing.assert_close(*products, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(*products, atol=ROUNDING, rtol=0)
     for beta, start in zip((0.3, 5.0), starts, strict=True):
-        torch.testing.assert_close(start.down_SI @ start.down_SI.T, beta**2 * torch.eye(8), atol=1e-5, rtol=1e-5)
+        directions = start.down_SI / beta
+        torch.testing.assert_close(directions @ directions.T, torch.eye(8), atol=ROUNDING, rtol=0)
 
 
 def test_entries_vary_like_loras() -> None:
@@ -91,7 +95,7 @@ def test_a_subspace_wider_than_the_input_is_all_of_it() -> None:
     start = shared_subspace(5, num_experts=2, r=6, subspace_rank=8, beta=1.0)
     assert start.down_SI.shape == (8, 5)
     assert start.coefficient_ERS.shape == (2, 6, 8)
-    torch.testing.assert_close(start.coefficient_ERS[0] @ start.down_SI, draw[0, :6], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(start.coefficient_ERS[0] @ start.down_SI, draw[0, :6], atol=ROUNDING, rtol=0)
     assert not start.down_SI[5:].any()
     assert not start.coefficient_ERS[..., 5:].any()
 
