@@ -13,7 +13,6 @@ from malora_cli.errors import RunError
 from malora_cli.reports import RunView, write_report
 from malora_cli.reports.section import SECTIONS
 from malora_cli.reports.sections.experts import distance, from_uniform
-from malora_cli.reports.sections.losses import training_curve
 from malora_cli.reports.sections.settings import flat
 from malora_cli.results import (
     Change,
@@ -129,20 +128,6 @@ def test_loss_curves_show_every_task(full: RunRecord) -> None:
     assert "sums 4.000 → 0.900" in shown.text("losses")
     labels = [attrs.get("aria-label") for tag, attrs in shown.tags if tag == "svg"]
     assert [f"Loss of {name} over training steps" for name in TASKS] == labels[:3]
-
-
-def test_training_curves_pool_many_log_steps_without_losing_a_token() -> None:
-    rows = [(1.0, 100), (4.0, 50), (2.0, 0), (3.0, 10)] * 100  # nats a token, tokens
-    events = [
-        TrainEvent(step=i, seconds=0, tasks={"a": loss(x, tokens=n)}, learning_rate=0, tokens_per_second=0)
-        for i, (x, n) in enumerate(rows, 1)
-    ]
-    steps, losses = training_curve(events, "a")
-    assert len(steps) == 134  # three log steps a point
-    assert steps[-1] == 400
-    assert losses[0] == pytest.approx((1.0 * 100 + 4.0 * 50) / 150)
-    assert training_curve(events, "b") == ([], [])
-    assert training_curve(events[2:3], "a") == ([], []), "no token, no point"
 
 
 def test_seesaw_shows_each_interval_and_marks_what_exceeds_its_standard_error(full: RunRecord) -> None:

@@ -34,6 +34,7 @@ def test_everything_from_users_is_escaped(tmp_path: Path) -> None:
             versions={evil: evil},
             seeds={evil: 1},
             created=evil,
+            remedies={evil: evil},
         )
     )
     record.write_recipe(

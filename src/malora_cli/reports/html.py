@@ -6,7 +6,7 @@ import shlex
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from malora_cli.characters import visible
@@ -89,12 +89,17 @@ def _environment() -> Environment:
     return environment
 
 
+@cache
+def _template(source: str) -> Template:
+    return _environment().from_string(source)
+
+
 def render(source: str, **values: object) -> Markup:
     """Fill a template given as text. Everything in ``values`` that is not ``Markup`` is escaped.
 
     Macros come with ``{% import "macros.html.j2" as m %}``.
     """
-    return Markup(_environment().from_string(source).render(**values))
+    return Markup(_template(source).render(**values))
 
 
 def render_file(name: str, **values: object) -> str:

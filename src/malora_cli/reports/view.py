@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from malora_cli.errors import RunError
-from malora_cli.results import (
-    ConflictEvent,
-    EvalEvent,
-    EvalResult,
-    ExpertGeometry,
-    Manifest,
-    RunRecord,
-    RunStatus,
-    TrainEvent,
-)
-
-T = TypeVar("T")
+from malora_cli.results import Digest, EvalResult, ExpertGeometry, Manifest, RunRecord, RunStatus, change, newer
+from malora_cli.results.metrics import ExpertShare, GateEntropy
 
 #: Distinct colours that the style sheet has; see ``--task-0`` and following there.
 COLOURS = 8
 #: One shape for every round through the colours, so that two tasks never look the same.
 _GLYPHS = "●■▲◆"
+#: Tasks that a page shows one by one; an even number.
+SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -63,22 +55,18 @@ class RunView:
             are passed on.
         manifest: What the run says about itself.
         recipe: The resolved recipe as plain data, empty where the run has none.
-        train: Log steps, oldest first.
-        evals: Evaluations during training, oldest first, one a step.
+        log: What was measured during training.
         evaluations: Finished ``malora eval`` results, oldest first.
         experts: Analysis of the trained experts, of finished runs of routed methods.
-        conflicts: Comparisons of the tasks' gradients, oldest first.
     """
 
     name: str
     folder: str
     manifest: Manifest
     recipe: dict[str, Any]
-    train: tuple[TrainEvent, ...]
-    evals: tuple[EvalEvent, ...]
+    log: Digest
     evaluations: tuple[EvalResult, ...]
     experts: ExpertGeometry | None = None
-    conflicts: tuple[ConflictEvent, ...] = ()
 
     @classmethod
     def read(cls, record: RunRecord) -> RunView:
@@ -89,25 +77,21 @@ class RunView:
         """
         manifest, path = record.manifest, record.path.resolve()
         try:
-            # Read in one pass: a run that is still going may append between two.
-            events = list(record.metrics)
+            log = Digest(record.metrics)
             recipe = record.recipe if record.recipe_path.is_file() else {}
             evaluations = record.evaluations()
             experts = ExpertGeometry.load(record.experts_path)
         except (ValueError, TypeError, yaml.YAMLError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(f"a file of the run cannot be read ({reason})", where=str(record.path)) from error
-        evals = {event.step: event for event in events if isinstance(event, EvalEvent)}
         return cls(
             name=path.name,
             folder=f"{path.parent.name}/{path.name}",
             manifest=manifest,
             recipe=recipe,
-            train=tuple(event for event in events if isinstance(event, TrainEvent)),
-            evals=tuple(evals[step] for step in sorted(evals)),
+            log=log,
             evaluations=tuple(evaluations),
             experts=experts,
-            conflicts=tuple(event for event in events if isinstance(event, ConflictEvent)),
         )
 
     @cached_property
@@ -125,23 +109,26 @@ class RunView:
         """The evaluation that the page quotes: of those that cover the most tasks, the newest."""
         return max(self.evaluations, key=lambda r: (len(r.tasks), r.step, r.created), default=None)
 
-    def newest(self, part: Callable[[EvalEvent | EvalResult], dict[str, T] | None]) -> tuple[int, dict[str, T]] | None:
-        """Step and values by task of the newest measurement of something.
+    @cached_property
+    def expert_load(self) -> tuple[int, dict[str, ExpertShare]] | None:
+        """Step and shares by task of the newest measurement, which what `malora eval` found is of equals."""
+        found = self.log.expert_load
+        for result in self.evaluations:
+            found = newer(found, result.step, result.expert_load)
+        return found
 
-        Of those made at one step, that of most tasks, and of these the last, which what `malora eval` found is.
-
-        Args:
-            part: What to look at in an evaluation; it has none where this is empty or None.
-        """
-        measured: list[EvalEvent | EvalResult] = [*self.evals, *self.evaluations]
-        logged = [(found.step, value) for found in measured if (value := part(found))]
-        return max(reversed(logged), key=lambda entry: (entry[0], len(entry[1])), default=None)
+    @cached_property
+    def gate_entropy(self) -> tuple[int, dict[str, GateEntropy]] | None:
+        """Step and entropies by task, likewise."""
+        found = self.log.gate_entropy
+        for result in self.evaluations:
+            found = newer(found, result.step, result.gate_entropy)
+        return found
 
     @cached_property
     def step(self) -> int:
         """Optimiser steps done; the log is ahead of the manifest while a run is going."""
-        logged = [event.step for event in self.train] + [event.step for event in self.evals]
-        return max([self.manifest.steps, *logged])
+        return max(self.manifest.steps, self.log.step)
 
     @property
     def running(self) -> bool:
@@ -152,3 +139,31 @@ class RunView:
         """Those of the tasks that are named, in the page's order."""
         wanted = set(names)
         return [task for name, task in self.tasks.items() if name in wanted]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are more tasks than a page shows one by one."""
+        return len(self.tasks) > SHOWN
+
+    @property
+    def shown_count(self) -> int:
+        """How many tasks it shows so."""
+        return len(self._shown)
+
+    def shown(self, tasks: Iterable[Task]) -> list[Task]:
+        """Those of the tasks that the page shows one by one: all, or the ones that matter most where there are many."""
+        return [task for task in tasks if task.name in self._shown]
+
+    @cached_property
+    def _shown(self) -> set[str]:
+        """All tasks, or of very many those whose held-out loss rose most and those for which it fell most."""
+        ranked = sorted(self.tasks, key=lambda name: self.loss_change(name) or 0.0)
+        return set(ranked if not self.crowded else ranked[: SHOWN // 2] + ranked[-SHOWN // 2 :])
+
+    def loss_change(self, task: str) -> float | None:
+        """By how much a task's held-out loss changed, nats a token: during training, else from base to adapter."""
+        if len(self.log.evals) > 1:
+            found = change(self.log.evals[0].tasks.get(task), self.log.lows.newest.get(task))
+            return found.nats if found is not None else None
+        scores = self.evaluation.tasks.get(task) if self.evaluation is not None else None
+        return scores.adapter.loss - scores.base.loss if scores is not None else None

@@ -1,5 +1,6 @@
 """What a run leaves on disk: the run folder, its metrics and its evaluations. No torch, no recipe schema."""
 
+from malora_cli.results.digest import Digest, LogSteps, MeanConflict, Thinned, newer
 from malora_cli.results.evaluation import EvalResult, Scores, TaskEval
 from malora_cli.results.files import file_sha256, read_json, why_unwritable, write_json, write_text
 from malora_cli.results.geometry import ExpertGeometry, ProjectionGeometry, Sides
@@ -26,17 +27,21 @@ from malora_cli.results.run import (
     runs_under,
     utc_now,
 )
-from malora_cli.results.seesaw import Change, Slip, best_of, change, changes, imbalance, measured, slips, stopped
+from malora_cli.results.seesaw import Change, Lows, Slip, change, changes, imbalance, measured, stopped
 
 __all__ = [
     "Change",
     "ConflictEvent",
+    "Digest",
     "EvalEvent",
     "EvalResult",
     "Event",
     "ExpertGeometry",
     "GradientConflict",
+    "LogSteps",
+    "Lows",
     "Manifest",
+    "MeanConflict",
     "MetricsLog",
     "ProjectionGeometry",
     "RunRecord",
@@ -47,9 +52,9 @@ __all__ = [
     "TaskData",
     "TaskEval",
     "TaskLoss",
+    "Thinned",
     "TrainEvent",
     "UnusedRows",
-    "best_of",
     "change",
     "changes",
     "check_not_written",
@@ -60,9 +65,9 @@ __all__ = [
     "imbalance",
     "made_once",
     "measured",
+    "newer",
     "read_json",
     "runs_under",
-    "slips",
     "stopped",
     "utc_now",
     "why_unwritable",

@@ -44,8 +44,10 @@ class EvalResult(Record):
 
     def domains(self) -> dict[str, tuple[Scores, Scores]]:
         """Macro-average (base, adapter) of every domain: every task of it counts the same."""
-        names = dict.fromkeys(task.domain for task in self.tasks.values())
-        return {name: _average(t for t in self.tasks.values() if t.domain == name) for name in names}
+        members: dict[str, list[TaskEval]] = {}
+        for task in self.tasks.values():
+            members.setdefault(task.domain, []).append(task)
+        return {name: _average(tasks) for name, tasks in members.items()}
 
     def overall(self) -> tuple[Scores, Scores]:
         """Macro-average (base, adapter) over domains: every domain counts the same."""

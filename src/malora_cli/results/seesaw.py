@@ -5,7 +5,7 @@ Formulas and sources: ``docs/metrics.md``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import hypot
 from statistics import pstdev
@@ -60,21 +60,51 @@ def measured(evals: Sequence[EvalEvent], task: str) -> list[EvalEvent]:
     return [event for event in evals if task in event.tasks and event.tasks[task].loss is not None]
 
 
-def best_of(evals: Sequence[EvalEvent], task: str) -> EvalEvent | None:
-    """The evaluation at which a task's loss was lowest, the earliest of equals; None where it was never measured."""
-    return min(measured(evals, task), key=lambda event: event.tasks[task].loss or 0.0, default=None)
+class Lows:
+    """Every task's lowest and newest held-out loss, taken in one evaluation at a time.
 
+    Args:
+        evals: Evaluations, oldest first.
+    """
 
-def slips(evals: Sequence[EvalEvent]) -> list[Slip]:
-    """Tasks whose newest loss is above their lowest, the biggest slip first."""
-    found = []
-    for name in dict.fromkeys(name for event in evals for name in event.tasks):
-        best = best_of(evals, name)
-        if best is not None:
-            since = change(best.tasks[name], measured(evals, name)[-1].tasks[name])
+    def __init__(self, evals: Iterable[EvalEvent] = ()) -> None:
+        self.newest: dict[str, TaskLoss] = {}
+        #: Step and loss where it was lowest, the earliest of equals.
+        self.best: dict[str, tuple[int, TaskLoss]] = {}
+        self._waited: dict[str, int] = {}
+        # Step at which a task had first gone one evaluation without a new low, then two in a row, and so on.
+        self._waits: dict[str, list[int]] = {}
+        for event in evals:
+            self.take(event)
+
+    def take(self, event: EvalEvent) -> None:
+        """Take in the next evaluation."""
+        for name, task in event.tasks.items():
+            if task.loss is None:
+                continue
+            self.newest[name] = task
+            lowest = self.best[name][1].loss if name in self.best else None
+            if lowest is None or task.loss < lowest:
+                self.best[name], self._waited[name] = (event.step, task), 0
+                continue
+            self._waited[name] += 1
+            waits = self._waits.setdefault(name, [])
+            if self._waited[name] > len(waits):
+                waits.append(event.step)
+
+    def stopped_at(self, task: str, patience: int) -> int | None:
+        """Step at which a task had first gone so many evaluations in a row without a new low; None where it has not."""
+        waits = self._waits.get(task, ())
+        return waits[patience - 1] if 0 < patience <= len(waits) else None
+
+    def slips(self) -> list[Slip]:
+        """Tasks whose newest loss is above their lowest, the biggest slip first."""
+        found = []
+        for name, (step, best) in self.best.items():
+            since = change(best, self.newest[name])
             if since is not None and since.nats > 0:
-                found.append(Slip(name, since, best.step))
-    return sorted(found, key=lambda slip: -slip.change.nats)
+                found.append(Slip(name, since, step))
+        return sorted(found, key=lambda slip: -slip.change.nats)
 
 
 def imbalance(first: EvalEvent, now: EvalEvent) -> float | None:
@@ -98,16 +128,5 @@ def stopped(evals: Sequence[EvalEvent], patience: int) -> set[str]:
         evals: Evaluations, oldest first.
         patience: How many.
     """
-    out: set[str] = set()
-    lowest: dict[str, float] = {}
-    waited: dict[str, int] = {}
-    for event in evals:
-        for name, task in event.tasks.items():
-            if task.loss is None:
-                continue
-            better = task.loss < lowest.get(name, float("inf"))
-            lowest[name] = min(task.loss, lowest.get(name, float("inf")))
-            waited[name] = 0 if better else waited[name] + 1
-            if waited[name] >= patience:
-                out.add(name)
-    return out
+    lows = Lows(evals)
+    return {name for name in lows.newest if lows.stopped_at(name, patience) is not None}

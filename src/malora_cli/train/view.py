@@ -20,13 +20,13 @@ from malora_cli.results import (
     ConflictEvent,
     EvalEvent,
     Event,
+    Lows,
     TaskLoss,
     TrainEvent,
     change,
     changes,
     imbalance,
     measured,
-    slips,
 )
 from malora_cli.train.processes import writes
 
@@ -79,6 +79,7 @@ class History:
         self.share = share
         self.drawn: Counter[str] = Counter()
         self.evals: list[EvalEvent] = []
+        self.lows = Lows()
         self.losses: dict[str, list[float]] = {name: [] for name in share}
         for event in past:
             self.take(event)
@@ -87,6 +88,7 @@ class History:
         """Add what was measured."""
         if isinstance(event, EvalEvent):
             self.evals.append(event)
+            self.lows.take(event)
         elif isinstance(event, TrainEvent):
             self.share = event.task_share or self.share
             self.drawn.update({name: task.examples for name, task in event.tasks.items()})
@@ -145,7 +147,7 @@ class PlainView:
         if isinstance(event, EvalEvent):
             self._print(f"step {event.step}/{self.steps}  held-out  {losses}")
             if len(self.history.evals) > 1:
-                self._print(f"step {event.step}/{self.steps}  {_seesaw(self.history.evals)}")
+                self._print(f"step {event.step}/{self.steps}  {_seesaw(self.history)}")
             return
         self._print(
             f"step {event.step}/{self.steps}  loss {_mean_loss(event.tasks):.3f}  {losses}  "
@@ -218,7 +220,7 @@ class LiveView:
         for name, losses in self.history.losses.items():
             line = sparkline(losses) if losses else ""
             table.add_row(Text(name), *_latest(losses), *_held_out(evals, name), shares[name], line)
-        return Group(self.progress, table, *([Text(_seesaw(evals))] if len(evals) > 1 else []))
+        return Group(self.progress, table, *([Text(_seesaw(self.history))] if len(evals) > 1 else []))
 
 
 def _conflict(event: ConflictEvent) -> str:
@@ -259,17 +261,17 @@ def _counts(step: Change) -> bool:
     return step.clear or step.error is None
 
 
-def _seesaw(evals: Sequence[EvalEvent]) -> str:
+def _seesaw(history: History) -> str:
     """Who gained and who lost since the evaluation before, who was better once, and how uneven it is."""
-    before, now = evals[-2], evals[-1]
+    before, now = history.evals[-2:]
     clear = {name: step.nats for name, step in changes(before, now).items() if _counts(step)}
     sides = {"gained": [n for n in clear if clear[n] < 0], "lost": [n for n in clear if clear[n] > 0]}
     told = [f"{word} {_named(names, clear)}" for word, names in sides.items() if names]
     parts = [f"since step {before.step}: {'; '.join(told) or 'no task gained or lost beyond its standard error'}"]
-    worse = {f"{slip.task} (best at step {slip.best_step})": slip.change.nats for slip in slips(evals)}
+    worse = {f"{slip.task} (best at step {slip.best_step})": slip.change.nats for slip in history.lows.slips()}
     if worse:
         parts.append(f"above their best: {_named(list(worse), worse)}")
-    if (spread := imbalance(evals[0], now)) is not None:
+    if (spread := imbalance(history.evals[0], now)) is not None:
         parts.append(f"imbalance {spread:.3f}")
     return "  ".join(parts)
 

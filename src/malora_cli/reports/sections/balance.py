@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
-from typing import TypeVar
 
 from malora_cli.reports.charts import INK, Line, line_chart, task_ink
 from malora_cli.reports.html import percent, render
 from malora_cli.reports.section import Section
 from malora_cli.reports.view import RunView
-from malora_cli.results import TrainEvent
-
-_POINTS = 150  # about as many as a chart has pixels to show
-T = TypeVar("T")
 
 _TEMPLATE = """
 <p class="legend"><span><i class="stroke dotted"></i>even load</span>
@@ -35,32 +29,29 @@ The balance loss is the mean over routers and 1 when all experts are used alike.
 The share is that of the training tokens' assignments that each expert gets; experts are ranked within each router, at
 every log step, and the mean over routers is taken rank by rank, so a collapse shows whichever experts it is onto.
 {% endif %}
+{% if points.each > 1 %}
+There are {{ points.count|count }} log steps: a point of a curve is the mean over {{ points.each|count }} of them, and
+the figures above the charts are those of the last.
+{% endif %}
 </p>
 """
 
 
-def _thin(items: Sequence[T]) -> Sequence[T]:
-    """Every n-th item counted from the last, which is always kept; as many as a chart has room for."""
-    every = max(1, ceil(len(items) / _POINTS))
-    return items[(len(items) - 1) % every :: every] if items else items
-
-
 def _balance(run: RunView) -> dict[str, object]:
-    known = _thin([(event.step, event.balance_loss) for event in run.train if event.balance_loss is not None])
-    if not known:
+    points = [(point.step, loss) for point in run.log.points.items if (loss := point.balance_loss) is not None]
+    if not points:
         return {"balance": None, "last": ""}
-    line = Line([step for step, _ in known], [loss for _, loss in known], width=1.6)
+    line = Line([step for step, _ in points], [loss for _, loss in points], width=1.6)
     chart = line_chart(
         [line], key="balance", label="Balance loss over steps", x_max=run.step, reference=1.0, from_zero=False
     )
-    return {"balance": chart, "last": f"{known[-1][1]:.3f}"}
+    return {"balance": chart, "last": f"{run.log.balance_loss:.3f}"}
 
 
-def _shares(run: RunView, events: Sequence[TrainEvent], index: int, group: str) -> tuple[str, str, str]:
+def _shares(run: RunView, index: int, group: str, last: Sequence[float]) -> tuple[str, str, str]:
     """One layer group: its name, its chart, and the least and the most used expert at the end."""
-    logged = [(event.step, event.expert_share or {}) for event in events]
-    points = [(step, shares[group]) for step, shares in logged if group in shares]
-    steps, last = [step for step, _ in points], points[-1][1]
+    points = [(point.step, shares) for point in run.log.points.items if (shares := point.share(group)) is not None]
+    steps = [step for step, _ in points]
     ranked = sorted(range(len(last)), key=lambda expert: last[expert])
     # The two that matter are drawn last, on top of the crowd.
     inks = {ranked[0]: task_ink(0), ranked[-1]: task_ink(1)}
@@ -86,13 +77,11 @@ def _shares(run: RunView, events: Sequence[TrainEvent], index: int, group: str) 
 
 
 def _render(run: RunView) -> str | None:
-    events = _thin([event for event in run.train if event.expert_share])
-    names = list(dict.fromkeys(group for event in events for group in event.expert_share or {}))
-    groups = [_shares(run, events, index, group) for index, group in enumerate(names)]
+    groups = [_shares(run, index, *item) for index, item in enumerate(run.log.expert_share.items())]
     balance = _balance(run)
     if not groups and not balance["balance"]:
         return None
-    return render(_TEMPLATE, groups=groups, **balance)
+    return render(_TEMPLATE, points=run.log.points, groups=groups, **balance)
 
 
 SECTION = Section(title="Balance over training", order=60, render=_render)

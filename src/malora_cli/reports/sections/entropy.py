@@ -16,7 +16,7 @@ _TEMPLATE = """
 <div class="scroll"><table class="heat load">
 <thead><tr><th>Task</th>{% for group in groups %}<th class="num">{{ group }}</th>{% endfor %}</tr></thead>
 <tbody>
-{% for task in tasks %}
+{% for task in view.shown(tasks) %}
 <tr><th scope="row">{{ m.chip(task) }}</th>
 {% for group in groups %}
 {% if group in entropy[task.name] %}
@@ -26,6 +26,7 @@ _TEMPLATE = """
 {% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
+{{ m.some(view) -}}
 <p class="note">Entropy of a router's softmax over all its experts, in percent of the most it can be, mean over the
 tokens of held-out rows and over routers, after {{ step|count }} steps. 100 is an even choice; 0 is a router that has
 made up its mind.</p>
@@ -33,16 +34,16 @@ made up its mind.</p>
 
 
 def _render(run: RunView) -> str | None:
-    newest = run.newest(lambda found: found.gate_entropy)
-    if newest is None:
+    if run.gate_entropy is None:
         return None
-    step, entropy = newest
+    step, entropy = run.gate_entropy
     tasks = [task for task in run.ordered(entropy) if entropy[task.name]]
     if not tasks:
         return None
     by_task = {task.name: fmean(entropy[task.name].values()) for task in tasks}
     return render(
         _TEMPLATE,
+        view=run,
         tasks=tasks,
         groups=list(dict.fromkeys(group for task in tasks for group in entropy[task.name])),
         entropy=entropy,

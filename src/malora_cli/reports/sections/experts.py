@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
 from malora_cli.reports.view import RunView
-from malora_cli.results.metrics import ExpertShare
 
 #: More experts than this and the cells are too narrow for a number.
 _NUMBERED = 16
@@ -24,7 +24,7 @@ assignments on average; most of all {{ m.chip(far_task) }} in {{ far_group }} ({
 <div class="scroll"><table class="heat load">
 <thead><tr><th>Task</th>{% for i in range(experts) %}<th class="num">{{ i + 1 }}</th>{% endfor %}</tr></thead>
 <tbody>
-{% for task, shares in rows %}
+{% for task in view.shown(rows) %}{% set shares = rows[task] %}
 <tr><th scope="row">{{ m.chip(task) }}</th>
 {% for share in shares %}
 <td class="cell load" style="--heat:{{ (70 * share / top)|round|int }}%"
@@ -34,6 +34,7 @@ assignments on average; most of all {{ m.chip(far_task) }} in {{ far_group }} ({
 </tbody></table></div></figure>
 {% endfor %}
 </div>
+{{ m.some(view) -}}
 <p class="note">Share of a task's (token, slot) assignments that each expert gets, in percent, on held-out rows after
 {{ step|count }} steps. The experts of every router are ranked by their load over all tasks, busiest first, before the
 mean over routers is taken: number 3 of one router has nothing to do with number 3 of another.</p>
@@ -50,38 +51,49 @@ def from_uniform(shares: list[float]) -> float:
     return distance(shares, [1 / len(shares)] * len(shares))
 
 
-def _apart(load: dict[str, ExpertShare], groups: list[str]) -> float:
-    """Mean distance between two tasks over all pairs and layer groups."""
-    names = list(load)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    found = [distance(load[a][g], load[b][g]) for a, b in pairs for g in groups if g in load[a] and g in load[b]]
-    return fmean(found) if found else 0.0
+def apart(groups: Iterable[Sequence[Sequence[float]]]) -> float:
+    """Mean total variation distance of two tasks, over all pairs of tasks and layer groups.
+
+    Sorting an expert's shares gives the sum of their differences over all pairs at once: among ``n`` of them the one of
+    rank ``i``, from 0, is the larger in ``i`` pairs and the smaller in ``n - 1 - i``.
+
+    Args:
+        groups: Of each layer group the shares of every task.
+    """
+    total, pairs = 0.0, 0
+    for tasks in groups:
+        count = len(tasks)
+        pairs += count * (count - 1) // 2
+        for shares in zip(*tasks, strict=False):
+            total += sum((2 * rank - count + 1) * share for rank, share in enumerate(sorted(shares))) / 2
+    return total / pairs if pairs else 0.0
 
 
 def _render(run: RunView) -> str | None:
-    newest = run.newest(lambda found: found.expert_load)
-    if newest is None:
+    if run.expert_load is None:
         return None
-    step, load = newest
+    step, load = run.expert_load
     tasks = run.ordered(load)
     names = list(dict.fromkeys(group for task in tasks for group in load[task.name]))
     far = {(t, g): from_uniform(load[t.name][g]) for t in tasks for g in names if g in load[t.name]}
     if not far:
         return None
     (far_task, far_group), most_far = max(far.items(), key=lambda item: item[1])
-    rows = {group: [(task, load[task.name][group]) for task in tasks if group in load[task.name]] for group in names}
+    rows = {group: {task: load[task.name][group] for task in tasks if group in load[task.name]} for group in names}
+    groups = [(group, len(next(iter(found.values()))), found) for group, found in rows.items()]
     return render(
         _TEMPLATE,
+        view=run,
         tasks=tasks,
-        groups=[(group, len(found[0][1]), found) for group, found in rows.items()],
-        top=max(share for found in rows.values() for _, shares in found for share in shares),
-        most_experts=max(len(found[0][1]) for found in rows.values()),
+        groups=groups,
+        top=max(share for found in rows.values() for shares in found.values() for share in shares),
+        most_experts=max(experts for _, experts, _ in groups),
         numbered=_NUMBERED,
         mean_far=fmean(far.values()),
         far_task=far_task,
         far_group=far_group,
         most_far=most_far,
-        apart=_apart(load, names),
+        apart=apart([list(found.values()) for found in rows.values()]),
         step=step,
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
-from malora_cli.reports.view import RunView
+from malora_cli.reports.view import SHOWN, RunView
 from malora_cli.results import EvalEvent, EvalResult
 
 _TEMPLATE = """
@@ -42,14 +43,16 @@ _TEMPLATE = """
 {% endif %}
 {% if result %}
 <div class="domains">
-{% for name, (b, a) in domains.items() %}
+{% for name, (b, a) in domains.items() if name in domains_shown %}
   <div><span>{{ name }}</span>{{ m.dumbbell(b.score, a.score, "var(--accent)") }}
   <span class="num">{{ b.score|percent }} → <b>{{ a.score|percent }}</b></span>
   <span class="num">{{ m.change(a.score - b.score, (a.score - b.score)|points) }}</span></div>
 {% endfor %}
 </div>
 <p class="legend"><span><i class="dot hollow"></i>base model</span><span><i class="dot"></i>adapter</span>
-<span>mean score of each domain, 0 to 100%</span></p>
+<span>mean score of each domain, 0 to 100%
+{{- ", for " ~ domains_shown|length ~ " of " ~ domains|length ~ " domains" if domains_shown|length < domains|length -}}
+</span></p>
 {% endif %}
 <dl class="facts">
   <div><dt>Method</dt><dd>{{ view.manifest.method }}</dd></div>
@@ -79,6 +82,7 @@ def _gains(result: EvalResult | None) -> dict[str, object]:
     base, adapter = result.overall()
     return {
         "domains": domains,
+        "domains_shown": list(domains)[:SHOWN],
         "base": base,
         "adapter": adapter,
         "gain": adapter.score - base.score,
@@ -87,7 +91,7 @@ def _gains(result: EvalResult | None) -> dict[str, object]:
     }
 
 
-def _held_out(evals: tuple[EvalEvent, ...]) -> dict[str, object]:
+def _held_out(evals: Sequence[EvalEvent]) -> dict[str, object]:
     """Mean held-out loss at the first and the last evaluation, over the tasks that both have."""
     if len(evals) < 2:
         return {"first": None, "last": None, "shared": 0}
@@ -104,12 +108,12 @@ def _render(run: RunView) -> str:
     return render(
         _TEMPLATE,
         view=run,
-        seconds=run.manifest.train_seconds or max((event.seconds for event in run.train), default=0.0),
+        seconds=run.manifest.train_seconds or run.log.seconds,
         result=run.evaluation,
         planned=train.get("steps") if isinstance(train, dict) else None,
         domain_count=len({task.domain for task in run.tasks.values()}),
         **_gains(run.evaluation),
-        **_held_out(run.evals),
+        **_held_out(run.log.evals),
     )
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 
 from malora_cli.reports.charts import Line, line_chart, task_ink
 from malora_cli.reports.html import nats, render
 from malora_cli.reports.section import Section
 from malora_cli.reports.view import RunView, Task
-from malora_cli.results import EvalEvent, TrainEvent
-
-#: A chart is about this many pixels wide: more points than this only make the file bigger.
-_POINTS = 150
+from malora_cli.results import LogSteps
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
@@ -28,39 +24,39 @@ _TEMPLATE = """
 <figure><figcaption>{{ m.chip(task) }}<span class="num">{{ held_out }}</span></figcaption>{{ svg }}</figure>
 {% endfor %}
 </div>
-{% if not view.evals %}
+{{ m.some(view) -}}
+{% if view.log.points.each > 1 %}
+<p class="note">There are {{ view.log.points.count|count }} log steps: a point of a training curve is the loss of all
+tokens of {{ view.log.points.each|count }} of them. All of them are in <code>metrics.jsonl</code>.</p>
+{% endif %}
+{% if view.log.evals|length < view.log.evaluated %}
+<p class="note">Of {{ view.log.evaluated|count }} evaluations {{ view.log.evals|length }} are drawn, the first and the
+last among them, and with them the one at which each task was best.</p>
+{% endif %}
+{% if not view.log.evals %}
 {{ m.missing("Held-out losses were not measured during training: set train.eval_every in the recipe.") }}
 {% endif %}
 {% endif %}
 """
 
 
-def training_curve(train: Sequence[TrainEvent], task: str) -> tuple[list[int], list[float]]:
-    """Steps and training loss of one task, neighbouring log steps pooled where there are very many.
-
-    Pooling adds up nats and tokens, so a point is the loss of all tokens it stands for, and not a mean of means.
-    """
-    steps, losses = [], []
-    pooled = max(1, ceil(len(train) / _POINTS))
-    for start in range(0, len(train), pooled):
-        chunk = train[start : start + pooled]
-        seen = [event.tasks[task] for event in chunk if task in event.tasks]
-        tokens = sum(loss.tokens for loss in seen)
-        if tokens:
-            steps.append(chunk[-1].step)
-            losses.append(sum(loss.nats for loss in seen) / tokens)
-    return steps, losses
+def training_curve(points: Sequence[LogSteps], task: str) -> tuple[list[int], list[float]]:
+    """Steps and training loss of one task, where any of its tokens was seen."""
+    known = [(point.step, loss) for point in points if (loss := point.loss(task)) is not None]
+    return [step for step, _ in known], [loss for _, loss in known]
 
 
 def held_out_curve(run: RunView, task: str) -> tuple[list[int], list[float]]:
-    """Steps and held-out loss of one task, where it was measured."""
-    measured = [(event.step, event.tasks[task].loss) for event in run.evals if task in event.tasks]
-    known = [(step, loss) for step, loss in measured if loss is not None]
+    """Steps and held-out loss of one task, where it was measured; where it was best is always among them."""
+    measured = {event.step: event.tasks[task].loss for event in run.log.evals if task in event.tasks}
+    if (best := run.log.lows.best.get(task)) is not None:
+        measured.setdefault(best[0], best[1].loss)
+    known = [(step, loss) for step, loss in sorted(measured.items()) if loss is not None]
     return [step for step, _ in known], [loss for _, loss in known]
 
 
 def _chart(run: RunView, task: Task) -> tuple[Task, str, str]:
-    steps, training = training_curve(run.train, task.name)
+    steps, training = training_curve(run.log.points.items, task.name)
     eval_steps, held_out = held_out_curve(run, task.name)
     ink = task_ink(task.slot)
     svg = line_chart(
@@ -77,9 +73,9 @@ def _chart(run: RunView, task: Task) -> tuple[Task, str, str]:
 
 
 def _render(run: RunView) -> str:
-    events: list[TrainEvent | EvalEvent] = [*run.train, *run.evals]
-    logged = {name for event in events for name in event.tasks}
-    return render(_TEMPLATE, view=run, charts=[_chart(run, task) for task in run.ordered(logged)])
+    logged = {name for point in run.log.points.items for name in point.losses}
+    logged |= {name for event in run.log.evals for name in event.tasks}
+    return render(_TEMPLATE, view=run, charts=[_chart(run, task) for task in run.shown(run.ordered(logged))])
 
 
 SECTION = Section(title="Loss curves", order=30, render=_render)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
+
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
-from malora_cli.reports.view import RunView
+from malora_cli.reports.view import SHOWN, RunView, Task
+
+#: Tasks of the plain list, about 100 bytes each.
+_LISTED = 5000
+_COLUMNS = (
+    *("task", "domain", "share", "train rows", "test rows", "examples seen"),
+    *("first loss", "lowest loss", "newest loss", "base score", "score"),
+)
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
@@ -14,7 +24,7 @@ _TEMPLATE = """
 <th class="num">test rows</th>{% if seen %}<th class="num">examples seen</th><th class="num">passes</th>{% endif %}
 </tr></thead>
 <tbody>
-{% for task in tasks %}
+{% for task in view.shown(tasks) %}
 {% set share = view.manifest.task_share.get(task.name, 0) %}
 {% set train = view.manifest.train_data.get(task.name) %}
 {% set test = view.manifest.test_data.get(task.name) %}
@@ -32,17 +42,55 @@ _TEMPLATE = """
 <td class="num">{{ train_rows|count }}</td><td class="num">{{ test_rows|count }}</td>
 {% if seen %}<td class="num">{{ seen.values()|sum|count }}</td><td></td>{% endif %}</tr></tfoot>
 </table></div>
-{% for line in unused %}<p>{{ line }}</p>{% endfor %}
+{% if listed %}
+{{ m.some(view) -}}
+<details><summary>Every task<span class="quiet">as CSV; losses in nats a token, held out</span></summary>
+<pre class="listing">{{ listed }}</pre></details>
+{% endif %}
+{% for line in unused[:most] %}<p>{{ line }}</p>{% endfor %}
+{% if unused|length > most %}<p>{{ (unused|length - most)|count }} more such lines: see <code>manifest.json</code>.</p>
+{% endif %}
 """
+
+
+def _listed(run: RunView) -> str:
+    """Every task's figures, one line each, without what a table costs of a page."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    tasks = list(run.tasks.values())
+    writer.writerows(_figures(run, task) for task in tasks[:_LISTED])
+    rest = f"{len(tasks) - _LISTED:,} more tasks are in manifest.json and metrics.jsonl\n" if tasks[_LISTED:] else ""
+    return file.getvalue() + rest
+
+
+def _figures(run: RunView, task: Task) -> list[str]:
+    manifest, lows = run.manifest, run.log.lows
+    train, test = manifest.train_data.get(task.name), manifest.test_data.get(task.name)
+    first = run.log.evals[0].tasks.get(task.name) if run.log.evals else None
+    best, newest = lows.best.get(task.name), lows.newest.get(task.name)
+    scores = run.evaluation.tasks.get(task.name) if run.evaluation is not None else None
+    figures: list[float | None] = [
+        manifest.task_share.get(task.name, 0.0),
+        train.rows if train else None,
+        test.rows if test else None,
+        run.log.examples[task.name],
+        first.loss if first else None,
+        best[1].loss if best else None,
+        newest.loss if newest else None,
+        scores.base.score if scores else None,
+        scores.adapter.score if scores else None,
+    ]
+    return [task.name, task.domain, *("" if value is None else _number(value) for value in figures)]
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _render(run: RunView) -> str | None:
     if not run.tasks:
         return None
-    seen: dict[str, int] = {}
-    for event in run.train:
-        for name, loss in event.tasks.items():
-            seen[name] = seen.get(name, 0) + loss.examples
     mix = run.recipe.get("mix")
     splits = {"training": run.manifest.train_data, "test": run.manifest.test_data}
     unused = [
@@ -57,8 +105,10 @@ def _render(run: RunView) -> str | None:
         tasks=list(run.tasks.values()),
         domains=len({task.domain for task in run.tasks.values()}),
         top=max(run.manifest.task_share.values(), default=0.0) or 1.0,
-        seen=seen,
+        seen=run.log.examples,
         unused=unused,
+        most=SHOWN,
+        listed=_listed(run) if run.crowded else None,
         train_rows=sum(data.rows for data in run.manifest.train_data.values()),
         test_rows=sum(data.rows for data in run.manifest.test_data.values()),
         description=mix.get("description") if isinstance(mix, dict) else None,

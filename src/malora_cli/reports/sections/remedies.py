@@ -7,7 +7,6 @@ from typing import Any
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
 from malora_cli.reports.view import RunView
-from malora_cli.results import best_of, stopped
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
@@ -24,6 +23,7 @@ _TEMPLATE = """
 <td class="num">{{ row.best|count if row.best is not none else "–" }}</td></tr>
 {% endfor %}
 </tbody></table></div>
+{{- m.some(view) -}}
 """
 
 
@@ -46,24 +46,22 @@ def _render(run: RunView) -> str | None:
     lines = _lines(run, mix, static)
     if not lines:
         return None
-    shares = [(event.step, event.task_share) for event in run.train if event.task_share]
     patience = (remedies.get("patience") or {}).get("evaluations")
     counted = patience if isinstance(patience, int) else None
-    ends = [(event, stopped(run.evals[: n + 1], counted)) for n, event in enumerate(run.evals) if counted]
-    learned = next((event.loss_weight for event in reversed(run.train) if event.loss_weight), {})
+    log = run.log
 
     def row(name: str) -> dict[str, Any]:
-        first, best = run.manifest.task_share.get(name, 0.0), best_of(run.evals, name)
+        first, best = run.manifest.task_share.get(name, 0.0), log.lows.best.get(name)
         return {
             "task": run.tasks[name],
             "first": first,
-            "last": shares[-1][1].get(name, 0.0) if shares else first,
-            "weight": static.get(name, 1.0) * learned.get(name, 1.0),
-            "stopped": next((event.step for event, out in ends if name in out), None),
-            "best": best.step if best is not None else None,
+            "last": log.task_share.get(name, 0.0) if log.task_share else first,
+            "weight": static.get(name, 1.0) * log.loss_weight.get(name, 1.0),
+            "stopped": log.lows.stopped_at(name, counted) if counted else None,
+            "best": best[0] if best is not None else None,
         }
 
-    return render(_TEMPLATE, lines=lines, rows=[row(name) for name in run.tasks])
+    return render(_TEMPLATE, lines=lines, view=run, rows=[row(task.name) for task in run.shown(run.tasks.values())])
 
 
 SECTION = Section(title="Remedies", order=46, render=_render)

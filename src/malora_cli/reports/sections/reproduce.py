@@ -23,16 +23,19 @@ malora report {{ again|shell }}</pre>
 <thead><tr><th>What</th><th class="num">rows</th><th>source</th><th>SHA-256</th></tr></thead><tbody>
 <tr><td>base model</td><td></td><td>{{ view.manifest.base_model }}</td>
 <td><code>{{ view.manifest.base_model_sha256 or "not known" }}</code></td></tr>
-{% for split, data in splits %}{% for name, rows in data.items() %}
+{% for split, data in splits %}{% for name, rows in data.items() if name in shown %}
 <tr><td>{{ name }}, {{ split }}</td><td class="num">{{ rows.rows|count }}</td><td>{{ rows.source }}</td>
 <td><code>{{ rows.sha256 }}</code></td></tr>
 {% endfor %}{% endfor %}
-</tbody></table></div></details>
+</tbody></table></div>
+{%- if view.crowded %}<p class="note">Those of the tasks that are shown; all are in <code>manifest.json</code>.</p>
+{% endif %}</details>
 """
 
 
 def _render(run: RunView) -> str:
     splits = [("train", run.manifest.train_data), ("test", run.manifest.test_data)]
+    names = [*run.manifest.train_data, *run.manifest.test_data]
     return render(
         _TEMPLATE,
         view=run,
@@ -40,6 +43,7 @@ def _render(run: RunView) -> str:
         renamed=f"output.name={run.name}-again",
         again=f"{run.folder}-again",
         splits=splits,
+        shown={task.name for task in run.shown(run.tasks.values())} if run.crowded else set(names),
     )
 
 

@@ -32,7 +32,7 @@ _TEMPLATE = """
 <th class="num gap">rows</th><th>metric</th></tr>
 </thead>
 <tbody>
-{% for domain, (base, adapter) in domains.items() %}
+{% for domain, (base, adapter) in domains.items() if domain in domains_shown %}
 {{ row("domain", domain, "", "", base, adapter, "var(--muted)") }}
 {% for task in tasks if result.tasks[task.name].domain == domain %}
 {% set it = result.tasks[task.name] %}
@@ -43,6 +43,7 @@ _TEMPLATE = """
 <tfoot>{{ row("total", "All domains", "", "", overall[0], overall[1], "var(--accent)") }}</tfoot>
 </table></div>
 <p class="legend"><span><i class="dot hollow"></i>base model</span><span><i class="dot"></i>adapter</span></p>
+{{ m.some(view) -}}
 <p class="note">Evaluated {{ result.created[:16]|replace("T", " ") }} UTC after {{ result.step|count }} steps on
 {{ "all rows" if result.limit is none else "at most " ~ result.limit|plural("row") }} a task.
 A domain is the mean of its tasks, the last line the mean of the domains.
@@ -58,11 +59,13 @@ def _render(run: RunView) -> str | None:
     result = run.evaluation
     if result is None:
         return None
+    tasks = run.shown(run.ordered(result.tasks))
     return render(
         _TEMPLATE,
         view=run,
         result=result,
-        tasks=run.ordered(result.tasks),
+        tasks=tasks,
+        domains_shown={result.tasks[task.name].domain for task in tasks},
         domains=result.domains(),
         overall=result.overall(),
         fewest=min((task.rows for task in result.tasks.values()), default=0),

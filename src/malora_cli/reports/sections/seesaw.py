@@ -6,14 +6,15 @@ from itertools import pairwise
 
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
-from malora_cli.reports.view import RunView
-from malora_cli.results import Change, EvalEvent, change, imbalance, slips
+from malora_cli.reports.view import SHOWN, RunView
+from malora_cli.results import Change, EvalEvent, change, imbalance
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
 {% macro listed(slips) %}
-{% for slip in slips %}{{ m.chip(view.tasks[slip.task]) }} ({{ slip.change.nats|signed }} since step
+{% for slip in slips[:most] %}{{ m.chip(view.tasks[slip.task]) }} ({{ slip.change.nats|signed }} since step
 {{ slip.best_step }}){{ ", " if not loop.last }}{% endfor %}
+{{- " and " ~ (slips|length - most)|plural("other") if slips|length > most -}}
 {% endmacro %}
 {% if not columns %}
 {{ m.missing("Who gains and who loses shows from two evaluations on: set train.eval_every in the recipe.") }}
@@ -30,7 +31,7 @@ In {{ mixed }} of {{ columns|length }} intervals some tasks gained while others 
 <thead><tr><th>Task</th>{% for before, after in columns %}<th class="num">{{ before }}–{{ after }}</th>{% endfor %}
 <td class="spacer"></td><th class="num">{{ columns[0][0] }}–{{ columns[-1][1] }}</th></tr></thead>
 <tbody>
-{% for task, cells, total in rows %}
+{% for task, cells, total in rows if task in shown %}
 <tr><th scope="row">{{ m.chip(task) }}</th>
 {% for cell in cells %}{{ heat(cell) }}{% endfor %}<td class="spacer"></td>{{ heat(total) }}</tr>
 {% endfor %}
@@ -49,7 +50,12 @@ In {{ mixed }} of {{ columns|length }} intervals some tasks gained while others 
 <p class="legend"><span><i class="swatch gain"></i>gained: loss fell</span>
 <span><i class="swatch loss"></i>lost: loss rose</span>
 {% if errors %}<span><b class="clear">●</b>more than its standard error</span>{% endif %}</p>
+{{ m.some(view) -}}
 <p class="note">Change of the held-out loss, nats a token, from one evaluation to the next (columns are steps).
+{% if view.log.evals|length < view.log.evaluated %}
+The columns are of {{ view.log.evals|length }} of {{ view.log.evaluated|count }} evaluations, the first and the last
+among them; what a task lost since it was best is of all of them.
+{% endif %}
 {% if errors %}The standard error is that of two independent samples; the rows are the same each time, so it is on the
 careful side. A mark is a hint and no test.
 {% else %}No standard errors were measured, so small changes may be chance.{% endif %}
@@ -71,20 +77,19 @@ def _tally(changes: list[Change | None]) -> tuple[int, int]:
     return sum(c is not None and c.nats < 0 for c in changes), sum(c is not None and c.nats > 0 for c in changes)
 
 
-def _row(
-    run: RunView, pairs: list[tuple[EvalEvent, EvalEvent]], name: str
-) -> tuple[list[Change | None], Change | None]:
+def _row(pairs: list[tuple[EvalEvent, EvalEvent]], name: str) -> tuple[list[Change | None], Change | None]:
     """A task's change over every interval, and over all of them."""
     cells = [change(before.tasks.get(name), after.tasks.get(name)) for before, after in pairs]
-    return cells, change(run.evals[0].tasks.get(name), run.evals[-1].tasks.get(name))
+    return cells, change(pairs[0][0].tasks.get(name), pairs[-1][1].tasks.get(name)) if pairs else None
 
 
 def _render(run: RunView) -> str | None:
-    if not run.evals:
+    evals = run.log.evals
+    if not evals:
         return None
-    pairs = list(pairwise(run.evals))
-    tasks = run.ordered(name for event in run.evals for name in event.tasks)
-    rows = [(task, *_row(run, pairs, task.name)) for task in tasks]
+    pairs = list(pairwise(evals))
+    tasks = run.ordered(name for event in evals for name in event.tasks)
+    rows = [(task, *_row(pairs, task.name)) for task in tasks]
     # Leaving the base model behind dwarfs all that follows; colours are for what follows.
     later = [abs(c.nats) for _, cells, _ in rows for c in (cells[1:] or cells) if c is not None]
     scale = max(later, default=0.0) or 1.0
@@ -93,7 +98,7 @@ def _render(run: RunView) -> str | None:
         strength = round(62 * min(1.0, abs(cell.nats) / scale) ** 0.5) if cell else 0
         return render(_CELL, cell=cell, heat=strength)
 
-    found = slips(run.evals)
+    found = run.log.lows.slips()
     by_column = [[cells[i] for _, cells, _ in rows] for i in range(len(pairs))]
     tally = [_tally(changes) for changes in (*by_column, [total for _, _, total in rows])]
     return render(
@@ -101,7 +106,9 @@ def _render(run: RunView) -> str | None:
         columns=[(before.step, after.step) for before, after in pairs],
         rows=rows,
         view=run,
-        spread=[imbalance(run.evals[0], after) for _, after in pairs],
+        shown=run.shown(tasks),
+        most=SHOWN,
+        spread=[imbalance(evals[0], after) for _, after in pairs],
         heat=heat,
         tally=tally,
         mixed=sum(up > 0 and down > 0 for up, down in tally[:-1]),
