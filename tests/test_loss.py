@@ -16,7 +16,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.methods.malora import Malora
 from malora_cli.data.batch import TrainExample, collate
-from malora_cli.errors import ModelError
 from malora_cli.modeling import attention, load_base, resolve_base, wrap
 from malora_cli.modeling import loss as loss_module
 from malora_cli.modeling.attention import PACKED_SDPA
@@ -103,27 +102,6 @@ def test_attention_by_example_leaves_other_rows_to_pytorch() -> None:
         settings = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
         found.append((model(input_ids=ids, attention_mask=mask).logits[:, -1], model.generate(ids, **settings)))
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
-
-
-@pytest.mark.parametrize("kind", ["falcon", "opt"])
-def test_a_model_that_reads_across_examples_is_found_out_and_refused(kind: str, tmp_path: Path) -> None:
-    model = tiny(kind)
-    assert reads_across_examples(model)
-    with torch.no_grad():
-        together = token_nats(model, collate(examples()))
-        assert (together - torch.cat([alone(model, example) for example in examples()])).abs().max() > 0.01
-    model.save_pretrained(tmp_path)
-    settings = ModelSettings(base=str(tmp_path))
-    with pytest.raises(ModelError, match=f"a '{kind}' model reads across the examples of a batch") as error:
-        load_base(resolve_base(settings), settings)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_half_precision_is_not_taken_for_reading_across(kind: str) -> None:
-    model = tiny(kind, dtype=torch.bfloat16).train()
-    assert not reads_across_examples(model)
-    assert model.training
 
 
 def test_the_head_runs_only_where_a_token_is_supervised() -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY = 97
 LAYERS = 2
-_COMMON = {
+COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -45,7 +45,7 @@ def tiny(
 ) -> PreTrainedModel:
     """A model of an architecture by its ``model_type``, with weights large enough for attention to matter."""
     name, own = _CONFIGS[kind]
-    config = getattr(transformers, name)(**{**_COMMON, **own, "num_hidden_layers": layers})
+    config = getattr(transformers, name)(**{**COMMON, **own, "num_hidden_layers": layers})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
@@ -58,7 +58,7 @@ def tiny(
 
 def gemma3_with_pictures() -> PreTrainedModel:
     """Gemma 3 with its picture tower, whose linears are named like the text model's."""
-    text = {**_COMMON, "head_dim": 8, "sliding_window": 4}
+    text = {**COMMON, "head_dim": 8, "sliding_window": 4}
     vision = {
         "hidden_size": 32,
         "intermediate_size": 48,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import re
@@ -17,14 +16,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from malora_cli.adapters.quick import quicken
 from malora_cli.errors import ModelError
+from malora_cli.modeling import hub
 from malora_cli.modeling.attention import attend_within_examples
+from malora_cli.modeling.device import own_device
 from malora_cli.modeling.gguf import converted_folder
 from malora_cli.modeling.loss import note_plain_head, reads_across_examples
 from malora_cli.modeling.quantised import keep_trainable, quantisation
 from malora_cli.modeling.reason import first_line
+from malora_cli.modeling.weights import weight_files, weights_sha256
 from malora_cli.recipe import ModelSettings
 from malora_cli.registry import did_you_mean
-from malora_cli.results import file_sha256
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: What transformers raises for models that are not there, are damaged, or need what is not installed.
@@ -75,66 +76,99 @@ class BaseModel:
     Args:
         name: What the recipe calls it.
         location: A folder, or a hub id.
-        revision: Branch, tag or commit of a hub id.
+        commit: Commit of a hub id; None for a folder.
     """
 
     name: str
     location: str
-    revision: str | None = None
+    commit: str | None = None
 
     @property
     def is_local(self) -> bool:
         """Whether ``location`` is a folder."""
-        return Path(self.location).is_dir()
+        return self.commit is None
+
+    def check_weights(self) -> None:
+        """Make sure that its weights are safetensors of its own.
+
+        Raises:
+            ModelError: They are not.
+            OSError: A file of a hub model cannot be had.
+        """
+        if self.commit is None:
+            weight_files(Path(self.location))
+        else:
+            hub.check_weights(self.location, self.commit)
 
     def sha256(self) -> str | None:
-        """Hash over the weight files of a folder; None for a hub model, which its commit identifies."""
-        if not self.is_local:
-            return None
-        files = sorted(Path(self.location).glob("*.safetensors"))
-        return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
+        """Hash over the files that a folder's weights are read from; None for a hub model, which has its commit.
+
+        Raises:
+            ModelError: One is no safetensors file of this folder.
+        """
+        return weights_sha256(weight_files(Path(self.location))) if self.commit is None else None
 
 
-def resolve_base(settings: ModelSettings) -> BaseModel:
+def resolve_base(settings: ModelSettings, *, commit: str | None = None) -> BaseModel:
     """Find the model that a recipe names, converting a GGUF file when it is met for the first time.
+
+    Args:
+        settings: Those of the recipe.
+        commit: The commit of a hub model that a run began with; None is what the recipe's revision stands for now.
 
     Raises:
         ModelError: It is not there; the message says the one command that mends it where there is one.
     """
     name = settings.base
+    where = f"model '{name}'"
     if name in ALIASES:
         return BaseModel(name, str(converted_folder(ALIASES[name].file(name))))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 (pathlib's raises for an unknown user)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # as where the name is too long
+        raise ModelError(f"it cannot be looked up ({error.strerror})", where=where) from error
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError("there is no such GGUF file", where=f"model '{name}'")
+        if not is_file:
+            raise ModelError("there is no such GGUF file", where=where)
         return BaseModel(name, str(converted_folder(path)))
-    if path.is_dir():
+    if is_folder:
         if not (path / "config.json").is_file():
-            raise ModelError("this folder holds no model (no config.json)", where=f"model '{name}'")
+            raise ModelError("this folder holds no model (no config.json)", where=where)
+        if (path / "adapter_config.json").exists():  # transformers would load what that names
+            raise ModelError("this folder holds an adapter (adapter_config.json)", where=where, fix="Name a model.")
         return BaseModel(name, str(path.resolve()))
     if not _HUB_ID.fullmatch(name):
-        raise ModelError("there is no such folder, and a hub id looks like owner/name", where=f"model '{name}'")
-    return BaseModel(name, name, settings.revision)
+        raise ModelError("there is no such folder, and a hub id looks like owner/name", where=where)
+    try:
+        return BaseModel(name, name, hub.commit_of(name, commit or settings.revision))
+    except _LOADING_ERRORS as error:
+        raise _unavailable(name, error) from error
 
 
 def _arguments(base: BaseModel, settings: ModelSettings) -> dict[str, Any]:
-    return {"revision": base.revision or "main", "trust_remote_code": settings.trust_remote_code}
+    return {"revision": base.commit or "main", "trust_remote_code": settings.trust_remote_code}
 
 
-def _unavailable(base: BaseModel, error: Exception) -> ModelError:
+def _placement(settings: ModelSettings) -> dict[str, str] | None:
+    """Straight onto the GPU, not by way of the host's memory; a map that names a CPU is to PEFT one of offloading."""
+    device = own_device()
+    return None if device.type == "cpu" and settings.quantise is None else {"": str(device)}
+
+
+def _unavailable(name: str, error: Exception) -> ModelError:
     reason = first_line(error)
     if "attention" in reason.lower():
         return ModelError(
             f"its attention cannot be had ({reason})",
-            where=f"model '{base.name}'",
+            where=f"model '{name}'",
             fix="Set model.attention to sdpa or eager.",
         )
     return ModelError(
         f"it cannot be loaded ({type(error).__name__}: {reason})",
-        where=f"model '{base.name}'",
+        where=f"model '{name}'",
         fix=f"Name a folder, a GGUF file, a hub id that this machine can reach, or a short name "
-        f"({did_you_mean(base.name, ALIASES)}).",
+        f"({did_you_mean(name, ALIASES)}).",
     )
 
 
@@ -147,7 +181,7 @@ def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokeni
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.location, **_arguments(base, settings))
     except _LOADING_ERRORS as error:
-        raise _unavailable(base, error) from error
+        raise _unavailable(base.name, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if settings.chat_template is not None:
@@ -183,35 +217,40 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
     Raises:
         ModelError: It cannot be had, lacks weights, or cannot tell the examples of a row apart.
     """
+    where = f"model '{base.name}'"
     try:
+        base.check_weights()
         model, found = AutoModelForCausalLM.from_pretrained(
             base.location,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=settings.attention,
             use_safetensors=True,
             output_loading_info=True,
+            device_map=_placement(settings),
             **quantisation(settings),
             **_arguments(base, settings),
         )
     except _LOADING_ERRORS as error:
-        raise _unavailable(base, error) from error
+        raise _unavailable(base.name, error) from error
     if found["missing_keys"]:  # transformers would go on with random ones
         missing = sorted(found["missing_keys"])
-        raise ModelError(f"{len(missing)} of its weights are missing, as {missing[0]}", where=f"model '{base.name}'")
+        raise ModelError(f"{len(missing)} of its weights are missing, as {missing[0]}", where=where)
     if settings.quantise is not None:
         keep_trainable(model)
-    elif torch.cuda.is_available() and model.device.type == "cpu":
-        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     if quick:
         quicken(model)
         attend_within_examples(model)
-    if reads_across_examples(model):
+    try:
+        across = reads_across_examples(model)
+        note_plain_head(model)
+    except _LOADING_ERRORS as error:
+        raise ModelError(f"a row of tokens cannot go through it ({first_line(error)})", where=where) from error
+    if across:
         raise ModelError(
             f"a '{model.config.model_type}' model reads across the examples of a batch, which stand in one row",
-            where=f"model '{base.name}'",
+            where=where,
             fix="Take one whose attention keeps them apart, such as a Llama, Mistral, Qwen, Gemma, Phi or GPT-2.",
         )
-    note_plain_head(model)
     return model
 
 
@@ -226,5 +265,5 @@ def empty_base(base: BaseModel, settings: ModelSettings) -> PreTrainedModel:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
     except _LOADING_ERRORS as error:
-        raise _unavailable(base, error) from error
+        raise _unavailable(base.name, error) from error
     return model

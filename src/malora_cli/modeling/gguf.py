@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from malora_cli.errors import ModelError
 from malora_cli.modeling.reason import first_line
-from malora_cli.results import file_sha256, made_once
+from malora_cli.results import made_once, remembered_sha256
 
 #: Raise it when a change here makes folders of older versions wrong.
 _VERSION = 2
@@ -41,7 +41,7 @@ def converted_folder(gguf: Path) -> Path:
     if part is not None and int(part[2]) > 1:
         raise _is_a_part(gguf, int(part[2]))
     try:
-        source = file_sha256(gguf)
+        source = remembered_sha256(gguf)
     except OSError as error:
         raise ModelError(f"it cannot be read ({error.strerror})", where=str(gguf)) from error
     folder = user_cache_path("malora") / "models" / f"{gguf.stem}-{source[:16]}-v{_VERSION}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import Any
 
 import torch
@@ -39,8 +38,7 @@ def quantisation(settings: ModelSettings) -> dict[str, Any]:
         if settings.quantise == "nf4"
         else BitsAndBytesConfig(load_in_8bit=True)
     )
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    return {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": config}
 
 
 def keep_trainable(model: nn.Module) -> None:

@@ -2,7 +2,14 @@
 
 from malora_cli.results.digest import Digest, LogSteps, MeanConflict, Thinned, newer
 from malora_cli.results.evaluation import EvalResult, Scores, TaskEval
-from malora_cli.results.files import file_sha256, read_json, why_unwritable, write_json, write_text
+from malora_cli.results.files import (
+    file_sha256,
+    read_json,
+    remembered_sha256,
+    why_unwritable,
+    write_json,
+    write_text,
+)
 from malora_cli.results.geometry import ExpertGeometry, ProjectionGeometry, Sides
 from malora_cli.results.lock import check_not_written, writing
 from malora_cli.results.metrics import (
@@ -67,6 +74,7 @@ __all__ = [
     "measured",
     "newer",
     "read_json",
+    "remembered_sha256",
     "runs_under",
     "stopped",
     "utc_now",

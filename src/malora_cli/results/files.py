@@ -9,9 +9,12 @@ import re
 import reprlib
 import socket
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from platformdirs import user_cache_path
 from pydantic import ValidationError
 
 from malora_cli.errors import RunError
@@ -143,3 +146,28 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+#: Nanoseconds for which a file may change again without its times telling, on coarse clocks.
+_TICK_NS = 2 * 10**9
+
+
+def remembered_sha256(path: Path) -> str:
+    """As `file_sha256`, but worked out once on a machine for a file that stays where and as it is.
+
+    As Git does it, a file is the same while its size and its times are; the time of its last change of any kind
+    cannot be set back.
+    """
+    path = path.resolve()
+    place = hashlib.sha256(str(path).encode()).hexdigest()
+    note, status = user_cache_path("malora") / "hashes" / f"{place}.json", path.stat()
+    stamp = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    with suppress(OSError, ValueError, LookupError, TypeError):  # not there, or damaged
+        known = read_json(note)
+        if known["stamp"] == stamp:
+            return str(known["sha256"])
+    sha256 = file_sha256(path)
+    if time.time_ns() - max(stamp[2:]) > _TICK_NS:
+        with suppress(OSError):  # a cache that others share may be for reading only
+            write_json(note, {"stamp": stamp, "sha256": sha256})
+    return sha256

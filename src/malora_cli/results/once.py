@@ -7,7 +7,6 @@ as it was written is only read: nothing need be writable then.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from malora_cli.results.files import file_sha256, read_json, write_json
+from malora_cli.results.files import file_sha256, flush, read_json, write_json
 
 RECORD = "about.json"
 _SCRATCH = ".writing-"
@@ -117,9 +116,8 @@ def _make(folder: Path, fill: Callable[[Path], dict[str, Any]]) -> dict[str, Any
     try:
         about = fill(scratch)
         files = {}
+        flush(scratch)
         for path in sorted(path for path in scratch.rglob("*") if path.is_file()):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
             name = path.relative_to(scratch).as_posix()
             files[name] = {"stamp": _stamp(path), "sha256": file_sha256(path)}
         write_json(scratch / RECORD, {"about": about, "files": files})

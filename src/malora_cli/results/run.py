@@ -71,7 +71,8 @@ class Manifest(Record):
     steps: int = Field(description="optimiser steps done")
     method: str
     base_model: str
-    base_model_sha256: str | None
+    base_model_sha256: str | None = Field(description="of a folder's weights")
+    base_model_commit: str | None = Field(default=None, description="of a hub model")
     trainable_parameters: int
     base_parameters: int
     seeds: dict[str, int]

@@ -16,13 +16,15 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
+from malora_cli.modeling.device import own_device
+
 T = TypeVar("T")
 
 
 def meet() -> None:
     """Find the other processes, where a launcher has started several."""
     if world_size() > 1:
-        PartialState(cpu=not torch.accelerator.is_available())
+        PartialState(cpu=own_device().type == "cpu")
 
 
 def part() -> None:
