@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -32,6 +33,16 @@ def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def rounded_products() -> Iterator[None]:
+    """Float32 products may be rounded to bfloat16."""
+    import torch
+
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session")

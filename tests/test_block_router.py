@@ -12,8 +12,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma3Config
 
+from malora_cli.adapters.block import BlockRouter
 from malora_cli.adapters.layer import MixtureLinear
-from malora_cli.adapters.routing import BlockRouter, routing_of, tallying
+from malora_cli.adapters.routing import routing_of, tallying
 from malora_cli.adapters.tuner import MixtureModel
 from malora_cli.modeling import wrap
 from presets import routed, settings

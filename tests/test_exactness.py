@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import reference
 from malora_cli.adapters import layer as layer_module
+from malora_cli.adapters.block import BlockRouter
 from malora_cli.adapters.config import MixtureConfig
 from malora_cli.adapters.layer import MixtureLinear
-from malora_cli.adapters.routing import BlockRouter, Routing
+from malora_cli.adapters.routing import Routing
 from presets import FACTOR, ROUTED, config
 
 IN, OUT, TOKENS = 10, 7, 12

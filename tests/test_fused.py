@@ -21,6 +21,8 @@ CONFIGS = {
     "malora": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6),
     "molora": MoloraConfig(r=3, num_experts=4, lora_alpha=6),
     "dropout": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, lora_dropout=0.4),
+    "fixed": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, frozen=["down"]),
+    "fixed-dropout": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, frozen=["down"], lora_dropout=0.4),
     "literal": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, renormalize=False),
 }
 
@@ -66,6 +68,25 @@ def test_equals_the_plain_kernel(config: MixtureConfig, bias: bool, follow: bool
     for ours, reference in zip(fused, plain, strict=True):
         if reference is not None:
             torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("frozen", "down_products"), [([], 1), (["down"], 0)])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_what_is_frozen_costs_no_product(
+    dropout: float, frozen: list[str], down_products: int, monkeypatch: Any
+) -> None:
+    config = MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, frozen=frozen, lora_dropout=dropout)
+    made, shapes = _layer(config, bias=False), []
+    product = fused_module.product
+
+    def counted(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+        shapes.append((len(a), len(b)))
+        return product(a, b, bias)
+
+    monkeypatch.setattr(fused_module, "product", counted)
+    _outcome(made, torch.randn(2, 5, 7, requires_grad=True))
+    joined = (5 + 4, 7)  # with the router's, where the two share their input
+    assert shapes.count((5, 7)) + shapes.count(joined) == down_products
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -158,3 +179,7 @@ def test_is_used_only_where_nothing_else_looks_at_the_base_layer() -> None:
     watched = nn.Linear(3, 2).requires_grad_(False)
     watched.register_forward_hook(lambda *_: None)
     assert not can_fuse(watched, x, up, plain)
+
+
+def test_is_not_used_where_float32_products_may_be_rounded(rounded_products: None) -> None:
+    assert not can_fuse(nn.Linear(3, 2).requires_grad_(False), torch.zeros(1, 3), torch.zeros(2, 2), nn.Identity())

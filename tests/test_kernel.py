@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import two_processes
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MoloraConfig
-from malora_cli.adapters.kernel import Load, balance_loss, expert_load
+from malora_cli.adapters.kernel import Load, balance_loss, expert_load, router_logits
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import Routing, RoutingTally
 from two_processes import route
@@ -111,6 +111,40 @@ def test_router_is_float32_under_autocast_and_for_a_half_precision_input() -> No
     widened = route(x.bfloat16().float(), router, top_k=2, renormalize=True)
     assert half.gate_TE.dtype == torch.float32
     assert torch.equal(half.gate_TE, widened.gate_TE)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_a_half_precision_input_keep_that_input_alone(dtype: torch.dtype, autocast: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, TOKENS, IN, dtype=dtype, requires_grad=True)
+    router = torch.randn(4, IN, requires_grad=True)
+    upstream, kept = torch.randn(3, TOKENS, 4), {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    following = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with following, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = router_logits(x, router)
+        logits.backward(upstream)
+    assert kept == {x.data_ptr(): x.nbytes, router.data_ptr(): router.nbytes}
+    ours, x.grad, router.grad = (x.grad, router.grad), None, None
+    plain = nn.functional.linear(x.float(), router)
+    plain.backward(upstream)
+    torch.testing.assert_close(logits, plain, rtol=0, atol=0)
+    torch.testing.assert_close(ours[0], x.grad, rtol=0, atol=0)
+    torch.testing.assert_close(ours[1], router.grad, rtol=1e-6, atol=1e-5)  # a sum over 36 tokens in another order
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_router_is_float32_where_float32_products_may_be_rounded(dtype, rounded_products, monkeypatch) -> None:
+    matmul, seen, linear = torch.backends.mkldnn.matmul, [], nn.functional.linear
+    monkeypatch.setattr(nn.functional, "linear", lambda *given: (seen.append(matmul.fp32_precision), linear(*given))[1])
+    router_logits(torch.randn(TOKENS, IN, dtype=dtype), torch.randn(4, IN))
+    assert seen == ["ieee"]
+    assert matmul.fp32_precision == "bf16"
 
 
 def test_a_half_precision_base_keeps_float32_adapters() -> None:

@@ -20,18 +20,25 @@ from torch.autograd.function import once_differentiable
 from malora_cli.adapters.dropout import draw_kept
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
 from malora_cli.adapters.kernel import Factors
+from malora_cli.adapters.precision import rounds_float32
 from malora_cli.adapters.product import add_product, product
 from malora_cli.adapters.quick import QuickLinear
 
 
 def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the frozen product of ``base_layer`` may be taken over: a plain float32 linear that nothing watches."""
+    """Whether the frozen product of ``base_layer`` may be taken over: a plain float32 linear that nothing watches.
+
+    A compiler fuses what it sees by itself, and does not see the arithmetic in place. Where float32 products may be
+    rounded, as by TF32, those of the router must be apart from the others.
+    """
     return (
-        type(base_layer) in (nn.Linear, QuickLinear)
+        not torch.compiler.is_compiling()
+        and type(base_layer) in (nn.Linear, QuickLinear)
         and type(dropout) in (nn.Dropout, nn.Identity)
         and x.dtype == up.dtype == base_layer.weight.dtype == torch.float32
         and not base_layer.weight.requires_grad
         and not torch.is_autocast_enabled(x.device.type)
+        and not rounds_float32(x.device.type)
         and not base_layer._forward_hooks
         and not base_layer._forward_pre_hooks
         and not base_layer._backward_hooks
@@ -64,24 +71,28 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_TI: Tensor, grad_TS: Tensor, grad_TE: Tensor
-    ) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         """``grad_TE`` is None where there is no router."""
         x_TI, down_MI, router_EI, kept_TI = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[0]
+        for_input, for_down, for_router = ctx.needs_input_grad[:3]
         if ctx.sizes is not None:
             grad_TM = torch.cat([grad_TS, grad_TE], dim=-1)
-            grad_down, grad_router = product(grad_TM.T, x_TI.T).split(ctx.sizes)
-            grad_x = add_product(grad_TI, grad_TM, down_MI.T) if wanted else None
+            if for_down and for_router:
+                grad_down, grad_router = product(grad_TM.T, x_TI.T).split(ctx.sizes)
+            else:
+                grad_down = product(grad_TS.T, x_TI.T) if for_down else None
+                grad_router = product(grad_TE.T, x_TI.T) if for_router else None
+            grad_x = add_product(grad_TI, grad_TM, down_MI.T) if for_input else None
             return grad_x, grad_down, grad_router, None, None
         grad_TS = grad_TS * ctx.factor
-        grad_down = product(grad_TS.T, _dropped(x_TI, kept_TI).T)
-        grad_router = None if router_EI is None else product(grad_TE.T, x_TI.T)
-        if wanted:
+        grad_down = product(grad_TS.T, _dropped(x_TI, kept_TI).T) if for_down else None
+        grad_router = product(grad_TE.T, x_TI.T) if for_router else None
+        if for_input:
             if router_EI is not None:
                 add_product(grad_TI, grad_TE, router_EI.T)
             grad_dropped = product(grad_TS, down_MI.T)
             grad_TI.add_(grad_dropped if kept_TI is None else grad_dropped.mul_(kept_TI))
-        return grad_TI if wanted else None, grad_down, grad_router, None, None
+        return grad_TI if for_input else None, grad_down, grad_router, None, None
 
 
 def _dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
@@ -114,11 +125,12 @@ class _Update(torch.autograd.Function):
         scaled_TE1 = (gate_TE * ctx.scaling).unsqueeze(-1)
         hidden_TER = _hidden(z_TS, coefficient_QS, gate_TE)
         gated_TER = hidden_TER * scaled_TE1
+        grad_up: Tensor | None
         if ctx.gather:
             grad_TER, grad_up = gradients_gathered(grad_TO, gated_TER, gate_TE, up_OQ)
         else:
             grad_TER = product(grad_TO, up_OQ.T).view_as(hidden_TER)
-            grad_up = product(gated_TER.flatten(-2).T, grad_TO.T).T
+            grad_up = product(gated_TER.flatten(-2).T, grad_TO.T).T if ctx.needs_input_grad[4] else None
         grad_gate = hidden_TER.mul_(grad_TER).sum(-1).mul_(ctx.scaling)
         grad_hidden = grad_TER.mul_(scaled_TE1).flatten(-2)
         grad_coefficient = product(grad_hidden.T, z_TS.T) if ctx.needs_input_grad[3] else None

@@ -12,12 +12,15 @@ Source: MALoRA (arXiv 2410.22782), Eq. 4-7; Switch Transformers (arXiv 2101.0396
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from malora_cli.adapters.precision import float32_products
 
 
 class Factors(NamedTuple):
@@ -28,8 +31,33 @@ class Factors(NamedTuple):
     up_OQ: Tensor  # U: the experts' B_t side by side
 
 
+class _RouterLogits(torch.autograd.Function):
+    """``x W^T`` in float32 of an input in half precision, which alone is kept for the backward pass.
+
+    Autograd would keep the float32 copy of it: twice the size, and one for each of q, k and v, though they share x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, router_EI: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TI, router_EI)
+        with float32_products(x_TI.device.type):
+            return F.linear(x_TI.float(), router_EI.float())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_TI, router_EI = ctx.saved_tensors
+        for_input, for_router = ctx.needs_input_grad
+        with float32_products(x_TI.device.type):
+            grad_x = (grad_TE @ router_EI.float()).to(x_TI.dtype) if for_input else None
+            if not for_router:
+                return grad_x, None
+            grad_router = grad_TE.flatten(0, -2).T @ x_TI.flatten(0, -2).float()
+        return grad_x, grad_router.to(router_EI.dtype)
+
+
 def router_logits(x_TI: Tensor, router_EI: Tensor) -> Tensor:
-    """``W_g x`` in float32 whatever the autocast dtype.
+    """``W_g x`` in float32 whatever the autocast dtype, and whatever float32 products are rounded to elsewhere.
 
     A router in bfloat16 picks other experts than the one that is trained: its logits differ in the third digit.
 
@@ -37,10 +65,11 @@ def router_logits(x_TI: Tensor, router_EI: Tensor) -> Tensor:
         x_TI: Input of the adapted linear, before any dropout.
         router_EI: Router weight W_g.
     """
-    if torch.is_autocast_enabled(x_TI.device.type):
-        with torch.autocast(device_type=x_TI.device.type, enabled=False):
-            return F.linear(x_TI.float(), router_EI.float())
-    return F.linear(x_TI.float(), router_EI.float())
+    if x_TI.dtype in (torch.bfloat16, torch.float16):
+        logits: Tensor = _RouterLogits.apply(x_TI, router_EI)
+        return logits
+    with float32_products(x_TI.device.type):
+        return F.linear(x_TI.float(), router_EI.float())
 
 
 def top_gates(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Tensor:

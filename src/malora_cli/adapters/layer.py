@@ -9,7 +9,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
+from malora_cli.adapters.block import BlockRouter
 from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig
+from malora_cli.adapters.eager import eager
 from malora_cli.adapters.fused import can_fuse, fused_mixture
 from malora_cli.adapters.initialisation import kaiming_uniform
 from malora_cli.adapters.kernel import (
@@ -23,7 +25,7 @@ from malora_cli.adapters.kernel import (
     router_logits,
     top_gates,
 )
-from malora_cli.adapters.routing import Balance, BlockRouter, Routing, gates_with_balance
+from malora_cli.adapters.routing import Balance, Routing, gates_with_balance
 from malora_cli.adapters.structure import Structure
 
 NO_MERGE = (
@@ -151,6 +153,16 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the gated update of every active adapter, in the base output's dtype."""
         names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.malora_up]
+        if torch.compiler.is_compiling() and torch.is_grad_enabled() and any(map(self._balanced, names)):
+            return self._adapted_eagerly(names, x, *args, **kwargs)
+        return self._adapted(names, x, *args, **kwargs)
+
+    @eager
+    def _adapted_eagerly(self, names: list[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # The weight of the balance loss is known in the backward pass only.
+        return self._adapted(names, x, *args, **kwargs)
+
+    def _adapted(self, names: list[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = self.base_layer
         if len(names) == 1 and not args and not kwargs:
             (name,) = names
@@ -209,7 +221,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
             nothing reports that of training tokens. Each is None where it is not asked for.
         """
         config, routing, entropy = self.malora_config[name], self.malora_routing, None
-        balanced = self.training and config.balance_factor > 0 and logits.requires_grad
+        balanced = self._balanced(name) and logits.requires_grad
         if not balanced and routing.tally is None:
             return None, None
         mask = routing.mask_of(logits.numel() // logits.shape[-1])
@@ -224,6 +236,10 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
         factor = config.balance_factor / len(routing.routers[name])
         return Balance(balance_pull(whole), factor, mask, routing), entropy
+
+    def _balanced(self, name: str) -> bool:
+        """Whether a router of this adapter has a balance loss."""
+        return self.training and self.malora_config[name].balance_factor > 0
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove one adapter, from the count of its routers as well."""

@@ -9,7 +9,7 @@ accumulation. Its weight is not known in the forward pass (a trainer divides, or
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -83,58 +83,6 @@ def layer_number(module: str) -> int:
     return layer_of(module)[1]
 
 
-class BlockRouter:
-    """The router that the linears of one module share, such as q, k and v.
-
-    The linear that joined first has its weight and routes by its own input; the others take the gates from here, within
-    the same forward pass. A pass that is computed again hands them on again.
-    """
-
-    def __init__(self) -> None:
-        self._members: list[int] = []
-        self._waiting: set[int] = set()
-        self._gate_TE: Tensor | None = None
-        self._entropy: Tensor | None = None
-
-    def joined(self, linear: int) -> bool:
-        """Add a linear by its number; whether it is the first, which has the router."""
-        self._members.append(linear)
-        return self._members[0] == linear
-
-    def left(self, linear: int) -> None:
-        """Forget a linear whose adapter is deleted."""
-        self._members.remove(linear)
-
-    def give(self, gate_TE: Tensor, entropy: Tensor | None) -> None:
-        """Keep the gates, and their entropy where it is tallied, until every other linear has taken them."""
-        self._waiting = set(self._members[1:])
-        self._gate_TE, self._entropy = gate_TE if self._waiting else None, entropy
-
-    def take(self, linear: int, tokens: int) -> tuple[Tensor, Tensor | None]:
-        """The gates for an input of so many tokens, and their entropy where it is tallied.
-
-        Raises:
-            RuntimeError: The first linear has not seen these tokens, so the block calls its linears in another order
-                than it lists them.
-        """
-        gate_TE = self._gate_TE
-        if gate_TE is None or linear not in self._waiting or gate_TE.numel() // gate_TE.shape[-1] != tokens:
-            raise RuntimeError(
-                "a linear that shares its block's router was called before the first one of the block; "
-                "set router to 'linear' for this model"
-            )
-        self._waiting.discard(linear)
-        if not self._waiting:
-            self._gate_TE = None
-        return gate_TE, self._entropy
-
-    def __deepcopy__(self, memo: dict[int, object]) -> BlockRouter:
-        """Without the gates of a pass that was cut short: a tensor with a history cannot be copied."""
-        copied = BlockRouter()
-        copied._members = list(self._members)
-        return copied
-
-
 @dataclass
 class Routing:
     """Shared by all routed layers of one model. Layers hold a reference; it is no module and has no parameters."""
@@ -142,7 +90,7 @@ class Routing:
     names: list[str] = field(default_factory=list)  # of the adapted linears, in the order of the tally's rows
     routers: dict[str, set[int]] = field(default_factory=dict)  # rows of each adapter, which may leave linears out
     token_mask: Tensor | None = None  # of the newest forward pass; kept until the next for recomputation
-    balance_weight: Tensor | float = 1.0  # of the newest loss, see `scale_balance_with`
+    balance_weight: Tensor | float = 1.0  # of the newest loss, see `scale_balance_with` and `following`
     tally: RoutingTally | None = None  # None: nothing is recorded
 
     def mask_of(self, tokens: int) -> Tensor | None:
@@ -280,41 +228,8 @@ def gates_with_balance(logits_TE: Tensor, gate_TE: Tensor, *, renormalize: bool,
     return gates
 
 
-class _ScaleBalance(torch.autograd.Function):
-    """Identity on the loss that records the gradient it is met with."""
-
-    @staticmethod
-    def forward(ctx, loss: Tensor, share: Tensor | float, routing: Routing) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.share, ctx.routing = share, routing
-        return loss.view_as(loss)
-
-    @staticmethod
-    def backward(ctx, grad_loss: Tensor):  # type: ignore[no-untyped-def]
-        ctx.routing.balance_weight = mean_over_processes(grad_loss * ctx.share)
-        return grad_loss, None, None
-
-
-class _ScaleBalanceByTokens(torch.autograd.Function):
-    """Identity on log-probabilities that records what their mean weighs in the loss they end in."""
-
-    @staticmethod
-    def forward(ctx, log_probs: Tensor, mask: Tensor, routing: Routing) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.routing = routing
-        ctx.save_for_backward(mask)
-        return log_probs.view_as(log_probs)
-
-    @staticmethod
-    def backward(ctx, grad_log_probs: Tensor):  # type: ignore[no-untyped-def]
-        (mask,) = ctx.saved_tensors
-        least, most = grad_log_probs.aminmax()
-        is_mean = (least == most) & (most <= 0)
-        weight = torch.where(is_mean, -most * mask.sum(), torch.ones_like(most))
-        ctx.routing.balance_weight = mean_over_processes(weight)
-        return grad_log_probs, None, None
-
-
 def scale_balance_with(loss: Tensor, share: Tensor | float, routing: Routing) -> Tensor:
-    """``loss`` itself; the balance loss of this forward pass then weighs ``share * dTotal/dloss``.
+    """The same loss; the balance loss of this forward pass then weighs ``share * dTotal/dloss``.
 
     The weight is the mean over data-parallel processes: their parts of one balance loss must weigh the same, however
     their supervised tokens are distributed.
@@ -324,20 +239,37 @@ def scale_balance_with(loss: Tensor, share: Tensor | float, routing: Routing) ->
         share: This micro-batch's share of the supervised tokens of the optimiser's batch; 1 without accumulation.
         routing: The model's routing.
     """
-    scaled: Tensor = _ScaleBalance.apply(loss, share, routing)
-    return scaled
+
+    def record(grad_loss: Tensor) -> None:
+        routing.balance_weight = mean_over_processes(grad_loss * share)
+
+    return _followed(loss, record)
 
 
 def scale_balance_with_tokens(log_probs: Tensor, mask: Tensor, routing: Routing) -> Tensor:
-    """``log_probs`` themselves, for trainers that make their own loss of them, as TRL's do.
+    """The same log-probabilities, for trainers that make their own loss of them, as TRL's do.
 
     Where that is the mean over tokens, whatever it is divided by, the balance loss weighs as these tokens do. In any
-    other loss, such as one of preferences, nothing says how much one part of a batch is of the whole, and it weighs 1.
+    other loss, such as one of preferences, its weight stays what it was in the forward pass.
 
     Args:
         log_probs: Of every token, shape of ``mask``.
         mask: True for supervised tokens.
         routing: The model's routing.
     """
-    scaled: Tensor = _ScaleBalanceByTokens.apply(log_probs, mask, routing)
-    return scaled
+    forward_weight = routing.balance_weight
+
+    def record(grad_log_probs: Tensor) -> None:
+        least, most = grad_log_probs.aminmax()
+        is_mean = (least == most) & (most <= 0)
+        weight = torch.where(is_mean, -most * mask.sum(), torch.as_tensor(forward_weight, device=most.device))
+        routing.balance_weight = mean_over_processes(weight)
+
+    return _followed(log_probs, record)
+
+
+def _followed(tensor: Tensor, record: Callable[[Tensor], None]) -> Tensor:
+    """The same numbers, whose gradient is recorded on its way back; trainers may go on to change them in place."""
+    followed = tensor.clone()  # a hook on a view would be lost with the first change in place
+    followed.register_hook(record)
+    return followed

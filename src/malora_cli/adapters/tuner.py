@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
-import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
-from torch import Tensor, nn
+from torch import nn
 
+from malora_cli.adapters.block import BlockRouter
 from malora_cli.adapters.config import (
     MIXTURE_PREFIX,
     HydraLoraConfig,
@@ -18,22 +17,14 @@ from malora_cli.adapters.config import (
     MixtureType,
     MoloraConfig,
 )
+from malora_cli.adapters.following import follow
 from malora_cli.adapters.layer import NO_MERGE, MixtureLinear
-from malora_cli.adapters.routing import (
-    BlockRouter,
-    Routing,
-    layer_of,
-    routing_of,
-    scale_balance_with,
-    scale_balance_with_tokens,
-)
+from malora_cli.adapters.routing import Routing, layer_of, routing_of
 from malora_cli.adapters.targets import PAPER_TARGETS
-
-IGNORED_LABEL = -100
 
 
 class MixtureModel(BaseTuner):
-    """Replaces the target linears of a model by `MixtureLinear` and hands each forward pass its token mask."""
+    """Replaces the target linears of a model by `MixtureLinear`, and follows the forward passes of the model."""
 
     prefix = MIXTURE_PREFIX
     tuner_layer_cls = MixtureLinear
@@ -48,6 +39,9 @@ class MixtureModel(BaseTuner):
         for name, _ in model.named_modules():
             layers, number = layer_of(name)
             self._depth[layers] = max(self._depth[layers], number + 1)
+
+    def _post_injection_hook(self, model: nn.Module, config: MixtureConfig, adapter_name: str) -> None:
+        self._following = follow(model, self._routing)
 
     def _create_and_replace(
         self,
@@ -74,36 +68,12 @@ class MixtureModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise ValueError(NO_MERGE)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The wrapped model's forward; a loss it returns also sets the weight of the balance loss."""
-        mask = kwargs.get("attention_mask")
-        self._routing.token_mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        self._routing.balance_weight = 1.0
-        output = super().forward(*args, **kwargs)
-        if not self.training:  # nothing is computed again, and `generate` does not come by here to set its own
-            self._routing.token_mask = None
-        if self.training and torch.is_grad_enabled():
-            self._follow_loss(output, kwargs)
-        return output
-
-    def _follow_loss(self, output: Any, kwargs: dict[str, Any]) -> None:
-        """Let the balance loss weigh what the trainer makes the loss weigh, or the log-probabilities behind it."""
-        loss = getattr(output, "loss", None)
-        if isinstance(loss, Tensor) and loss.requires_grad:
-            output.loss = scale_balance_with(loss, _share_of_batch(kwargs), self._routing)
-        # Of TRL's head, see `trl.trainer.utils.FusedCausalLMOutput`.
-        log_probs, mask = getattr(output, "log_probs", None), getattr(output, "label_mask", None)
-        if isinstance(log_probs, Tensor) and isinstance(mask, Tensor) and log_probs.requires_grad:
-            output.log_probs = scale_balance_with_tokens(log_probs, mask, self._routing)
-
-
-def _share_of_batch(kwargs: dict[str, Any]) -> Tensor | float:
-    """This micro-batch's share of the supervised tokens of the whole batch, where the trainer says their number."""
-    labels, total = kwargs.get("labels"), kwargs.get("num_items_in_batch")
-    if labels is None or total is None:
-        return 1.0
-    share: Tensor = (labels[..., 1:] != IGNORED_LABEL).sum() / total
-    return share
+    def unload(self) -> nn.Module:
+        """The base model without the adapters, and without what followed its forward passes."""
+        base: nn.Module = super().unload()
+        for handle in self._following:
+            handle.remove()
+        return base
 
 
 def register() -> None:
