@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,8 +11,10 @@ from rich.text import Text
 
 from malora_cli.cli._terminal import plain_table
 from malora_cli.compare.table import Comparison
-from malora_cli.export.merge import MergeCost
 from malora_cli.results import EvalResult, Scores
+
+if TYPE_CHECKING:  # it takes torch, which a comparison of runs does without
+    from malora_cli.export.merge import MergeCost
 
 
 def evaluation_table(result: EvalResult) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -115,6 +116,6 @@ def _check_same_rows(records: Sequence[RunRecord], results: Sequence[EvalResult]
 
 
 def _seconds_a_step(record: RunRecord) -> float | None:
-    """Median over log steps, evaluations and checkpoints in between left out."""
-    paces = [event.seconds_per_step for event in record.metrics.train() if event.seconds_per_step is not None]
+    """Median over log steps."""
+    paces = array("d", record.metrics.paces())
     return median(paces) if paces else None

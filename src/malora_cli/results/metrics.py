@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from math import sqrt
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from malora_cli.results.files import damaged, write_text
 from malora_cli.results.record import Record
@@ -24,6 +24,9 @@ ExpertShare = dict[str, list[float]]
 
 #: Mean entropy of a router's softmax over its largest value, 0 (certain) to 1 (uniform), by layer group.
 GateEntropy = dict[str, float]
+
+
+T = TypeVar("T")
 
 
 class TaskLoss(Record):
@@ -111,6 +114,15 @@ Event = TrainEvent | EvalEvent | ConflictEvent
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
+class _Pace(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    seconds_per_step: float | None = None
+
+
+_PACE: TypeAdapter[_Pace] = TypeAdapter(_Pace)
+
+
 class MetricsLog:
     """The append-only log of one run. Iterating over it reads it anew.
 
@@ -138,22 +150,30 @@ class MetricsLog:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def __iter__(self) -> Iterator[Event]:
+        return self._read(_EVENT)
+
+    def paces(self) -> Iterator[float]:
+        """Seconds a step of every log step, evaluations and checkpoints left out; nothing else is looked at."""
+        paces = (event.seconds_per_step for event in self._read(_PACE))
+        return (pace for pace in paces if pace is not None)
+
+    def _read(self, part: TypeAdapter[T]) -> Iterator[T]:
         if not self.path.exists():
             return
         try:
             with self.path.open("rb") as file:
-                yield from self._events(file)
+                yield from self._parsed(file, part)
         except OSError as error:
             raise damaged(self.path, "log", error) from error
 
-    def _events(self, lines: Iterable[bytes]) -> Iterator[Event]:
+    def _parsed(self, lines: Iterable[bytes], part: TypeAdapter[T]) -> Iterator[T]:
         numbered = enumerate(lines, start=1)
         for number, line in numbered:
             # A killed run may leave the start of a line; everything before it stands.
             if not line.endswith(b"\n"):
                 return
             try:
-                event = _EVENT.validate_json(line)
+                event = part.validate_json(line)
             except ValueError as error:
                 if any(_is_event(later) for _, later in numbered):
                     raise damaged(self.path, f"log's line {number}", error, fix="Remove that line.") from error
