@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -290,10 +291,10 @@ def test_nothing_to_resume(recipe: Path) -> None:
     assert "no run to resume. Leave --resume out" in _refusal(RunError, recipe, "output.name=nothing", resume=True)
 
 
-def test_a_folder_that_holds_no_run_is_not_a_dead_end(recipe: Path, name: Any) -> None:
-    """Such as one that was killed before its manifest was written."""
+def test_a_folder_that_holds_something_else_is_left_alone(recipe: Path, name: Any) -> None:
     override = next(name)
     _record(recipe, override).path.mkdir()
+    (_record(recipe, override).path / "notes.txt").touch()
     assert "something else lies here. Remove it, or take another name" in _refusal(RunError, recipe, override)
     assert "Remove what lies there" in _refusal(RunError, recipe, override, resume=True)
 
@@ -305,17 +306,20 @@ def test_a_damaged_run_is_not_resumed(recipe: Path, name: Any) -> None:
     assert "the recipe cannot be read" in _refusal(RunError, recipe, override, resume=True)
 
 
-@pytest.mark.parametrize("make", [lambda path: path.write_text(""), lambda path: path.mkdir(mode=0o500)])
+@pytest.mark.parametrize("read_only", [False, True])
 def test_an_output_folder_that_cannot_be_written(
-    make: Callable[[Path], None], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    read_only: bool, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(tmp_path / "output")
-    if os.geteuid() == 0:  # who may write anywhere
-        access = os.access
-        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "output" and access(path, mode))
+    def refused(**_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    if read_only:  # which root does not heed
+        monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    else:
+        (tmp_path / "output").touch()
+    why = "Permission denied" if read_only else "Not a directory"
     message = _refusal(RunError, recipe, f"output.folder={tmp_path / 'output' / 'runs'}")
-    assert "cannot be written" in message
-    assert message.endswith("Set output.folder to another.")
+    assert message.endswith(f": the run folder cannot be written ({why}). Set output.folder to another.")
 
 
 @pytest.mark.parametrize(

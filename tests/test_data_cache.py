@@ -120,7 +120,7 @@ def test_the_commands_list_and_remove(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as caught:
         main(["cache", "prune", "--unused-for", "soon"])
     assert caught.value.code == 2
-    assert "a time is a number with m, h, d or w" in capsys.readouterr().err
+    assert "a time is a number of up to nine digits with m" in capsys.readouterr().err
 
 
 _FULL_DISK = """

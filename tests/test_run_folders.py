@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from malora_cli.errors import RunError
 from malora_cli.results import RunRecord, check_not_written, read_json, why_unwritable, write_text, writing
 from malora_cli.results.files import flush
+from malora_cli.train.folder import told_of_the_disk
 from run_records import manifest, run_record
 
 _HOLDER = (
@@ -159,6 +161,48 @@ def test_whether_a_folder_can_be_written(tmp_path: Path) -> None:
     assert why_unwritable(tmp_path / "file" / "b") == "Not a directory"
     assert why_unwritable(tmp_path / ("n" * 300)) == "File name too long"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "where", "why", "mend"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x/y"), "x/y", "No space left on device", "Free some space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), None, "Disk quota exceeded", "Free some space"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            None,
+            "No space left on device",
+            "Free some space",
+        ),
+        (OSError(errno.EIO, "Input/output error"), None, "Input/output error", "Mend that"),
+    ],
+)
+def test_a_disk_that_fails_is_one_line_with_what_is_safe(
+    error: Exception, where: str | None, why: str, mend: str, record: RunRecord
+) -> None:
+    def fail() -> str:
+        with pytest.raises(RunError) as caught, told_of_the_disk(record):
+            raise error
+        return str(caught.value)
+
+    assert fail() == f"{record.path}: the run folder cannot be written ({why}). Set output.folder to another."
+    record.write_manifest(manifest())
+    line = f"{where or record.path}: this cannot be read or written ({why}). {{}}. {mend}"
+    again = f"and go on with: malora train {record.recipe_path} --resume"
+    assert fail().startswith(line.format("There is no checkpoint yet to go on from"))
+    assert fail().endswith(again)
+    for step in (2, 4):
+        (record.checkpoints_dir / f"step-{step:07d}").mkdir(parents=True)
+    assert fail().startswith(line.format("The checkpoint of step 4 is whole"))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("the hub has no such file"), SafetensorError("HeaderTooSmall"), ValueError()]
+)
+def test_other_errors_are_no_matter_of_the_disk(error: Exception, record: RunRecord) -> None:
+    with pytest.raises(type(error)) as caught, told_of_the_disk(record):
+        raise error
+    assert caught.value is error
 
 
 # ---------------------------------------------------------------- damage

@@ -177,8 +177,9 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(recipe: Path,
     assert ended.returncode == 3, ended.stderr
     line = ended.stdout.splitlines()[-1]
     assert line.startswith("RunError ")
-    assert "the checkpoint of step 4 cannot be written" in line
-    assert "the checkpoint before it is whole" in line
+    record = record_of(recipe, name)
+    assert "cannot be read or written (File too large). The checkpoint of step 2 is whole. Free some space" in line
+    assert line.endswith(f"and go on with: malora train {record.recipe_path} --resume")
     folder = record_of(recipe, name).checkpoints_dir
     assert [path.name for path in folder.iterdir()] == ["step-0000002"]
     assert same_weights(whole, train_run(recipe, name, resume=True))

@@ -35,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except Exception as error:
-        hint = "" if options.get("debug") else " (run `malora --debug ...` for the traceback)"
-        code = _report("internal error", f"{type(error).__name__}: {error}{hint}", 1, options)
+        code = _report_unforeseen(error, options)
     raise SystemExit(code)
 
 
@@ -73,6 +72,15 @@ def _global_options(
     ] = False,
 ) -> None:
     context.obj["debug"] = debug
+
+
+def _report_unforeseen(error: Exception, options: dict[str, bool]) -> int:
+    """Report what no command has caught: a place that cannot be read or written, or else a bug."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return _report("error", f"{where}{error.strerror}", MaloraError.exit_code, options)
+    hint = "" if options.get("debug") else " (run `malora --debug ...` for the traceback)"
+    return _report("internal error", f"{type(error).__name__}: {error}{hint}", 1, options)
 
 
 def _report(kind: str, message: str, code: int, options: dict[str, bool]) -> int:

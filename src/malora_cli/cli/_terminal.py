@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import IO
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -15,13 +20,36 @@ from malora_cli.characters import one_line, visible
 _PIPED_COLUMNS = 10_000
 
 
+#: What writing ends with where nobody reads any more: the other end of a pipe, or the terminal, is gone.
+_GONE = frozenset((errno.EPIPE, errno.EIO))
+
+
 class SafeConsole(Console):
-    """A console on which texts only show: its own escape sequences stay, those inside texts become pictures."""
+    """A console on which texts only show: its own escape sequences stay, those inside texts become pictures.
+
+    Where nobody reads any more it falls silent: that is no reason to end what is under way.
+    """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As rich's, through which everything goes that is printed, tables and live views too."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent; rich ends the process."""
+        self.quiet = True
+        _silence(self.file)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """As rich's, which writes here."""
+        try:
+            super().__exit__(kind, error, trace)
+        except OSError as lost:
+            if lost.errno not in _GONE:
+                raise
+            self.on_broken_pipe()
 
 
 def result_console() -> Console:
@@ -37,7 +65,19 @@ def error_console() -> Console:
 
 def say(line: str, *, err: bool = False) -> None:
     """Print one line as it is, on standard output or standard error."""
-    typer.echo(one_line(line), err=err)
+    try:
+        typer.echo(one_line(line), err=err)
+    except OSError as lost:
+        if lost.errno not in _GONE:
+            raise
+        _silence(sys.stderr if err else sys.stdout)
+
+
+def _silence(stream: IO[str]) -> None:
+    """Let all that is still written to a stream go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def plain_table(texts: Sequence[str], numbers: Sequence[str] = (), *, title: str | None = None) -> Table:

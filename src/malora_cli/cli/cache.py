@@ -61,8 +61,10 @@ def prune_entries(
     from malora_cli.data.cache import prune
     from malora_cli.errors import MaloraError
 
-    match = re.fullmatch(r"(\d+)([mhdw])", unused_for)
+    match = re.fullmatch(r"([0-9]{1,9})([mhdw])", unused_for)
     if match is None:
-        raise MaloraError(f"got '{unused_for}'; a time is a number with m, h, d or w", where="--unused-for")
+        raise MaloraError(
+            f"got '{unused_for}'; a time is a number of up to nine digits with m, h, d or w", where="--unused-for"
+        )
     gone = prune(unused_for_seconds=int(match[1]) * _UNITS[match[2]])
     say(f"removed {len(gone)} entries, {sum(entry.bytes for entry in gone) / _MIB:,.1f} MiB")

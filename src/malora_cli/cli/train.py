@@ -33,7 +33,6 @@ def train(
     """
     from malora_cli.cli._common import granted, interruptible, prepare_libraries, read_recipe
     from malora_cli.cli._terminal import result_console, say
-    from malora_cli.results import RunRecord
 
     overrides = [*(overrides or []), *granted(trust)]
     loaded = read_recipe(recipe, overrides)
@@ -55,6 +54,7 @@ def train(
     from malora_cli.train.materials import Materials
     from malora_cli.train.probe import StepCost
     from malora_cli.train.processes import part, writes
+    from malora_cli.train.resuming import run_of
     from malora_cli.train.run import train as run_training
     from malora_cli.train.view import view_for
 
@@ -66,7 +66,7 @@ def train(
         console.print()
         print_cost(cost, statement, console)
 
-    with interruptible(RunRecord(loaded.recipe.output.folder / loaded.name)):
+    with interruptible(run_of(loaded, resume=resume)):
         record = run_training(loaded, view_for(console), resume=resume, announce=announce)
     if writes():
         say(f"run:     {record.path}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor
 
 from malora_cli.adapters.routing import routing_of
@@ -23,7 +23,7 @@ from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve
 from malora_cli.modeling.heldout import held_out
 from malora_cli.recipe import Recipe
 from malora_cli.registry import did_you_mean
-from malora_cli.results import RunRecord, read_json, write_json
+from malora_cli.results import RunRecord, read_json, why_unwritable, write_json
 
 _MIX = "mix"
 _TASK = "task:"
@@ -154,9 +154,8 @@ def _check(record: RunRecord, folder: Path, step: int | None) -> Path:
     fix = "Name another by --out FOLDER."
     if folder.exists():
         raise RunError("this folder exists already, and exports are never overwritten", where=str(folder), fix=fix)
-    parent = next(path for path in folder.absolute().parents if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise RunError(f"the export cannot be written ({parent} is no writable folder)", where=str(folder), fix=fix)
+    if (why := why_unwritable(folder)) is not None:
+        raise RunError(f"the export cannot be written ({why})", where=str(folder), fix=fix)
     return adapter
 
 
@@ -169,7 +168,9 @@ def _appearing_whole(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
         scratch.rename(folder)
-    except OSError as error:
-        raise RunError(f"the export cannot be written ({error})", where=str(folder)) from error
+    except (OSError, SafetensorError) as error:  # which is what a full disk is to safetensors
+        why = error.strerror or error if isinstance(error, OSError) else error
+        fix = "Free some space there, or name another folder by --out FOLDER."
+        raise RunError(f"the export cannot be written ({why})", where=str(folder), fix=fix) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

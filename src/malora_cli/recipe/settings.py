@@ -8,6 +8,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 _LONGEST_NAME = 64
+#: Of a run; file systems allow 255 bytes, and some are wanted for what lies beside it.
+_LONGEST_RUN_NAME = 200
 
 
 class Settings(BaseModel):
@@ -42,16 +44,17 @@ def _safe_name(name: str) -> str:
 
 
 def _safe_file_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or len(name) > _LONGEST_RUN_NAME:
         raise ValueError(
-            "a run's name becomes a folder: letters, digits, '.', '-' and '_', not starting with '.' or '-'"
+            f"a run's name becomes a folder: at most {_LONGEST_RUN_NAME} letters, digits, '.', '-' and '_', not "
+            "starting with '.' or '-'"
         )
     return name
 
 
 def file_name_from(text: str) -> str:
     """The nearest thing to ``text`` that is safe as a run's name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "run"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")[:_LONGEST_RUN_NAME] or "run"
 
 
 #: A name that is safe as a file name and has no dot, so that it can stand in a dotted path.

@@ -149,6 +149,11 @@ class RunRecord:
         return self.path / "report" / "index.html"
 
     @property
+    def trouble_dir(self) -> Path:
+        """Where the rows of steps that went wrong lie."""
+        return self.path / "trouble"
+
+    @property
     def lock_path(self) -> Path:
         """What the process that writes the run has locked."""
         return self.path / ".lock"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from malora_cli.errors import RunError
-from malora_cli.recipe import LoadedRecipe
+from malora_cli.recipe import COMMAND_LINE, LoadedRecipe
 from malora_cli.recipe.problems import show
-from malora_cli.results import Manifest, RunRecord, TaskData
+from malora_cli.results import Manifest, RunRecord, TaskData, check_not_written, why_unwritable
 from malora_cli.train import checkpoints, processes
 
 #: Settings of ``train`` that say how a run is watched, not what is learned.
@@ -40,44 +38,75 @@ _LENGTH = frozenset(("steps", "epochs"))
 
 def how_to_go_on(record: RunRecord) -> str:
     """The command that resumes a run, to stand at the end of a message."""
-    again = shlex.join(["malora", "train", str(record.recipe_path), "--resume"])
-    return f"go on from the newest checkpoint with: {again}"
+    return f"go on from the newest checkpoint with: {resume_command(record)}"
 
 
-def check_free(record: RunRecord) -> None:
-    """Make sure that the run's folder is free and can be made, before anything slow happens."""
-    if record.path.exists():
-        taken = (record.path.with_name(f"{record.name}-{number}") for number in itertools.count(2))
-        rename = f"take another name: output.name={next(path.name for path in taken if not path.exists())}"
-        if record.exists:
-            raise RunError(
-                "this run folder exists already, and runs are never overwritten",
-                where=str(record.path),
-                fix=f"Go on with it by --resume, or {rename}",
-            )
+def resume_command(record: RunRecord) -> str:
+    """The command that resumes a run."""
+    return shlex.join(["malora", "train", str(record.recipe_path), "--resume"])
+
+
+def run_of(loaded: LoadedRecipe, *, resume: bool) -> RunRecord:
+    """The run that a recipe means: where one goes on by its own recipe, the folder that this lies in.
+
+    So a run goes on that was moved, or from another folder; what the command line says of its place goes before.
+    """
+    own = RunRecord(loaded.path.parent)
+    placed = COMMAND_LINE in (loaded.provenance.get("output.folder"), loaded.provenance.get("output.name"))
+    if resume and not placed and loaded.path.name == own.recipe_path.name and own.exists:
+        return own
+    return RunRecord(loaded.recipe.output.folder / loaded.name)
+
+
+def check_place(record: RunRecord, *, resume: bool) -> bool:
+    """Make sure that a run may begin in its folder or go on in it, which is left as it is.
+
+    Returns:
+        Whether it goes on: there is nothing to go on with where it was killed before it had written what it is.
+
+    Raises:
+        RunError: It may not.
+    """
+    check_not_written(record)
+    if resume and record.finished:
+        raise RunError("this run is finished", where=str(record.path), fix=f"Evaluate it: malora eval {record.path}")
+    if resume and not record.exists and not (record.free and record.path.exists()):
+        remove = "Remove what lies there, and leave" if record.path.exists() else "Leave"
+        raise RunError("there is no run to resume", where=str(record.path), fix=f"{remove} --resume out to start it.")
+    if not resume:
+        _check_free(record)
+    if (why := why_unwritable(record.path)) is not None:
+        raise unwritable(record.path, why)
+    for folder in (record.checkpoints_dir, record.adapter_dir, record.trouble_dir):
+        if folder.exists() and not folder.is_dir():
+            raise RunError("this is no folder, and a run needs one here", where=str(folder), fix="Move it away.")
+    return resume and record.exists
+
+
+def _check_free(record: RunRecord) -> None:
+    rename = f"take another name: output.name={record.free_name()}"
+    if record.exists:
+        raise RunError(
+            "this run folder exists already, and runs are never overwritten",
+            where=str(record.path),
+            fix=f"Go on with it by --resume, or {rename}",
+        )
+    if not record.free:
         raise RunError("something else lies here", where=str(record.path), fix=f"Remove it, or {rename}")
-    parent = next(path for path in [record.path.parent, *record.path.parent.absolute().parents] if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise unwritable(record.path, PermissionError(f"{parent} is not writable"))
 
 
-def unwritable(path: Path, error: OSError) -> RunError:
+def unwritable(path: Path, why: str | None) -> RunError:
     """What is raised where the run folder cannot be made or written."""
-    return RunError(f"the run folder cannot be written ({error})", where=str(path), fix="Set output.folder to another.")
+    return RunError(f"the run folder cannot be written ({why})", where=str(path), fix="Set output.folder to another.")
 
 
 def resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
     """The newest checkpoint of the run that a recipe goes on with; None to begin anew when there is none yet."""
-    if not record.exists:
-        remove = "Remove what lies there, and leave" if record.path.exists() else "Leave"
-        raise RunError("there is no run to resume", where=str(record.path), fix=f"{remove} --resume out to start it.")
-    if record.finished:
-        raise RunError("this run is finished", where=str(record.path), fix=f"Evaluate it: malora eval {record.path}")
     may_change = WATCHING | _LENGTH
     if any(remedy.goes_by_evaluations for remedy in loaded.recipe.remedies.chosen.values()):
         may_change -= _WATCHED
     check_same_recipe(record, loaded, may_change=may_change)
-    checkpoint = checkpoints.newest_intact(record.checkpoints_dir)
+    checkpoint = checkpoints.newest_intact(record.checkpoints_dir, record.manifest.run_id)
     if checkpoint is not None and checkpoints.processes_of(checkpoint) != processes.world_size():
         raise RunError(
             f"the run was trained in {checkpoints.processes_of(checkpoint)} processes, and these are "
@@ -102,7 +131,7 @@ def continued(record: RunRecord, manifest: Manifest) -> Manifest:
             where=str(record.path),
             fix="Undo that, or start another run: output.name=NAME.",
         )
-    return manifest.model_copy(update={"created": before.created})
+    return manifest.model_copy(update={"created": before.created, "run_id": before.run_id})
 
 
 def _changed(before: dict[str, TaskData], now: dict[str, TaskData]) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 
 from peft import PeftModel
 
@@ -15,12 +17,14 @@ from malora_cli.errors import StoppedError
 from malora_cli.modeling import count_parameters, load_adapter, load_base
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
+from malora_cli.results.files import flush
 from malora_cli.train import checkpoints, processes, sharding
 from malora_cli.train.arguments import training_arguments
 from malora_cli.train.callbacks import Pace, StopAtStep
+from malora_cli.train.folder import held, told_of_the_disk
 from malora_cli.train.materials import Materials, gather, prepare_model, seeds
 from malora_cli.train.probe import StepCost, measure_longest_step
-from malora_cli.train.resuming import check_free, continued, how_to_go_on, resume_point, unwritable
+from malora_cli.train.resuming import check_place, continued, how_to_go_on, resume_point, run_of
 from malora_cli.train.stopping import StopRequest
 from malora_cli.train.surroundings import check_surroundings
 from malora_cli.train.trainer import MaloraTrainer
@@ -50,11 +54,26 @@ def train(
     Raises:
         MaloraError: Something is missing, wrong or in the way.
     """
-    recipe = loaded.recipe
-    record = RunRecord(recipe.output.folder / loaded.name)
-    check_surroundings(recipe)
+    record = run_of(loaded, resume=resume)
+    check_surroundings(loaded.recipe)
     processes.meet()
-    checkpoint = _beginning(record, loaded, resume=resume)
+    resume = processes.the_writers(processes.writes() and check_place(record, resume=resume))
+    with held(record):
+        _train(loaded, record, view, resume=resume, announce=announce)
+    return record
+
+
+def _train(
+    loaded: LoadedRecipe,
+    record: RunRecord,
+    view: View,
+    *,
+    resume: bool,
+    announce: Callable[[Materials, StepCost], None] | None,
+) -> None:
+    recipe, checkpoint = loaded.recipe, None
+    if resume:
+        checkpoint = processes.the_writers(resume_point(record, loaded) if processes.writes() else None)
     with processes.one_first():
         materials = gather(recipe)
     model = prepare_model(recipe, materials, checkpoint)
@@ -65,21 +84,12 @@ def train(
     manifest = _manifest(recipe, materials, model)
     if resume:
         manifest = continued(record, manifest)
-    past = _open(record, loaded, manifest, checkpoint)
-    trainer = _trainer(record, recipe, materials, model, view, past=past, checkpoint=checkpoint)
-    steps = _train(trainer, record, view, past=past, checkpoint=checkpoint)
-    done = {"status": RunStatus.FINISHED, "steps": steps, "train_seconds": trainer.seconds}
-    _close(record, recipe, materials, model, manifest.model_copy(update=done))
-    return record
-
-
-def _beginning(record: RunRecord, loaded: LoadedRecipe, *, resume: bool) -> Path | None:
-    """The checkpoint that a run goes on from, once it is sure that it may; None where it begins anew."""
-    if resume:
-        return processes.the_writers(resume_point(record, loaded) if processes.writes() else None)
-    if processes.writes():
-        check_free(record)
-    return None
+    with told_of_the_disk(record):
+        past = _open(record, loaded, manifest, checkpoint)
+        trainer = _trainer(record, recipe, manifest, materials, model, view, past=past, checkpoint=checkpoint)
+        steps = _go_through(trainer, record, view, past=past, checkpoint=checkpoint)
+        done = {"status": RunStatus.FINISHED, "steps": steps, "train_seconds": trainer.seconds}
+        _close(record, recipe, materials, model, manifest.model_copy(update=done))
 
 
 def _announce(
@@ -96,15 +106,28 @@ def _open(record: RunRecord, loaded: LoadedRecipe, manifest: Manifest, checkpoin
         try:
             record.write_recipe(loaded.to_yaml())
             record.write_manifest(manifest)
-        except OSError as error:
-            raise unwritable(record.path, error) from error
-        record.metrics.rewind(checkpoints.step_of(checkpoint) if checkpoint else -1)
+        except OSError:
+            if not record.exists:
+                record.recipe_path.unlink(missing_ok=True)
+            raise
+        _rewind(record, checkpoints.step_of(checkpoint) if checkpoint else -1)
     return processes.the_writers(list(record.metrics) if processes.writes() else [])
+
+
+def _rewind(record: RunRecord, step: int) -> None:
+    record.metrics.rewind(step)
+    last = max((event.step for event in record.metrics), default=0)
+    if last < step:  # every checkpoint was a log step
+        warnings.warn(
+            f"{record.metrics.path}: what was measured from step {last:,} to the checkpoint of step {step:,} is lost",
+            stacklevel=2,
+        )
 
 
 def _trainer(
     record: RunRecord,
     recipe: Recipe,
+    manifest: Manifest,
     materials: Materials,
     model: PeftModel,
     view: View,
@@ -125,12 +148,13 @@ def _trainer(
         tasks=materials.tasks,
         packer=materials.packer,
         remedies=recipe.remedies,
-        pace=Pace(recipe.train, record.path / "trouble", report, view.tick, evals),
+        pace=Pace(recipe.train, record.trouble_dir, report, view.tick, evals),
+        run_id=manifest.run_id,
         checkpoint=checkpoint,
     )
 
 
-def _train(
+def _go_through(
     trainer: MaloraTrainer, record: RunRecord, view: View, *, past: Sequence[Event], checkpoint: Path | None
 ) -> int:
     """Train to the end; gives back the steps that are done.
@@ -155,6 +179,7 @@ def _close(record: RunRecord, recipe: Recipe, materials: Materials, model: PeftM
     if not processes.writes():
         return
     model.save_pretrained(record.adapter_dir, state_dict=weights)
+    flush(record.adapter_dir)
     if weights is not None:  # the analysis wants them in one piece
         model = load_adapter(load_base(materials.base, recipe.model), record.adapter_dir)
     if (geometry := analyse_experts(model)) is not None:
@@ -175,6 +200,7 @@ def _manifest(recipe: Recipe, materials: Materials, model: PeftModel) -> Manifes
 
     count = count_parameters(model)
     return Manifest(
+        run_id=uuid4().hex,
         status=RunStatus.RUNNING,
         created=utc_now(),
         steps=0,

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from malora_cli.errors import RunError
 from malora_cli.recipe import TrainSettings
 from malora_cli.train import checkpoints, processes, sharding
 
@@ -21,6 +20,8 @@ class SavingTrainer(Trainer):
 
     #: Which checkpoints are kept.
     keep: TrainSettings
+    #: Whose they are.
+    run_id: str | None
 
     @abstractmethod
     def checkpoint_extra(self) -> dict[str, Any]:
@@ -39,17 +40,13 @@ class SavingTrainer(Trainer):
             self.model.save_pretrained(scratch, state_dict=weights)
             checkpoints.save_training_state(scratch, optimizer, self.lr_scheduler, generators, extra)
             self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
-            checkpoints.commit(scratch)
+            checkpoints.commit(scratch, self.run_id)
             checkpoints.prune(
                 folder, newest=keep.keep_checkpoints, best=keep.keep_best, of_tasks=keep.keep_best_of_tasks
             )
-        except (OSError, SafetensorError) as error:  # which is what a full disk is to safetensors
+        except (OSError, SafetensorError):  # which is what a full disk is to safetensors
             checkpoints.clear_scratch(folder)
-            raise RunError(
-                f"the checkpoint of step {self.state.global_step} cannot be written ({error})",
-                where=str(folder),
-                fix="Free some space and go on with --resume: the checkpoint before it is whole.",
-            ) from error
+            raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The model was given its adapter when it was made."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step at hand is finished and saved; a second time, everything is dropped at once."""
+"""Ctrl-C, SIGTERM, a closed terminal: the step at hand is finished and saved; a second time, all is dropped at once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import time
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: A launcher passes on what the terminal has sent to all of its processes already: the same wish, not a second one.
 _ECHO_SECONDS = 0.5
 
 
 class StopRequest:
-    """Within its block, remembers the first signal to stop instead of obeying it at once."""
+    """Within its block, remembers the first signal to stop instead of obeying it at once.
+
+    Signals that whoever started the process has it ignore, as `nohup` does, stay ignored.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -23,7 +26,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            self._before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._heard) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:

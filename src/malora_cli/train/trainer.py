@@ -41,6 +41,7 @@ class MaloraTrainer(SavingTrainer):
         packer: Parts the rows of a step into micro-batches.
         remedies: The recipe's.
         pace: What happens how often.
+        run_id: What its checkpoints bear, to be told from those of other runs.
         checkpoint: Checkpoint that this run goes on from.
     """
 
@@ -56,6 +57,7 @@ class MaloraTrainer(SavingTrainer):
         packer: Packer,
         remedies: RemediesSettings,
         pace: Pace,
+        run_id: str | None = None,
         checkpoint: Path | None = None,
     ) -> None:
         may_end = any(remedy.goes_by_evaluations for remedy in remedies.chosen.values())
@@ -72,7 +74,8 @@ class MaloraTrainer(SavingTrainer):
         self.is_distributed_loading_by_transformers = pace.settings.shard
         # The loss is divided by the supervised tokens of the whole step, so that its parting changes nothing.
         self.loss_is_scaled_for_ga = True
-        self.mixture, self.tasks, self.packer, self.pace, self.keep = mixture, tasks, packer, pace, pace.settings
+        self.mixture, self.tasks, self.packer, self.pace = mixture, tasks, packer, pace
+        self.keep, self.run_id = pace.settings, run_id
         extra = checkpoints.load_extra(checkpoint) if checkpoint else {}
         self.seconds_before, self.skipped = extra.get("seconds", 0.0), extra.get("skipped", 0)
         if "packer" in extra:  # smaller than the recipe's, where memory did not suffice
