@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from malora_cli.recipe.files import read_document
 from malora_cli.recipe.mix import existing, inline_mix, resolve_sources, spell_out_sources
@@ -139,7 +139,7 @@ def _validate(kind: type[Recipe], data: dict[str, Any], vocabulary: Vocabulary) 
 
 
 def _provenance(recipe: Recipe, document: Document) -> dict[str, str]:
-    return {".".join(path): _where(document, path) for path in _leaves(recipe, ())}
+    return {".".join(path): _where(document, path) for path in _leaves(recipe.model_dump(), ())}
 
 
 def _where(document: Document, path: DataPath) -> str:
@@ -148,10 +148,7 @@ def _where(document: Document, path: DataPath) -> str:
 
 def _leaves(value: Any, path: DataPath) -> Iterator[DataPath]:
     """Paths of all values that are no section; an empty mapping is a value."""
-    if isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _leaves(getattr(value, name), (*path, name))
-    elif isinstance(value, dict) and value:
+    if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _leaves(inner, (*path, name))
     else:

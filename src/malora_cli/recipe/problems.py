@@ -83,7 +83,7 @@ def describe_errors(
     problems = []
     for details in error.errors(include_url=False, include_input=False):
         # The default of a field that follows another could not be worked out; that other one is reported.
-        path = _path(details, vocabulary)
+        path = _path(details, document.data, vocabulary)
         if details["type"] == "default_factory_not_called" or path[0] in skip:
             continue
         kind = _settings_at(recipe, path[:-1], document.data, vocabulary)
@@ -92,14 +92,20 @@ def describe_errors(
     return problems
 
 
-def _path(details: ErrorDetails, vocabulary: Vocabulary) -> DataPath:
-    """Where the error is in the data: pydantic's location without the marks it puts in."""
-    path = [str(part) for part in details["loc"] if part not in _MARKS]
-    if path[0] == "method":
+def _path(details: ErrorDetails, data: Any, vocabulary: Vocabulary) -> DataPath:
+    """Where the error is in the data: pydantic's location without the marks it puts in, and the sides of a union."""
+    location = list(details["loc"])
+    if location[0] == "method":
         if details["type"].startswith("union_tag"):
-            path.append("name")
-        elif len(vocabulary.methods) > 1 and len(path) > 1:
-            del path[1]  # the tag of the union
+            location.append("name")
+        elif len(vocabulary.methods) > 1 and len(location) > 1:
+            del location[1]  # the tag of the union
+    path: list[str] = []
+    for part in location:
+        # Within a number, a text or a list, a word can only be the name of what it was tried as.
+        tried_as = isinstance(part, str) and not isinstance(_value_at(data, tuple(path)), dict)
+        if part not in _MARKS and not tried_as:
+            path.append(str(part))
     return tuple(path)
 
 

@@ -71,7 +71,7 @@ class EvalResult(Record):
             record = read_json(path)
             record.pop("averages", None)
             return cls.model_validate(record)
-        except (ValueError, AttributeError, TypeError) as error:  # no JSON, no object, or not ours
+        except (OSError, ValueError, AttributeError, TypeError) as error:  # no JSON, no object, or not ours
             raise damaged(path, "evaluation", error, fix="Remove it and evaluate again.") from error
 
 
