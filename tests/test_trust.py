@@ -49,7 +49,7 @@ def record_of(recipe: Path, override: str) -> RunRecord:
 # ---------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_the_step_and_the_run_goes_on(
     number: signal.Signals, code: int, recipe: Path, whole: RunRecord, name: str
 ) -> None:

@@ -16,15 +16,32 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
+from malora_cli.errors import RunError
 from malora_cli.modeling.device import own_device
+from malora_cli.modeling.reason import first_line
 
 T = TypeVar("T")
 
+_LAUNCH = "Launchers set it: train by --nproc, torchrun or accelerate, or unset it to train in one process."
+
 
 def meet() -> None:
-    """Find the other processes, where a launcher has started several."""
-    if world_size() > 1:
+    """Find the other processes, where a launcher has started several.
+
+    Raises:
+        RunError: The environment speaks of processes that are not there, or numbers this one as none of them.
+    """
+    if rank() >= world_size():
+        raise RunError(f"got {rank()}, and WORLD_SIZE speaks of {world_size()}", where="RANK", fix=_LAUNCH)
+    if world_size() == 1:
+        return
+    try:
         PartialState(cpu=own_device().type == "cpu")
+    except (ValueError, RuntimeError) as error:
+        what = f"the processes do not find each other ({first_line(error)})"
+        raise RunError(what, where="WORLD_SIZE", fix=_LAUNCH) from error
+    if not dist.is_initialized():
+        raise RunError(f"got {world_size()}, and no launcher has started them", where="WORLD_SIZE", fix=_LAUNCH)
 
 
 def part() -> None:
@@ -44,12 +61,20 @@ def part() -> None:
 
 def world_size() -> int:
     """How many processes the launcher has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _given("WORLD_SIZE", 1)
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _given("RANK", 0)
+
+
+def _given(name: str, otherwise: int) -> int:
+    """A number that launchers leave in the environment."""
+    text = os.environ.get(name, "")
+    if text and not text.isdecimal():
+        raise RunError(f"got '{text}', which is no number", where=name, fix=_LAUNCH)
+    return int(text or otherwise)
 
 
 def writes() -> bool:

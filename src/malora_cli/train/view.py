@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -118,6 +119,7 @@ class PlainView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.first_step: int | None = None
+        self.heard = True
 
     @contextmanager
     def running(self, steps: int, share: Mapping[str, float], past: Iterable[Event] = ()) -> Iterator[None]:
@@ -156,6 +158,9 @@ class PlainView:
 
     def _print(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        if self.heard and self.console.quiet:
+            self.heard = False
+            warnings.warn("nobody reads what is printed any more; training goes on without it", stacklevel=2)
 
     def _eta(self, step: int) -> str:
         done = step - (self.first_step or 0)
