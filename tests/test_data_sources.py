@@ -107,13 +107,21 @@ def test_a_folder_in_hub_layout_has_splits_and_configs(tmp_path: Path) -> None:
 def test_settings_of_a_hub_dataset_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
-    def stand_in(path: str, **options: Any) -> datasets.Dataset:
-        asked.update(path=path, **options)
-        return datasets.Dataset.from_list(ROWS)
+    class Builder:
+        def download_and_prepare(self) -> None:
+            asked["prepared"] = True
 
-    monkeypatch.setattr("malora_cli.data.sources.load_dataset", stand_in)
+        def as_dataset(self, split: str) -> datasets.Dataset:
+            asked["split"] = split
+            return datasets.Dataset.from_list(ROWS)
+
+    def stand_in(path: str, **options: Any) -> Builder:
+        asked.update(path=path, **options)
+        return Builder()
+
+    monkeypatch.setattr("malora_cli.data.sources.load_dataset_builder", stand_in)
     assert _load("owner/name", "test", config="main", revision="abc") == ROWS
-    assert asked == {"path": "owner/name", "name": "main", "split": "test", "revision": "abc"}
+    assert asked == {"path": "owner/name", "name": "main", "split": "test", "revision": "abc", "prepared": True}
     _load("owner/name", "test", split="validation")
     assert asked["split"] == "validation"
 
@@ -143,20 +151,26 @@ def test_fields_may_hold_newlines_and_be_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("x.jsonl", LINES + '{"q": "x", \n' + LINES, "x.jsonl:3: is no JSON (Expecting property name"),
-        ("x.jsonl", LINES + '{"q":"x","a":"y', "x.jsonl:3: is no JSON (Unterminated string starting at column 14)"),
-        ("x.jsonl", "\n" + LINES + "[1, 2]\n", "x.jsonl:4: is no JSON object"),
+        ("x.jsonl", LINES + '{"q": "x", \n' + LINES, "x.jsonl:3: is not valid JSON (Expecting property name"),
+        (
+            "x.jsonl",
+            LINES + '{"q":"x","a":"y',
+            "x.jsonl:3: is not valid JSON (Unterminated string starting",
+        ),
+        ("x.jsonl", "\n" + LINES + "[1, 2]\n", "x.jsonl:4: is not a JSON object"),
         ("x.jsonl", LINES.encode() + b'{"q":"\xff"}\n', "x.jsonl:3: is not UTF-8 at byte 7"),
-        ("x.jsonl.gz", gzip.compress((LINES + "{bad\n").encode(), mtime=0), "x.jsonl.gz:3: is no JSON"),
+        ("x.jsonl.gz", gzip.compress((LINES + "{bad\n").encode(), mtime=0), "x.jsonl.gz:3: is not valid JSON"),
         ("x.jsonl.gz", gzip.compress(LINES.encode() + b'{"q":"\xff"}\n', mtime=0), "x.jsonl.gz:3: is not UTF-8"),
-        ("x.json", '[{"q": 1},\n', "x.json:2: is no JSON (Expecting value at column 1)"),
-        ("x.json", LINES + "{bad\n", "x.json:3: is no JSON"),
-        ("x.json", '"text"', "x.json:1: is no JSON array of objects"),
+        ("x.json", '[{"q": 1},\n', "x.json:2: is not valid JSON (Expecting value at column 1)"),
+        ("x.json", LINES + "{bad\n", "x.json:3: is not valid JSON"),
+        ("x.jsonl", LINES + '{"q": "x", "q": "y"}\n', "x.jsonl:3: names 'q' twice"),
+        ("x.jsonl", LINES + '{"\\u0000": "x"}\n', "x.jsonl:3: has a name that is no text"),
+        ("x.json", '"text"', "x.json:1: is not a JSON object"),
         ("x.json", b'[\n{"q": "\xff"}]', "x.json:2: is not UTF-8 at byte 8"),
         ("x.csv", "q,a\nx,y,z\nx,y,z\n", "x.csv:2: has 3 fields, and the header has 2"),
         ("x.csv", TABLE + "x,y,z\n", "x.csv:4: has 3 fields, and the header has 2"),
         ("x.csv", b"q,a\nx,\xff\n", "x.csv:2: is not UTF-8 at byte 3"),
-        ("x.csv", 'q,a\n"x,y\n', "x.csv:2: is no CSV"),
+        ("x.csv", 'q,a\n"x,y\n', "x.csv:2: is not valid CSV"),
         ("x.csv", "q,q\nx,y\n", "x.csv:1: names the column 'q' twice"),
         ("x.tsv", "q\ta\nx\ty\tz\n", "x.tsv:2: has 3 fields"),
     ],
@@ -170,7 +184,7 @@ def test_a_fault_is_told_with_its_line(name: str, content: str | bytes, expected
 def test_a_fault_in_a_folder_names_the_file(tmp_path: Path) -> None:
     _write(tmp_path / "hub" / "train-0.jsonl", LINES)
     path = _write(tmp_path / "hub" / "train-1.jsonl", LINES + "{bad\n")
-    assert _message(tmp_path / "hub").startswith(f"{path}:3: is no JSON")
+    assert _message(tmp_path / "hub").startswith(f"{path}:3: is not valid JSON")
 
 
 @pytest.mark.parametrize(
@@ -205,8 +219,6 @@ def test_a_dataset_without_rows(tmp_path: Path) -> None:
         ("x.jsonl.gz", b"nonsense", "Not a gzipped file"),
         ("x.jsonl.gz", gzip.compress(LINES.encode() * 9, mtime=0)[:-12], "Compressed file ended"),
         ("x.jsonl.xz", lzma.compress(LINES.encode() * 9)[:-12], "Compressed file ended"),
-        ("x.jsonl", '{"q": "x", "q": "y"}\n', "(/q) was specified twice)"),
-        ("x.jsonl", '{"q": "\\ud800"}\n', "surrogate pair in string is invalid)"),
     ],
 )
 def test_a_damaged_file_is_one_line(name: str, content: bytes, expected: str, tmp_path: Path) -> None:
@@ -277,7 +289,7 @@ def test_files_of_one_pattern_are_of_one_kind(tmp_path: Path) -> None:
 def test_the_fault_of_a_pattern_is_told_with_its_file(tmp_path: Path) -> None:
     _write(tmp_path / "a.jsonl", LINES)
     _write(tmp_path / "b.jsonl", LINES + "nonsense\n")
-    assert _message(tmp_path / "*.jsonl").startswith(f"{tmp_path / 'b.jsonl'}:3: is no JSON")
+    assert _message(tmp_path / "*.jsonl").startswith(f"{tmp_path / 'b.jsonl'}:3: is not valid JSON")
 
 
 def test_several_splits_and_parts_of_them(tmp_path: Path) -> None:

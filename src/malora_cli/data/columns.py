@@ -6,15 +6,27 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template, TemplateError, TemplateSyntaxError, meta
 
 from malora_cli.data.formats._base import Example, Format, RowError
+from malora_cli.data.templates import Templates
 from malora_cli.errors import DataError
 from malora_cli.recipe import Columns
 from malora_cli.registry import did_you_mean
 
-_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+_JINJA = Templates()
+#: Characters of a row, about a million tokens of English: the tokenizer takes a hundred times their size in memory.
+_LONGEST = 4_000_000
+_FAULTS_OF_TEMPLATES = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
 
 
 class RowReader:
@@ -73,6 +85,8 @@ class RowReader:
             raise DataError(f"the template of '{role}' is a list", where=self.source, fix="Give it as one text.")
         try:
             names = meta.find_undeclared_variables(_JINJA.parse(text))
+        except RecursionError:
+            raise DataError(f"the template of '{role}' is nested too deeply", where=self.source) from None
         except TemplateSyntaxError as error:
             raise DataError(
                 f"the template of '{role}' is no Jinja (line {error.lineno}: {error.message})", where=self.source
@@ -94,7 +108,7 @@ class RowReader:
 
     @cached_property
     def _templates(self) -> dict[str, Template]:
-        return {role: _JINJA.from_string(str(text)) for role, text in self.columns.items()}
+        return {role: _JINJA.compiled(str(text)) for role, text in self.columns.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled templates, which cannot travel to another process."""
@@ -109,6 +123,7 @@ class RowReader:
         example = self.form.example({role: self._value(role, row) for role in self.form.all_roles})
         if any(turn.role == "assistant" and not turn.text.strip() for turn in example.turns):
             raise RowError("an empty completion, so nothing of it is supervised")
+        _check_text("".join(turn.text for turn in example.turns))
         return example
 
     def _value(self, role: str, row: Mapping[str, Any]) -> Any:
@@ -127,7 +142,7 @@ class RowReader:
             return value
         if not isinstance(value, str | int | float):
             raise RowError(f"no text as '{given}', but a {type(value).__name__}")
-        return str(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)  # as JSON has it
 
     def _cell(self, row: Mapping[str, Any], column: str) -> Any:
         if column in row:
@@ -140,9 +155,18 @@ class RowReader:
         return value
 
     def _filled(self, role: str, row: Mapping[str, Any]) -> str:
+        _JINJA.begin()
         try:
             return self._templates[role].render(row)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise RowError(
-                f"a cell that the template of '{role}' cannot take ({str(error).splitlines()[0]})"
-            ) from error
+        except _FAULTS_OF_TEMPLATES as error:
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise RowError(f"a cell that the template of '{role}' cannot take ({reason})") from error
+
+
+def _check_text(text: str) -> None:
+    if len(text) > _LONGEST:
+        raise RowError(f"{len(text):,} characters, more than {_LONGEST:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError("half of a character (a lone surrogate), which is no text") from None

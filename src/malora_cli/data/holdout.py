@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset
 
 from malora_cli.data.order import Ints, Shuffle
-from malora_cli.data.sources import Rows
+from malora_cli.data.rows import Rows
 from malora_cli.errors import DataError
 from malora_cli.recipe import HoldoutSettings
 from malora_cli.registry import did_you_mean
@@ -44,7 +44,7 @@ def hold_out(rows: Rows, settings: HoldoutSettings, seed: int) -> tuple[Rows, Ro
         )
     )
     train = np.setdiff1d(np.arange(total), test, assume_unique=True)
-    return Rows(rows.dataset.select(train), rows.settings), Rows(rows.dataset.select(test), rows.settings)
+    return rows.select(train), rows.select(test)
 
 
 def _groups(rows: Rows, column: str) -> list[Ints]:

@@ -1,85 +1,57 @@
-"""Rows from a file, a folder or a hub dataset, through `datasets`; every way they can be wrong in one line."""
+"""Rows from a file, a folder or a hub dataset; every way they can be wrong in one line.
+
+Text files are read here, all others through `datasets`. Nothing that lies on this machine is asked for elsewhere.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import lzma
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import (
+    BuilderConfig,
     Dataset,
     DatasetBuilder,
-    Features,
-    Value,
-    load_dataset,
+    DownloadManager,
+    ReadInstruction,
+    concatenate_datasets,
     load_dataset_builder,
     load_from_disk,
 )
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+from datasets.packaged_modules.arrow.arrow import Arrow
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
+from datasets.packaged_modules.parquet.parquet import Parquet
 
 from malora_cli.data.cache import cached, key_of
-from malora_cli.data.text_files import COMPRESSED, LineError, delimiter_of, first_fault, header_of, kind_of
+from malora_cli.data.cells import decoded
+from malora_cli.data.rows import Places, Rows
+from malora_cli.data.text_files import COMPRESSED, TEXT_KINDS, LineError, Lot, header_of, kind_of, lots_of
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 
-_READERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-_USE = f"Use one of {', '.join(_READERS)}, as it is or compressed ({', '.join(COMPRESSED)})."
+_KINDS = (*TEXT_KINDS, ".parquet", ".arrow")
+_USE = f"Use one of {', '.join(_KINDS)}, as it is or compressed ({', '.join(COMPRESSED)})."
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LOT = 10_000
 _STREAMED = "rows.arrow"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one split as they are in their source.
-
-    Args:
-        dataset: All columns, memory-mapped.
-        settings: Where they are.
-    """
-
-    dataset: Dataset
-    settings: SourceSettings
-
-    @property
-    def source(self) -> str:
-        """Where they are, for messages."""
-        return self.settings.path
-
-    def sha256(self, used: Dataset) -> str:
-        """Hash of what some columns hold, wherever the file lies and whatever it is called; kept in the cache.
-
-        Args:
-            used: The dataset with these columns alone.
-
-        Raises:
-            DataError: A text of theirs is none: the readers take that on trust.
-        """
-        key = key_of("content", self.dataset._fingerprint, used.column_names)
-        return str(cached(key, lambda _: {"source": self.source, "sha256": self._hash(used)})[1]["sha256"])
-
-    def _hash(self, used: Dataset) -> str:
-        digest = hashlib.sha256()
-        try:
-            for table in used.with_format("arrow").iter(_LOT):
-                table.validate(full=True)
-                for batch in table.combine_chunks().to_batches():
-                    digest.update(batch.serialize())
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise _unreadable(self.settings, error) from error
-        return digest.hexdigest()
+_LINES = "lines.arrow"
+_LINE = pa.schema([("line", pa.int64())])
+#: What the config of a dataset says beside how its files are read.
+_WHERE = ("name", "version", "data_dir", "data_files", "description")
+#: What reading a file that is damaged, compressed or out of reach ends in.
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def load_rows(source: SourceSettings, *, split: str) -> Rows:
@@ -93,32 +65,223 @@ def load_rows(source: SourceSettings, *, split: str) -> Rows:
         DataError: Nothing is there, it cannot be read, or it has no rows.
     """
     try:
-        rows = _read(source, split)
+        rows = _read(source, source.split or split)
     except DataError:
         raise
     except Exception as error:  # readers of many formats, compressions and stores raise anything
         raise _unreadable(source, error) from error
-    if len(rows) == 0:
+    if len(rows.dataset) == 0:
         raise DataError("has no rows", where=source.path)
-    return Rows(rows, source)
+    return rows
 
 
-def _read(source: SourceSettings, split: str) -> Dataset:
+def _read(source: SourceSettings, split: str) -> Rows:
     files = files_of(source.path)
     if files:
-        where, options, split = _reader_of(files)
-    elif (Path(source.path) / "state.json").is_file():
+        _check_files(files)
+        if kind_of(files[0]) in TEXT_KINDS:
+            return _text_rows({"train": files}, source, "train")
+        paths = {"train": [str(file) for file in files]}
+        # The batch size is by default that of the first row group, which may be 0.
+        parquet = kind_of(files[0]) == ".parquet"
+        builder = Parquet(data_files=paths, batch_size=_LOT) if parquet else Arrow(data_files=paths)
+        return _typed_rows(builder, source, "train")
+    if (Path(source.path) / "state.json").is_file():
         return _saved(source)
-    else:
-        where, split = _dataset_of(source), source.split or split
-        options = {"name": source.config, "revision": source.revision}
+    builder = load_dataset_builder(_dataset_of(source), name=source.config, revision=source.revision)
+    texts = _text_files_of(builder, source)
+    return _typed_rows(builder, source, split) if texts is None else _text_rows(texts, source, split)
+
+
+def files_of(path: str) -> list[Path]:
+    """The file of a path, or the files of a pattern in the order of their names; none for anything else.
+
+    Raises:
+        DataError: No file has a name like the pattern, or the path cannot be followed.
+    """
+    try:
+        if Path(path).is_file():
+            return [Path(path)]
+        if not has_magic(path) or Path(path).is_dir():
+            Path(path).exists()
+            return []
+        named = glob(path, recursive=True)  # noqa: PTH207 - the pattern holds its folder
+        found = sorted(Path(name) for name in named if Path(name).is_file())
+    except OSError as error:
+        raise DataError(f"cannot be looked up ({error.strerror})", where=path) from error
+    if not found:
+        raise DataError("no file has a name like this", where=path)
+    return found
+
+
+def _check_files(files: Sequence[Path]) -> None:
+    """Refuse files that cannot be read as rows of one kind."""
+    for file in files:
+        kind, first = kind_of(file), kind_of(files[0])
+        if kind not in _KINDS:
+            raise DataError(
+                f"rows cannot be read from '{kind}' files"
+                if kind
+                else "the file has no suffix that says what it holds",
+                where=str(file),
+                fix=_USE,
+            )
+        if kind != first and {kind, first} != {".json", ".jsonl"}:
+            raise DataError(
+                f"is no '{first}' file as {files[0].name} is",
+                where=str(file),
+                fix="Give files of one kind to one task.",
+            )
+        if file.stat().st_size == 0:
+            raise DataError("the file is empty", where=str(file))
+
+
+# ---------------------------------------------------------------- text files
+
+
+def _text_files_of(builder: DatasetBuilder, source: SourceSettings) -> dict[str, list[Path]] | None:
+    """The files of each split of a folder or hub dataset; None where these are not for us to read."""
+    if not isinstance(builder, Csv | Json) or builder.info.features is not None:
+        return None
+    named = {str(split): [str(file) for file in files] for split, files in builder.config.data_files.items()}
+    if any("://" in name for names in named.values() for name in names):
+        if source.stream is not None:  # a part of a file is to be fetched, and datasets can do that
+            return None
+        named = DownloadManager().download(named)
+    files = {split: [Path(name) for name in names] for split, names in named.items()}
+    kinds = {kind_of(file) for found in files.values() for file in found}
+    return files if kinds <= set(TEXT_KINDS) and _as_usual(builder.config, kinds) else None
+
+
+def _as_usual(config: BuilderConfig, kinds: set[str]) -> bool:
+    """Whether a dataset's card says nothing of how its files are read."""
+    usual = replace(type(config)(), **{name: getattr(config, name) for name in _WHERE})
+    return config == usual or (kinds == {".tsv"} and config == replace(usual, sep="\t"))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The rows of a text file, or the first of them, and the line of each."""
+
+    file: Path
+    rows: Dataset
+    lines: Dataset
+
+
+def _text_rows(files: dict[str, list[Path]], source: SourceSettings, split: str) -> Rows:
+    """Rows of some splits of text files, or of parts of splits."""
+    read = {name: _all_read(files[name], source) if name in split else [] for name in files}
+    counts = {name: sum(len(part.rows) for part in parts) for name, parts in read.items()}
+    taken = ReadInstruction.from_spec(split).to_absolute(counts)
+    if not any(counts.values()):
+        raise DataError("has no rows", where=source.path)
+    parts = [part for name in read for part in read[name]]
+    lines = concatenate_datasets([part.lines for part in parts])
+    places = Places(source.path, [(str(part.file), len(part.rows)) for part in parts], lines)
+    rows = Rows(concatenate_datasets([part.rows for part in parts]).with_transform(decoded), source, places)
+    begins = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
+    picked = np.concatenate([begins[part.splitname] + np.arange(part.from_, part.to) for part in taken])
+    picked = picked[: source.stream]
+    return rows if np.array_equal(picked, np.arange(len(lines))) else rows.select(picked)
+
+
+def _all_read(files: Sequence[Path], source: SourceSettings) -> list[_Read]:
+    """The rows of some files, no more than the source is to be read of."""
+    if kind_of(files[0]) in (".csv", ".tsv"):
+        _check_headers(files)
+    found: list[_Read] = []
+    left = source.stream
+    for file in files:
+        if left == 0:
+            break
+        read = _read_text(file, left)
+        if read is not None:
+            found.append(read)
+            left = None if left is None else left - len(read.rows)
+    return found
+
+
+def _read_text(file: Path, limit: int | None) -> _Read | None:
+    """The first rows of a text file, kept in the cache; None where there are none."""
+    known = file.stat()
+    key = key_of("text", str(file.resolve()), known.st_size, known.st_mtime_ns, limit)
+    folder, about = cached(key, lambda scratch: _copy(file, scratch, limit))
+    if not about["rows"]:
+        return None
+    parts = concatenate_datasets([Dataset.from_file(str(folder / name)) for name in about["files"]])
+    return _Read(file, parts, Dataset.from_file(str(folder / _LINES)))
+
+
+def _check_headers(files: Sequence[Path]) -> None:
+    headers = [_header(file) for file in files]
+    for file, header in zip(files, headers, strict=True):
+        if not header:
+            raise DataError("has no rows", where=str(file))
+        if header != headers[0]:
+            raise DataError(f"has other columns than {files[0].name}", where=str(file))
+
+
+def _header(file: Path) -> list[str]:
+    try:
+        return header_of(file)
+    except LineError as fault:
+        raise _fault(file, fault) from fault
+
+
+def _fault(file: Path, fault: LineError) -> DataError:
+    return DataError(fault.what, where=f"{file}:{fault.line}", fix="Mend or remove the line.")
+
+
+def _copy(file: Path, scratch: Path, limit: int | None) -> dict[str, Any]:
+    """Write the first rows of a text file as Arrow; where later rows have more columns, as several files."""
+    count, names = 0, list[str]()
+    schema = pa.schema([])
+    with ExitStack() as stack:
+        lines = stack.enter_context(pa.ipc.new_stream(str(scratch / _LINES), _LINE))
+        for table, numbers in _lots(file):
+            lot = table if limit is None else table.slice(0, limit - count)
+            if not names or not set(lot.column_names) <= set(schema.names):
+                schema = pa.unify_schemas([schema, lot.schema])
+                names.append(f"rows-{len(names)}.arrow")
+                writer = stack.enter_context(pa.ipc.new_stream(str(scratch / names[-1]), schema))
+            writer.write_table(_with_columns(lot, schema))
+            lines.write_table(pa.table([numbers[: len(lot)]], _LINE))
+            count += len(lot)
+            if count == limit:
+                break
+    return {"source": str(file), "rows": count, "files": names}
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    known = set(table.column_names)
+    columns = [table[field.name] if field.name in known else pa.nulls(len(table), field.type) for field in schema]
+    return pa.table(columns, schema)
+
+
+def _lots(file: Path) -> Iterator[Lot]:
+    try:
+        yield from lots_of(file)
+    except LineError as fault:
+        raise _fault(file, fault) from fault
+    except _UNREADABLE as error:
+        raise DataError(f"cannot be read ({_reason(error)})", where=str(file), fix="Mend or replace it.") from error
+
+
+# ---------------------------------------------------------------- what datasets reads
+
+
+def _typed_rows(builder: DatasetBuilder, source: SourceSettings, split: str) -> Rows:
     if source.stream is None:
-        return load_dataset(where, split=split, **options)
-    builder = load_dataset_builder(where, **options)
+        builder.download_and_prepare()
+        return _rows_of(builder.as_dataset(split), source)
     # The folder it would keep its rows in is named after all that decides them, a revision or a file's time included.
     key = key_of("stream", builder.cache_dir, split, source.stream)
     folder, _ = cached(key, lambda scratch: _stream(builder, split, source, scratch))
-    return Dataset.from_file(str(folder / _STREAMED))
+    return _rows_of(Dataset.from_file(str(folder / _STREAMED)), source)
+
+
+def _rows_of(dataset: Dataset, source: SourceSettings) -> Rows:
+    return Rows(dataset, source, Places(source.path))
 
 
 def _stream(builder: DatasetBuilder, split: str, source: SourceSettings, scratch: Path) -> dict[str, Any]:
@@ -138,72 +301,7 @@ def _stream(builder: DatasetBuilder, split: str, source: SourceSettings, scratch
     return {"source": source.path, "rows": count}
 
 
-def files_of(path: str) -> list[Path]:
-    """The file of a path, or the files of a pattern in the order of their names; none for anything else.
-
-    Raises:
-        DataError: No file has a name like the pattern.
-    """
-    if Path(path).is_file():
-        return [Path(path)]
-    if not has_magic(path) or Path(path).is_dir():
-        return []
-    named = glob(path, recursive=True)  # noqa: PTH207 - the pattern holds its folder
-    found = sorted(Path(name) for name in named if Path(name).is_file())
-    if not found:
-        raise DataError("no file has a name like this", where=path)
-    return found
-
-
-def _reader_of(files: Sequence[Path]) -> tuple[str, dict[str, Any], str]:
-    """Name of the reader, its options, and the split that all rows of a file are."""
-    for file in files:
-        kind = kind_of(file)
-        if kind not in _READERS:
-            raise DataError(
-                f"rows cannot be read from '{kind}' files"
-                if kind
-                else "the file has no suffix that says what it holds",
-                where=str(file),
-                fix=_USE,
-            )
-        if _READERS[kind] != _READERS[kind_of(files[0])] or (kind == ".tsv") != (kind_of(files[0]) == ".tsv"):
-            raise DataError(
-                f"is no '{kind_of(files[0])}' file as {files[0].name} is",
-                where=str(file),
-                fix="Give files of one kind to one task.",
-            )
-        if file.stat().st_size == 0:
-            raise DataError("the file is empty", where=str(file))
-    reader = _READERS[kind_of(files[0])]
-    options: dict[str, Any] = {}
-    if reader == "csv":
-        options = _table_options(files)
-    elif reader == "parquet":
-        options = {"batch_size": 10_000}  # by default that of the first row group, which may be 0
-    return reader, {"data_files": [str(file) for file in files], **options}, "train"
-
-
-def _table_options(files: Sequence[Path]) -> dict[str, Any]:
-    """How CSV or TSV files are read: as text, since a guessed type would make 7 of 007 and nothing of None."""
-    headers = [_header(file) for file in files]
-    for file, header in zip(files, headers, strict=True):
-        if not header:
-            raise DataError("has no rows", where=str(file))
-        if header != headers[0]:
-            raise DataError(f"has other columns than {files[0].name}", where=str(file))
-    text = Features({name: Value("string") for name in headers[0] if name})
-    return {"delimiter": delimiter_of(files[0]), "features": text or None, "keep_default_na": False}
-
-
-def _header(file: Path) -> list[str]:
-    try:
-        return header_of(file)
-    except LineError as fault:
-        raise DataError(fault.what, where=f"{file}:{fault.line}", fix="Mend or remove the line.") from fault
-
-
-def _saved(source: SourceSettings) -> Dataset:
+def _saved(source: SourceSettings) -> Rows:
     """A dataset that `datasets` saved as one split."""
     rows = load_from_disk(source.path)
     if source.split not in (None, str(rows.split)):
@@ -212,37 +310,44 @@ def _saved(source: SourceSettings) -> Dataset:
             where=source.path,
             fix="Leave `split` out, or name the folder of the other split.",
         )
-    return rows if source.stream is None else rows.select(range(min(source.stream, len(rows))))
+    return _rows_of(rows if source.stream is None else rows.select(range(min(source.stream, len(rows)))), source)
 
 
 def _dataset_of(source: SourceSettings) -> str:
+    """A folder or the id of a hub dataset."""
     path = Path(source.path)
-    is_path = path.is_absolute() or kind_of(path) in _READERS or source.path.startswith((".", "~"))
-    if not path.is_dir() and (is_path or not _HUB_ID.fullmatch(source.path)):
+    if path.is_dir():
+        if path.resolve() == path.resolve().parent:
+            raise DataError(
+                "is the root of the file system, not a dataset", where=source.path, fix="Name a folder in it."
+            )
+        return str(path.absolute())  # a bare name could also be that of a reader
+    if source.path in _PACKAGED_DATASETS_MODULES:
+        raise DataError(
+            "is the name of a reader of `datasets`, and neither a file or folder here nor a hub dataset",
+            where=source.path,
+            fix="Name a file, a folder or a hub dataset as OWNER/NAME.",
+        )
+    is_path = path.is_absolute() or kind_of(path) in _KINDS or source.path.startswith((".", "~"))
+    if is_path or not _HUB_ID.fullmatch(source.path):
         raise DataError("there is no such file or folder", where=source.path)
     return source.path
 
 
 def _unreadable(source: SourceSettings, error: Exception) -> DataError:
-    path = Path(source.path)
-    named = files_of(source.path)
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
     if "corresponds to no data" in str(root):
         return DataError("has no rows", where=source.path)
+    path, named = Path(source.path), files_of(source.path)
     if not path.exists() and not named:
         return DataError(
             f"is no file or folder here, and cannot be had from the hub ({_reason(root)})",
             where=source.path,
             fix="Name a file, a folder or a hub dataset that this machine can reach, and a config and split it has.",
         )
-    files = named or sorted(path.rglob("*"))
-    for file in files:
-        fault = first_fault(file)
-        if fault is not None:
-            return DataError(fault.what, where=f"{file}:{fault.line}", fix="Mend or remove the line.")
-    if not any(kind_of(file) in _READERS for file in files):
+    if not named and not any(kind_of(file) in _KINDS for file in path.rglob("*")):
         return DataError("the folder holds no rows", where=source.path, fix=_USE)
     fix = "Mend or replace it." if named else "Mend it, or name a config and split that it has."
     return DataError(f"cannot be read ({_reason(root)})", where=source.path, fix=fix)

@@ -25,7 +25,7 @@ from malora_cli.data.encoding import Encoded, Encoder, Segment
 from malora_cli.data.formats._base import RowError
 from malora_cli.data.lengths import fit
 from malora_cli.data.order import Ints, Shuffle
-from malora_cli.data.sources import Rows
+from malora_cli.data.rows import Places, Rows
 from malora_cli.errors import DataError, MaloraError
 from malora_cli.recipe import LengthPolicy
 from malora_cli.results import UnusedRows, read_json, write_json
@@ -65,6 +65,7 @@ class Split:
         cut: Rows of which the length policy used a part, or made several.
         left_out: Rows that were not used, by reason.
         totals: Tokens and label tokens of all encoded rows.
+        places: Where the rows of the source stand in it.
         picked: Position among the encoded rows of each row of the split; None for all in their order.
     """
 
@@ -77,6 +78,7 @@ class Split:
     cut: int
     left_out: tuple[UnusedRows, ...]
     totals: tuple[int, int]
+    places: Places
     picked: Ints | None = None
 
     def __len__(self) -> int:
@@ -104,8 +106,8 @@ class Split:
         ]
 
     def source_rows(self, rows: Sequence[int]) -> list[int]:
-        """The numbers of some rows in their source, from 1."""
-        return [int(row) + 1 for row in self.encoded[self._chosen(rows)]["row"]]
+        """Where some rows stand in their source: the line of each in its text file, or its number from 1."""
+        return [self.places.number(row) for row in self.encoded[self._chosen(rows)]["row"]]
 
     def _chosen(self, rows: Sequence[int]) -> list[int]:
         """Where some rows are among the encoded ones."""
@@ -154,7 +156,7 @@ class Split:
             return list(self.left_out)
         beyond = np.setdiff1d(np.arange(len(self.encoded)), self.picked, assume_unique=True)
         numbers = self.encoded.select(beyond[:_SAMPLES])["row"]
-        samples = [int(number) + 1 for number in numbers]
+        samples = [self.places.number(number) for number in numbers]
         return [*self.left_out, UnusedRows(reason="beyond max_rows", rows=len(beyond), samples=samples)]
 
     def capped(self, rows: int | None, seed: Sequence[int]) -> Split:
@@ -166,6 +168,10 @@ class Split:
 
 
 _LONGER = "longer than"
+
+
+class _RowFaultError(Exception):
+    """A row that may not be left out: its number from 0, what it has, and what to do."""
 
 
 def processes_for(rows: int) -> int | None:
@@ -204,9 +210,17 @@ class Encoding:
         parts = [self.reader.fingerprint, self.system, self.encoder.fingerprint]
         policy = [self.max_length, self.too_long, self.bad_rows]
         key = key_of("encoded", rows.sha256(used), *parts, *policy)
-        folder, about = cached(key, lambda scratch: self._fill(used, rows.source, scratch))
+        try:
+            folder, about = cached(key, lambda scratch: self._fill(used, rows.source, scratch))
+        except _RowFaultError as fault:
+            row, what, fix = fault.args
+            raise DataError(f"row {rows.places.number(row)} has {what}", where=rows.places.file(row), fix=fix) from None
         encoded = concatenate_datasets([Dataset.from_file(str(folder / name)) for name in about["files"]])
-        left_out = tuple(UnusedRows.model_validate(unused) for unused in about["left_out"])
+        # The same rows may stand elsewhere in another file, so where they do is none of the cache's business.
+        left_out = tuple(
+            UnusedRows(reason=unused["reason"], rows=unused["rows"], samples=map(rows.places.number, unused["samples"]))
+            for unused in about["left_out"]
+        )
         if not len(encoded):
             raise _nothing_left(rows.source, left_out)
         return Split(
@@ -219,13 +233,14 @@ class Encoding:
             cut=about["cut"],
             left_out=left_out,
             totals=(about["tokens"], about["label_tokens"]),
+            places=rows.places,
         )
 
     def _fill(self, rows: Dataset, source: str, scratch: Path) -> dict[str, Any]:
         (scratch / "unused").mkdir()
         try:
-            encoded = self._encoded(rows, source, scratch)
-        except (MaloraError, OSError):
+            encoded = self._encoded(rows, scratch)
+        except (MaloraError, OSError, _RowFaultError):
             raise
         except Exception as error:  # a cell that cannot be made a Python object of, for one of many reasons
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
@@ -242,13 +257,13 @@ class Encoding:
             "label_tokens": pc.sum(encoded.data.column("label_tokens")).as_py() or 0,
             "longest": pc.max(tokens).as_py() or 0,
             "cut": sum(note["cut"] for note in notes),
-            "left_out": [unused.model_dump() for unused in _together(notes)],
+            "left_out": _together(notes),
             "sha256": _sha256(encoded),
         }
 
-    def _encoded(self, rows: Dataset, source: str, scratch: Path) -> Dataset:
+    def _encoded(self, rows: Dataset, scratch: Path) -> Dataset:
         return rows.map(
-            _EncodeBatch(self, source, scratch / "unused"),
+            _EncodeBatch(self, scratch / "unused"),
             batched=True,
             batch_size=_BATCH,
             with_indices=True,
@@ -265,7 +280,6 @@ class _EncodeBatch:
     """Encodes rows by the batch; what it does not use it writes down, since processes share nothing but the disk."""
 
     encoding: Encoding
-    source: str
     notes: Path
 
     def __call__(self, batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
@@ -314,24 +328,20 @@ class _EncodeBatch:
         if pieces:
             return pieces
         if policy == "error":
-            raise DataError(
-                f"row {number + 1} has {len(encoded.input_ids):,} tokens, more than train.max_length {longest}",
-                where=self.source,
-                fix="Raise it, or set the task's too_long.",
-            )
+            what = f"{len(encoded.input_ids):,} tokens, more than train.max_length {longest}"
+            raise _RowFaultError(number, what, "Raise it, or set the task's too_long.")
         reason = f"{_LONGER} {longest} tokens"
         unused.append((reason if policy == "drop" else f"{reason}, and nothing left of the answer", number))
         return []
 
     def _bad(self, what: str, number: int) -> str:
         if self.encoding.bad_rows == "error":
-            fix = "Mend or remove the row, or set the task's bad_rows to drop."
-            raise DataError(f"row {number + 1} has {what}", where=self.source, fix=fix)
+            raise _RowFaultError(number, what, "Mend or remove the row, or set the task's bad_rows to drop.")
         return what
 
 
-def _together(notes: Sequence[dict[str, Any]]) -> list[UnusedRows]:
-    """The rows that were not used, by reason, most frequent first."""
+def _together(notes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that were not used, by reason, most frequent first; rows are counted from 0 here."""
     counts: Counter[str] = Counter()
     samples: dict[str, list[int]] = {}
     for note in notes:
@@ -339,8 +349,8 @@ def _together(notes: Sequence[dict[str, Any]]) -> list[UnusedRows]:
             kept = reason if reason in counts or len(counts) < _REASONS else "other reasons"
             counts[kept] += 1
             if len(samples.setdefault(kept, [])) < _SAMPLES:
-                samples[kept].append(number + 1)
-    return [UnusedRows(reason=reason, rows=rows, samples=samples[reason]) for reason, rows in counts.most_common()]
+                samples[kept].append(number)
+    return [{"reason": reason, "rows": rows, "samples": samples[reason]} for reason, rows in counts.most_common()]
 
 
 def _nothing_left(source: str, left_out: Sequence[UnusedRows]) -> DataError:

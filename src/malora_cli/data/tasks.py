@@ -13,7 +13,8 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.holdout import hold_out
 from malora_cli.data.overlap import RUN, Overlap, overlaps
-from malora_cli.data.sources import Rows, load_rows
+from malora_cli.data.rows import Rows
+from malora_cli.data.sources import load_rows
 from malora_cli.data.splits import Encoding, Split
 from malora_cli.errors import DataError
 from malora_cli.recipe import LengthPolicy, MixSettings, SourceSettings, TaskSettings
