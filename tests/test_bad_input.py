@@ -163,10 +163,10 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         [],
         r"task 'add': \S+add\.train\.jsonl: row 2 has no 'answer'\. Mend or remove the row, or ",
     ),
-    "a row that is no JSON": (
+    "a row that is not valid JSON": (
         rows(GOOD, GOOD, '{"question": "1+'),
         [],
-        r"task 'add': \S+add\.train\.jsonl:3: is no JSON ",
+        r"task 'add': \S+add\.train\.jsonl:3: is not valid JSON ",
     ),
     "nothing supervised": (
         rows(GOOD, '{"question": "1+2=", "answer": " "}'),

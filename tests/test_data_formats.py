@@ -44,6 +44,12 @@ def turns(example: Example) -> list[tuple[str, str]]:
         ),
         (
             "prompt-completion",
+            {"prompt": "Is ice warm?", "completion": False},
+            {},
+            [("user", "Is ice warm?"), ("assistant", "false")],
+        ),
+        (
+            "prompt-completion",
             {"q": 2, "a": 0.5, "s": "Be brief."},
             {"prompt": "q", "completion": "a", "system": "s"},
             [("system", "Be brief."), ("user", "2"), ("assistant", "0.5")],
@@ -177,6 +183,7 @@ def test_a_template_that_a_cell_does_not_suit() -> None:
     [
         ("{{ qestion }}", "names the column 'qestion', which is not there; did you mean 'question'?"),
         ("{{ question", "the template of 'prompt' is no Jinja (line 1: "),
+        ("{{ " + "(" * 9999 + "question" + ")" * 9999 + " }}", "the template of 'prompt' is nested too deeply"),
         ("no column", "the template of 'prompt' names no column"),
         (("question", "answer"), "the template of 'prompt' is a list"),
     ],
@@ -198,6 +205,31 @@ def test_a_template_runs_nothing() -> None:
     """What a shared mix could do with a plain Jinja environment: reach Python's own classes."""
     with pytest.raises(RowError, match="cannot take"):
         read("template", {"a": "x"}, {"prompt": "{{ a.__class__.__mro__ }}", "completion": "{{ a }}"})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ a }}",
+        "{% set r = range(9999) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}{{ a }}",
+        "{% for i in a %}{% for j in range(99999) | list %}{% endfor %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}{{ a }}",
+        "{{ 9 ** (9 ** 9) }}{{ a }}",
+        "{{ a * 10 ** 9 }}",
+    ],
+)
+def test_a_template_comes_to_an_end(template: str) -> None:
+    with pytest.raises(
+        RowError, match=r"a cell that the template of 'prompt' cannot take \((it takes more|what \*|maximum)"
+    ):
+        read("template", {"a": "xxx"}, {"prompt": template, "completion": "{{ a }}"})
+
+
+def test_what_templates_count_is_left_as_it_is() -> None:
+    loop = "{% for k, v in a.items() %}{{ loop.index }}/{{ loop.length }} {{ k * 2 }}={{ v ** 3 }};{% endfor %}"
+    loop += "{% for i in range(9) if i is odd %}{{ i }}{% if loop.last %}.{% endif %}{% else %}none{% endfor %}"
+    example = read("template", {"a": {"x": 2, "y": 3}}, {"prompt": loop, "completion": "{{ a.x }}"})
+    assert example.prompt == "1/2 xx=8;2/2 yy=27;1357."
 
 
 @pytest.mark.parametrize(
