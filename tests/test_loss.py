@@ -90,6 +90,46 @@ def test_a_loaded_model_attends_by_example_unless_another_way_is_named(tmp_path:
         assert PACKED_SDPA not in (tmp_path / name / "config.json").read_text()
 
 
+class _Masks:
+    """The masks of T x T numbers that a forward pass keeps for the backward pass, by where their numbers lie."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.found: dict[int, torch.Tensor] = {}
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape[-2:] == (self.size, self.size):
+            self.found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("kind", "masks"), [("llama", 1), ("mistral", 1), ("gemma3_text", 2)])
+def test_kernels_of_whole_rows_share_one_mask(
+    kind: str, masks: int, mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GPUs compute them; each layer would keep one of its own. Gemma has layers of two kinds."""
+    monkeypatch.setattr(attention, "_lengths", lambda *_: [])
+    kept, gradients = [], []
+    dtype = torch.bfloat16 if mixed else torch.float32
+    for name in ("sdpa", PACKED_SDPA):
+        model = tiny(kind, name, dtype=dtype, layers=6)
+        found = _Masks(45)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(found, lambda tensor: tensor),
+            torch.autocast("cpu", enabled=mixed),
+        ):
+            nats_K = token_nats(model, collate(examples()))
+        nats_K.sum().backward()
+        kept.append(found.found)
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert len(kept[0]) == 6
+    assert len(kept[1]) == masks
+    assert all(mask.dtype == dtype and mask.stride(-2) == 48 for mask in kept[1].values())  # aligned, or it is copied
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradients[1][name], gradient), name
+
+
 @torch.no_grad()
 def test_attention_by_example_leaves_other_rows_to_pytorch() -> None:
     """Padded batches and decoding with a cache have masks of their own."""

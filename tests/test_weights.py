@@ -11,14 +11,21 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import HfApi, constants
+from peft import get_peft_model_state_dict
+from peft.utils import save_and_load
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from malora_cli.adapters.methods import METHODS
 from malora_cli.errors import ModelError
-from malora_cli.modeling import load_base, load_tokenizer, resolve_base
+from malora_cli.evals.evaluate import evaluate_run
+from malora_cli.export.merge import export_adapter
+from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base, save_adapter, wrap
 from malora_cli.modeling.device import own_device
 from malora_cli.recipe import ModelSettings
-from malora_cli.results import files, remembered_sha256
+from malora_cli.results import RunRecord, files, remembered_sha256
+from malora_cli.train.arguments import training_arguments
+from train_runs import Killed, kill_at, load, train_run, workplace
 
 COMMIT, NEXT = "a" * 40, "b" * 40
 
@@ -182,6 +189,17 @@ def test_weights_go_straight_to_the_gpu_of_the_process(folder: Path, monkeypatch
     assert asked["device_map"] == {"": "cuda:1"}
 
 
+def test_training_computes_where_the_model_is(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Mac's accelerator has no float64."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    recipe = load(workplace(tmp_path, tiny_model)).recipe
+    arguments = training_arguments(recipe, RunRecord(tmp_path / "runs" / "tiny"), 6, resumed=False)
+    assert arguments.use_cpu
+    assert arguments.device == own_device()
+
+
 # The hub
 
 
@@ -193,7 +211,6 @@ def on_hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (root / "refs").mkdir()
     (root / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     return snapshot
 
 
@@ -205,7 +222,7 @@ def _hub_says(answer: Any, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
         asked.append(revision)
         if isinstance(answer, Exception):
             raise answer
-        return type("ModelInfo", (), {"sha": answer})
+        return type("ModelInfo", (), {"sha": revision or answer})
 
     monkeypatch.setattr(HfApi, "model_info", model_info)
     return asked
@@ -219,9 +236,8 @@ def test_a_hub_model_is_the_commit_that_its_name_stood_for(on_hub: Path, monkeyp
     base = resolve_base(SETTINGS)
     assert (base.commit, base.is_local, base.sha256()) == (NEXT, False, None)
     assert asked == [None]
-    before = resolve_base(SETTINGS, commit=COMMIT)  # which is here, so that nobody need be asked
-    assert (before.commit, asked) == (COMMIT, [None])
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    before = resolve_base(SETTINGS, commit=COMMIT)
+    assert (before.commit, asked) == (COMMIT, [None, COMMIT])
     assert torch.equal(
         load_base(before, SETTINGS)(torch.tensor([[3]])).logits, _load(on_hub)(torch.tensor([[3]])).logits
     )
@@ -229,12 +245,14 @@ def test_a_hub_model_is_the_commit_that_its_name_stood_for(on_hub: Path, monkeyp
 
 def test_a_hub_that_does_not_answer_is_asked_once(on_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library would try each file again for half a minute."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     asked = _hub_says(ConnectionError("Name or service not known\nmore"), monkeypatch)
     with pytest.warns(UserWarning, match=rf"the hub cannot be reached \(Name or service not known\).* commit {COMMIT}"):
         base = resolve_base(SETTINGS)
     assert base.commit == COMMIT
     assert asked == [None]
-    assert load_tokenizer(base, SETTINGS).eos_token == "<|im_end|>"  # without a word to anyone: it would take minutes
+    assert constants.HF_HUB_OFFLINE
+    assert load_tokenizer(base, SETTINGS).eos_token == "<|im_end|>"
     assert load_base(base, SETTINGS).config.model_type == "llama"
 
 
@@ -250,3 +268,30 @@ def test_a_hub_model_with_other_weights_is_refused(on_hub: Path, monkeypatch: py
     _hub_says(COMMIT, monkeypatch)
     _write_index(on_hub, {"model.norm.weight": "pytorch_model.bin"})
     assert "it names 'pytorch_model.bin' as weights" in _refusal("someone/some-model")
+
+
+def test_a_run_keeps_to_the_commit_it_began_with(on_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _hub_says(COMMIT, monkeypatch)
+    recipe = workplace(tmp_path / "work", on_hub)
+    settings = ["model.base=someone/some-model", "train.steps=2", "train.checkpoint_every=1"]
+    with pytest.raises(Killed):
+        train_run(recipe, *settings, at_step=kill_at(1))
+    asked_again = _hub_says(NEXT, monkeypatch)  # which this machine does not have
+    record = train_run(recipe, *settings, resume=True)
+    assert record.manifest.base_model_commit == COMMIT
+    assert record.manifest.base_model_sha256 is None
+    evaluate_run(record, load(recipe, *settings).recipe)
+    export_adapter(record, load(recipe, *settings).recipe, tmp_path / "exported")
+    assert (asked, asked_again) == ([None], [COMMIT] * 3)
+
+
+def test_saving_an_adapter_asks_nobody(on_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself, PEFT looks on the hub for the vocabulary that the base model had."""
+    _hub_says(COMMIT, monkeypatch)
+    model = wrap(load_base(resolve_base(SETTINGS), SETTINGS), METHODS["lora"](target_modules=("q_proj", "lm_head")))
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda *_, **__: pytest.fail("the hub is asked"))
+    save_adapter(model, tmp_path / "adapter")
+    assert set(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) == set(
+        get_peft_model_state_dict(model, save_embedding_layers=False)
+    )
+    assert load_adapter(load_base(resolve_base(SETTINGS), SETTINGS), tmp_path / "adapter")

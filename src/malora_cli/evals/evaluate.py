@@ -77,7 +77,7 @@ def evaluate_run(
     started = time.perf_counter()
     mix = choose_tasks(recipe.mix, tasks)
     rows = limit if limit is not None else recipe.eval.rows
-    base = resolve_base(recipe.model)
+    base = resolve_base(recipe.model, commit=record.manifest.base_model_commit)
     encoder = Encoder(load_tokenizer(base, recipe.model))
     loaded = load_tasks(mix, encoder, max_length=recipe.train.max_length)
     _check_same_data(record, loaded)

@@ -51,7 +51,7 @@ def export_adapter(record: RunRecord, recipe: Recipe, folder: Path, *, step: int
         RunError: There is no such adapter, or the folder is in the way.
     """
     adapter = _check(record, folder, step)
-    base = resolve_base(recipe.model)
+    base = resolve_base(recipe.model, commit=record.manifest.base_model_commit)
     with _appearing_whole(folder) as scratch:
         shutil.copytree(adapter, scratch, ignore=_only_the_adapter)
         config = read_json(scratch / "adapter_config.json")
@@ -79,7 +79,7 @@ def export_lora(
     """
     adapter = _check(record, folder, step)
     names = _tasks_of(gates, recipe)
-    base = resolve_base(recipe.model)
+    base = resolve_base(recipe.model, commit=record.manifest.base_model_commit)
     tasks = load_tasks(recipe.mix, Encoder(load_tokenizer(base, recipe.model)), max_length=recipe.train.max_length)
     model = load_adapter(load_base(base, recipe.model), adapter)
     if routing_of(model) is None:

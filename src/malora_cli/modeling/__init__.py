@@ -5,9 +5,10 @@ from malora_cli.modeling.adapter import (
     count_parameters,
     load_adapter,
     parameter_table,
+    save_adapter,
     wrap,
 )
-from malora_cli.modeling.base import BaseModel, empty_base, load_base, load_tokenizer, resolve_base
+from malora_cli.modeling.base import BaseModel, empty_base, load_base, load_config, load_tokenizer, resolve_base
 
 __all__ = [
     "BaseModel",
@@ -16,8 +17,10 @@ __all__ = [
     "empty_base",
     "load_adapter",
     "load_base",
+    "load_config",
     "load_tokenizer",
     "parameter_table",
     "resolve_base",
+    "save_adapter",
     "wrap",
 ]

@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -117,6 +117,18 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trained: AdapterSettin
         return wrapped.eval()
     _freeze(wrapped, trained.frozen)
     return wrapped
+
+
+def save_adapter(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a model's adapter in PEFT's format.
+
+    Args:
+        model: The wrapped model.
+        folder: Where to.
+        weights: What is trained, by name, where the model does not have it in one piece.
+    """
+    # No method changes the vocabulary. Left to itself, PEFT asks the hub each time whether that was so.
+    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:

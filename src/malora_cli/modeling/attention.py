@@ -2,7 +2,8 @@
 
 Behind one another in one row, examples may not look at each other, and PyTorch's kernels for CPU compute the whole
 square of scores and mask all but its diagonal blocks. Here each block is computed by itself. Kernels for GPUs are given
-the whole row: there the calls would cost more than the masked scores.
+the whole row: there the calls would cost more than the masked scores. The mask is made what kernels want it to be once
+for all layers, or each would make a copy of its own and keep it for the backward pass.
 """
 
 from __future__ import annotations
@@ -65,12 +66,34 @@ def _lengths(position_ids: Tensor, query: Tensor, key: Tensor) -> list[int]:
     return bounds.diff().tolist()
 
 
+def shared_mask(*sizes: Any, dtype: torch.dtype = torch.float32, **settings: Any) -> Tensor | None:
+    """Transformers' mask for ``sdpa``, as numbers that are added to scores where a backward pass is to come.
+
+    Args:
+        sizes: As transformers hands them on.
+        dtype: Number format of the hidden states.
+        settings: As transformers hands them on.
+
+    Returns:
+        Shape ``(batch, 1, T, T)``; None where plain causality is all there is to say.
+    """
+    mask = sdpa_mask(*sizes, **settings)
+    if mask is None or mask.shape[0] > 1 or not torch.is_grad_enabled():
+        return mask
+    device = mask.device.type
+    if torch.is_autocast_enabled(device):  # which would copy it, too
+        dtype = torch.get_autocast_dtype(device)
+    *others, tokens = mask.shape
+    # Kernels for GPUs copy masks whose rows do not begin at a multiple of eight numbers.
+    scores = mask.new_zeros(*others, -(-tokens // 8) * 8, dtype=dtype)[..., :tokens]
+    return scores.masked_fill_(~mask, -torch.inf)
+
+
 def attend_within_examples(model: PreTrainedModel) -> None:
-    """Let a model on a CPU that attends by ``sdpa`` do so an example at a time."""
-    by_sdpa = model.config._attn_implementation == "sdpa"
-    if by_sdpa and model.device.type == "cpu" and model._can_set_attn_implementation():
+    """Let a model that attends by ``sdpa`` do so an example at a time, or on a GPU by one mask for all layers."""
+    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
         model.set_attn_implementation(PACKED_SDPA)
 
 
 AttentionInterface.register(PACKED_SDPA, packed_attention)
-AttentionMaskInterface.register(PACKED_SDPA, sdpa_mask)
+AttentionMaskInterface.register(PACKED_SDPA, shared_mask)

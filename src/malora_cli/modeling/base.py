@@ -12,7 +12,14 @@ from typing import Any
 import jinja2
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from malora_cli.adapters.quick import quicken
 from malora_cli.errors import ModelError
@@ -254,16 +261,27 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
     return model
 
 
+def load_config(base: BaseModel, settings: ModelSettings) -> PreTrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        ModelError: It cannot be had.
+    """
+    try:
+        return AutoConfig.from_pretrained(base.location, **_arguments(base, settings))
+    except _LOADING_ERRORS as error:
+        raise _unavailable(base.name, error) from error
+
+
 def empty_base(base: BaseModel, settings: ModelSettings) -> PreTrainedModel:
     """The base model without weights, on the meta device: enough to count parameters, in no time and no memory.
 
     Raises:
         ModelError: Its configuration cannot be had.
     """
+    config = load_config(base, settings)
     try:
-        config = AutoConfig.from_pretrained(base.location, **_arguments(base, settings))
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
     except _LOADING_ERRORS as error:
         raise _unavailable(base.name, error) from error
-    return model

@@ -37,8 +37,6 @@ def commit_of(name: str, revision: str | None) -> str:
     """
     cached = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
     commit = Path(cached).parent.name if isinstance(cached, str) else None
-    if commit is not None and commit == revision:
-        return commit
     try:
         return str(HfApi().model_info(name, revision=revision, timeout=_PATIENCE_SECONDS).sha)
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError):

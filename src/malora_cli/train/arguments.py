@@ -7,6 +7,7 @@ import math
 import torch
 from transformers import TrainingArguments
 
+from malora_cli.modeling.device import own_device
 from malora_cli.recipe import Recipe
 from malora_cli.results import RunRecord
 from malora_cli.train import processes
@@ -23,7 +24,7 @@ def training_arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed
         resumed: Whether it goes on, so that the base model was evaluated already.
     """
     train = recipe.train
-    cuda, cpu = torch.cuda.is_available(), not torch.accelerator.is_available()
+    cuda = own_device().type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(record.checkpoints_dir),
         run_name=record.name,
@@ -39,8 +40,8 @@ def training_arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed
         max_grad_norm=train.max_grad_norm,
         # The trainer sets it when it is made; of what comes then only dropout draws. Each process has its own.
         seed=seeds(train)["dropout"] + processes.rank(),
-        use_cpu=cpu,
-        bf16=recipe.model.dtype == "bfloat16" and (cpu or (cuda and torch.cuda.is_bf16_supported())),
+        use_cpu=not cuda,
+        bf16=recipe.model.dtype == "bfloat16" and (not cuda or torch.cuda.is_bf16_supported()),
         fp16=recipe.model.dtype == "float16" and cuda,
         gradient_checkpointing=train.gradient_checkpointing,
         logging_steps=train.log_every,

@@ -14,7 +14,16 @@ from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.mixture import Mixture, lay_out
 from malora_cli.data.tasks import Task, load_tasks
-from malora_cli.modeling import BaseModel, load_adapter, load_base, load_tokenizer, resolve_base, wrap
+from malora_cli.modeling import (
+    BaseModel,
+    load_adapter,
+    load_base,
+    load_config,
+    load_tokenizer,
+    resolve_base,
+    wrap,
+)
+from malora_cli.modeling.positions import check_positions
 from malora_cli.recipe import Recipe, TrainSettings
 
 
@@ -29,13 +38,18 @@ class Materials:
     packer: Packer
 
 
-def gather(recipe: Recipe) -> Materials:
+def gather(recipe: Recipe, *, commit: str | None = None) -> Materials:
     """Find the base model, read the data and lay out the order of the rows.
+
+    Args:
+        recipe: What is asked for.
+        commit: As in `resolve_base`.
 
     Raises:
         MaloraError: Something is not there or is wrong; nothing has been written then.
     """
-    base = resolve_base(recipe.model)
+    base = resolve_base(recipe.model, commit=commit)
+    check_positions(load_config(base, recipe.model), recipe.train.max_length)
     tokenizer = load_tokenizer(base, recipe.model)
     tasks = load_tasks(recipe.mix, Encoder(tokenizer), max_length=recipe.train.max_length)
     packer = Packer(recipe.train.micro_batch_size, recipe.train.micro_batch_tokens)

@@ -14,7 +14,7 @@ from peft import PeftModel
 from malora_cli.adapters.analysis import analyse_experts
 from malora_cli.data.splits import Split
 from malora_cli.errors import StoppedError
-from malora_cli.modeling import count_parameters, load_adapter, load_base
+from malora_cli.modeling import count_parameters, load_adapter, load_base, save_adapter
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
 from malora_cli.results.files import flush
@@ -71,11 +71,12 @@ def _train(
     resume: bool,
     announce: Callable[[Materials, StepCost], None] | None,
 ) -> None:
-    recipe, checkpoint = loaded.recipe, None
+    recipe, checkpoint, commit = loaded.recipe, None, None
     if resume:
         checkpoint = processes.the_writers(resume_point(record, loaded) if processes.writes() else None)
+        commit = processes.the_writers(record.manifest.base_model_commit if processes.writes() else None)
     with processes.one_first():
-        materials = gather(recipe)
+        materials = gather(recipe, commit=commit)
     model = prepare_model(recipe, materials, checkpoint)
     if recipe.train.shard:
         sharding.shard(model)
@@ -178,7 +179,7 @@ def _close(record: RunRecord, recipe: Recipe, materials: Materials, model: PeftM
     weights = sharding.adapter_weights(model)
     if not processes.writes():
         return
-    model.save_pretrained(record.adapter_dir, state_dict=weights)
+    save_adapter(model, record.adapter_dir, weights)
     flush(record.adapter_dir)
     if weights is not None:  # the analysis wants them in one piece
         model = load_adapter(load_base(materials.base, recipe.model), record.adapter_dir)
@@ -206,7 +207,9 @@ def _manifest(recipe: Recipe, materials: Materials, model: PeftModel) -> Manifes
         steps=0,
         method=recipe.method.name,
         base_model=recipe.model.base,
-        base_model_sha256=materials.base.sha256(),
+        # All weights are read for it, so one process does; the machine remembers.
+        base_model_sha256=processes.the_writers(materials.base.sha256() if processes.writes() else None),
+        base_model_commit=materials.base.commit,
         trainable_parameters=count.trainable,
         base_parameters=count.base,
         seeds=seeds(recipe.train),

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
+from malora_cli.modeling import save_adapter
 from malora_cli.recipe import TrainSettings
 from malora_cli.train import checkpoints, processes, sharding
 
@@ -37,7 +38,7 @@ class SavingTrainer(Trainer):
             return
         try:
             scratch = checkpoints.begin(folder, self.state.global_step)
-            self.model.save_pretrained(scratch, state_dict=weights)
+            save_adapter(self.model, scratch, weights)
             checkpoints.save_training_state(scratch, optimizer, self.lr_scheduler, generators, extra)
             self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
             checkpoints.commit(scratch, self.run_id)

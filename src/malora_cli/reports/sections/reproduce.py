@@ -22,7 +22,8 @@ malora report {{ again|shell }}</pre>
 <div class="scroll"><table class="hashes">
 <thead><tr><th>What</th><th class="num">rows</th><th>source</th><th>SHA-256</th></tr></thead><tbody>
 <tr><td>base model</td><td></td><td>{{ view.manifest.base_model }}</td>
-<td><code>{{ view.manifest.base_model_sha256 or "not known" }}</code></td></tr>
+<td><code>{% if view.manifest.base_model_commit %}commit {{ view.manifest.base_model_commit }}
+{%- else %}{{ view.manifest.base_model_sha256 or "not known" }}{% endif %}</code></td></tr>
 {% for split, data in splits %}{% for name, rows in data.items() if name in shown %}
 <tr><td>{{ name }}, {{ split }}</td><td class="num">{{ rows.rows|count }}</td><td>{{ rows.source }}</td>
 <td><code>{{ rows.sha256 }}</code></td></tr>
