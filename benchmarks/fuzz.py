@@ -74,6 +74,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         recipe = workplace(folder / "work", write_model(folder / "model"))
         smallest = ["train.steps=1", "train.batch_size=3", "train.micro_batch_size=3", "train.eval_rows=1"]
+        smallest += ["train.conflict_rows=1"]
         whole = folder / "work" / "runs" / "whole"
         for arguments in (["train", str(recipe), "output.name=whole", *smallest], ["eval", str(whole), "--limit", "1"]):
             code, said = quietly(*arguments)

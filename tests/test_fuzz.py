@@ -20,7 +20,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> Path:
     """A finished and evaluated run, as small as runs are."""
-    record = train_run(recipe, "output.name=whole", "train.steps=1", "train.batch_size=3", "train.eval_rows=1")
+    few = ["train.steps=1", "train.batch_size=3", "train.micro_batch_size=3", "train.eval_rows=1"]
+    record = train_run(recipe, "output.name=whole", *few, "train.conflict_rows=1")
     assert attempt(main, "eval", str(record.path), "--limit", "1") == 0
     return record.path
 

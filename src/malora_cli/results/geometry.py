@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from malora_cli.results.files import damaged, read_json, write_json
 from malora_cli.results.record import Record
@@ -28,6 +28,16 @@ class ExpertGeometry(Record):
     """Every projection by layer group, then by the name of the linears."""
 
     groups: dict[str, dict[str, Sides]]
+
+    @model_validator(mode="after")
+    def _comparable(self) -> ExpertGeometry:
+        sides = [sides for linears in self.groups.values() for sides in linears.values()]
+        if any(found.keys() != {"down", "up"} for found in sides):
+            raise ValueError("a linear lacks its down- or its up-projections")
+        lengths = {len(side.spectrum) for found in sides for side in found.values()}
+        if len(lengths) > 1 or lengths & {0, 1}:
+            raise ValueError("spectra are not of one length of at least 2")
+        return self
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""

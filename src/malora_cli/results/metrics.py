@@ -12,7 +12,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from malora_cli.results.files import damaged, write_text
 from malora_cli.results.record import Record
@@ -108,6 +108,18 @@ class ConflictEvent(Record):
     rows: int = Field(description="training rows of each task that the gradients are of, at most")
     tasks: list[str]
     groups: dict[str, GradientConflict] = Field(description='by group of parameters, and "all" of them')
+
+    @model_validator(mode="after")
+    def _of_these_tasks(self) -> ConflictEvent:
+        square = [len(self.tasks)] * len(self.tasks)
+        for name, group in self.groups.items():
+            if [*map(len, group.cosine)] != square or [*map(len, group.magnitude)] != square:
+                raise ValueError(f"the comparison of {name} is not one of {len(self.tasks)} tasks")
+            if len(group.norm) != len(self.tasks):
+                raise ValueError(f"the norms of {name} are not those of {len(self.tasks)} tasks")
+        if "all" not in self.groups:
+            raise ValueError("the comparison of all parameters is missing")
+        return self
 
 
 Event = TrainEvent | EvalEvent | ConflictEvent
