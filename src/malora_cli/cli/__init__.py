@@ -6,6 +6,7 @@ are imported inside the commands, so that ``malora --help`` loads neither torch 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -26,10 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: The arguments; those of the process by default.
     """
+    from malora_cli.cli._terminal import replace_what_cannot_be_shown
+
     options: dict[str, bool] = {}
+    code: str | int | None
+    replace_what_cannot_be_shown()
     try:
         typer.main.get_command(_application())(arguments, prog_name="malora", obj=options)
         code = 0
+    except SystemExit as ended:  # which help and usage end with
+        code = 0 if isinstance(ended.__context__, BrokenPipeError) else ended.code
     except MaloraError as error:
         code = _report(error.kind, str(error), error.exit_code, options)
     except KeyboardInterrupt:
@@ -90,10 +97,11 @@ def _report(kind: str, message: str, code: int, options: dict[str, bool]) -> int
     from malora_cli.cli._terminal import error_console
 
     console = error_console()
-    if options.get("debug"):
-        console.print(Text(traceback.format_exc()))
     if (rank := os.environ.get("RANK", "0")) != "0":
         kind = f"process {rank}: {kind}"
-    for line in message.rstrip("\n").split("\n"):  # as Text, which is never read as markup: paths stay as they are
-        console.print(Text.assemble((f"{kind}:", "bold red"), " ", line))
+    with contextlib.suppress(MaloraError):  # it may go where the output went
+        if options.get("debug"):
+            console.print(Text(traceback.format_exc()))
+        for line in message.rstrip("\n").split("\n"):  # as Text, which is never read as markup: paths stay as they are
+            console.print(Text.assemble((f"{kind}:", "bold red"), " ", line))
     return code

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import IO
 
-import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 
 from malora_cli.characters import one_line, visible
+from malora_cli.errors import MaloraError
 
 #: Columns of a console that is no terminal: more than any table needs, so that each of its rows stays one line.
 _PIPED_COLUMNS = 10_000
@@ -47,9 +48,8 @@ class SafeConsole(Console):
         try:
             super().__exit__(kind, error, trace)
         except OSError as lost:
-            if lost.errno not in _GONE:
-                raise
-            self.on_broken_pipe()
+            self.quiet = True
+            _give_up(self.file, lost)
 
 
 def result_console() -> Console:
@@ -65,12 +65,30 @@ def error_console() -> Console:
 
 def say(line: str, *, err: bool = False) -> None:
     """Print one line as it is, on standard output or standard error."""
+    stream = sys.stderr if err else sys.stdout
     try:
-        typer.echo(one_line(line), err=err)
+        print(one_line(line), file=stream, flush=True)
     except OSError as lost:
-        if lost.errno not in _GONE:
-            raise
-        _silence(sys.stderr if err else sys.stdout)
+        _give_up(stream, lost)
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Let standard output put ``?`` for characters that its encoding lacks, as an ASCII terminal's does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _give_up(stream: IO[str], lost: OSError) -> None:
+    """Write no more to a stream, quietly where nobody reads any more.
+
+    Raises:
+        MaloraError: Somebody may, as where it goes to a file on a full disk.
+    """
+    _silence(stream)
+    if lost.errno not in _GONE:
+        where = "standard error" if stream is sys.stderr else "standard output"
+        fix = "Send it elsewhere, or free some space."
+        raise MaloraError(f"cannot be written ({lost.strerror})", where=where, fix=fix) from lost
 
 
 def _silence(stream: IO[str]) -> None:

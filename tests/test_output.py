@@ -1,0 +1,83 @@
+"""Where output cannot go or cannot be shown: full devices, closed pipes, terminals that know ASCII only."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from malora_cli.cli import main
+from malora_cli.cli._terminal import result_console, say
+from malora_cli.errors import MaloraError
+
+FULL = Path("/dev/full")
+full_device = pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
+
+
+@pytest.fixture
+def closed_pipe() -> Iterator[io.TextIOWrapper]:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        yield stream
+
+
+def _code(*arguments: str) -> object:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return caught.value.code
+
+
+@full_device
+def test_a_full_device_is_one_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for write in (lambda: say("a line"), lambda: result_console().print("a table")):
+        with FULL.open("w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            with pytest.raises(MaloraError, match=r"^standard output: cannot be written \(No space left on device\)"):
+                write()
+            say("what comes after is dropped")
+    with FULL.open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert _code("recipes", "ls") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: standard output: cannot be written (No space left on device)")
+
+
+@full_device
+def test_nothing_is_raised_where_errors_have_no_place_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FULL.open("w") as full, FULL.open("w") as other:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "stderr", other)
+        assert _code("recipes", "ls") == 2
+
+
+@pytest.mark.parametrize("arguments", [("recipes", "ls"), ("--help",), ("--version",), ("recipes", "schema")])
+def test_a_closed_pipe_is_no_failure(
+    arguments: tuple[str, ...],
+    closed_pipe: io.TextIOWrapper,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdout", closed_pipe)
+    descriptor = os.dup(1)  # rich sends that one into nowhere
+    try:
+        assert _code(*arguments) == 0
+    finally:
+        os.dup2(descriptor, 1)
+        os.close(descriptor)
+    assert capsys.readouterr().err == ""
+
+
+def test_characters_that_cannot_be_shown_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert _code("recipes", "ls") == 0
+    say("Grüße")
+    result_console().print("»你好«", soft_wrap=True)
+    lines = written.getvalue().decode("ascii").splitlines()
+    assert lines[0].startswith("recipe")
+    assert lines[-2:] == ["Gr??e", "????"]
