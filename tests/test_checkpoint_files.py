@@ -25,6 +25,17 @@ def test_checkpoints_are_in_order_of_their_steps(tmp_path: Path) -> None:
     assert checkpoints.commit(checkpoints.begin(tmp_path, 99)).is_dir()
 
 
+def test_half_a_removed_checkpoint_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        checkpoints.commit(checkpoints.begin(tmp_path, step))
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda *_, **__: None)  # as where the process is killed before its end
+        checkpoints.prune(tmp_path, newest=1)
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["step-0000002"]
+    assert checkpoints.newest_intact(tmp_path) == tmp_path / "step-0000002"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000002"]
+
+
 def test_a_checkpoint_is_written_over_by_the_same_step(tmp_path: Path) -> None:
     for content in ("old", "new"):
         scratch = checkpoints.begin(tmp_path, 3)

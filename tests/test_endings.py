@@ -61,17 +61,30 @@ def test_training_goes_on_where_nobody_reads(unread: Any) -> None:
         view.show(event)  # and is told of it once
 
 
-def test_a_terminal_that_is_gone_ends_nothing(tmp_path: Path) -> None:
-    class Gone(io.TextIOWrapper):
-        def flush(self) -> None:
-            raise OSError(errno.EIO, "Input/output error")
+class Lost(io.TextIOWrapper):
+    """A file that cannot be written."""
 
-    raw = (tmp_path / "terminal").open("wb")
-    console = SafeConsole(file=Gone(raw))
-    console.print("line")
-    assert console.quiet
-    console.print("line")
-    raw.close()
+    number = errno.EIO
+
+    def flush(self) -> None:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+def test_training_goes_on_where_its_output_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lost, "number", errno.ENOSPC)
+    with (tmp_path / "log").open("wb") as raw:
+        view = PlainView(SafeConsole(file=Lost(raw)))
+        with pytest.warns(UserWarning, match=r"standard output cannot be written \(No space left on device\)"):
+            view._print("line")
+        view._print("line")
+
+
+def test_a_terminal_that_is_gone_ends_nothing(tmp_path: Path) -> None:
+    with (tmp_path / "terminal").open("wb") as raw:
+        console = SafeConsole(file=Lost(raw))
+        console.print("line")
+        assert console.quiet
+        console.print("line")
 
 
 def test_a_line_that_nobody_reads_is_no_error(unread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +96,7 @@ def test_a_line_that_nobody_reads_is_no_error(unread: Any, monkeypatch: pytest.M
 # ---------------------------------------------------------------- signals
 
 
-def test_signals_that_are_ignored_stay_so() -> None:
+def test_a_closed_terminal_that_is_ignored_stays_so() -> None:
     """As of a process that `nohup` has started."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -23,6 +23,7 @@ from malora_cli.results import checkpoint_name, checkpoints_in, file_sha256, rea
 from malora_cli.results.files import damaged, flush
 from malora_cli.train import sharding
 
+_SCRATCH = ".writing-"
 _TENSORS = "training_state.safetensors"
 _VALUES = "training_state.json"
 _CONTENTS = "checkpoint.json"
@@ -55,7 +56,7 @@ def prune(folder: Path, *, newest: int, best: int = 0, of_tasks: bool = False) -
         kept.update(best_of_tasks(losses).values())
     for path in everything:
         if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
     clear_scratch(folder)
 
 
@@ -83,9 +84,17 @@ def best_of_tasks(losses: Mapping[Path, Mapping[str, float]]) -> dict[str, Path]
 
 
 def clear_scratch(folder: Path) -> None:
-    """Remove what an interrupted write left behind."""
-    for path in folder.glob(".writing-*"):
+    """Remove what an interrupted write or removal left behind."""
+    for path in folder.glob(f"{_SCRATCH}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take a checkpoint away, under another name first: a kill must not leave half of one."""
+    scratch = checkpoint.with_name(f"{_SCRATCH}{checkpoint.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    checkpoint.rename(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -113,6 +122,7 @@ def newest_intact(folder: Path, run_id: str | None = None) -> Path | None:
     Raises:
         RunError: It is another run's.
     """
+    clear_scratch(folder)
     for checkpoint in reversed(checkpoints(folder)):
         wrong = damage(checkpoint)
         if wrong is None:
@@ -121,13 +131,13 @@ def newest_intact(folder: Path, run_id: str | None = None) -> Path | None:
                 raise RunError("this checkpoint is another run's", where=str(checkpoint), fix=fix)
             return checkpoint
         warnings.warn(f"checkpoint {checkpoint} is damaged ({wrong}); an earlier one is taken", stacklevel=2)
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        _remove(checkpoint)
     return None
 
 
 def begin(folder: Path, step: int) -> Path:
     """A scratch folder for the checkpoint of a step; `commit` makes it one."""
-    scratch = folder / f".writing-{checkpoint_name(step)}"
+    scratch = folder / f"{_SCRATCH}{checkpoint_name(step)}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     return scratch
@@ -140,7 +150,7 @@ def commit(scratch: Path, run_id: str | None = None) -> Path:
         scratch: From `begin`.
         run_id: Whose checkpoint it is.
     """
-    final = scratch.with_name(scratch.name.removeprefix(".writing-"))
+    final = scratch.with_name(scratch.name.removeprefix(_SCRATCH))
     (scratch / _CONTENTS).unlink(missing_ok=True)
     files = {str(path.relative_to(scratch)): file_sha256(path) for path in scratch.rglob("*") if path.is_file()}
     write_json(scratch / _CONTENTS, {"run_id": run_id, "step": step_of(final), "files": files})

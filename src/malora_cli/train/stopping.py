@@ -16,7 +16,7 @@ _ECHO_SECONDS = 0.5
 class StopRequest:
     """Within its block, remembers the first signal to stop instead of obeying it at once.
 
-    Signals that whoever started the process has it ignore, as `nohup` does, stay ignored.
+    A closed terminal is no wish to stop where whoever started the process has it ignore that, as `nohup` does.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            heeded = [number for number in _SIGNALS if not (number == signal.SIGHUP and ignored)]
             self._before = {number: signal.signal(number, self._heard) for number in heeded}
         return self
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from malora_cli.errors import MaloraError
 from malora_cli.results import (
     Change,
     ConflictEvent,
@@ -157,10 +158,14 @@ class PlainView:
         )
 
     def _print(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        lost = "nobody reads what is printed any more"
+        try:
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        except MaloraError as error:
+            lost = f"{error.where} {error.what}"
         if self.heard and self.console.quiet:
             self.heard = False
-            warnings.warn("nobody reads what is printed any more; training goes on without it", stacklevel=2)
+            warnings.warn(f"{lost}; training goes on without it", stacklevel=2)
 
     def _eta(self, step: int) -> str:
         done = step - (self.first_step or 0)
