@@ -220,6 +220,17 @@ def test_a_folder_with_another_recipe_stops_everything_before_it_starts(recipe: 
     assert not (recipe.parent / "runs" / "tiny-lora-seed0").exists()
 
 
+def test_runs_on_two_base_models_are_not_compared(home: Path, compared: list[tuple[RunRecord, EvalResult]]) -> None:
+    """A hub model's name stands for another one once it is published anew."""
+    manifest = compared[1][0].manifest
+    compared[1][0].write_manifest(manifest.model_copy(update={"base_model_commit": "a" * 40}))
+    try:
+        with pytest.raises(RunError, match=r"tiny-molora-seed0: it was trained on another '.*' than .*tiny-lora-seed0"):
+            carried_out(planned(home, methods="lora,molora,malora"))
+    finally:
+        compared[1][0].write_manifest(manifest)
+
+
 def test_an_evaluation_of_some_rows_stands_for_nothing(recipe: Path) -> None:
     runs = planned(recipe, methods="malora")
     [(record, whole)] = carried_out(runs)

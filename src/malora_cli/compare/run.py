@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from malora_cli.compare.plan import PlannedRun
+from malora_cli.errors import RunError
 from malora_cli.evals.evaluate import evaluate_run
 from malora_cli.results import EvalResult, RunRecord
 from malora_cli.train.resuming import check_same_recipe
@@ -28,7 +29,8 @@ def carry_out(
         Every run with its newest evaluation of all tasks.
 
     Raises:
-        MaloraError: A run cannot be trained, or a folder holds a run of another recipe; nothing was trained then.
+        MaloraError: A run cannot be trained, or stands on another base model; or a folder holds a run of another
+            recipe, and nothing was trained then.
     """
     for run in runs:
         if (record := _record(run)).exists:
@@ -41,6 +43,8 @@ def carry_out(
         tell(f"[{number}/{len(runs)}] {record.path}: {state}")
         if not record.finished:
             record = train(loaded, new_view(), resume=record.exists)
+        if evaluated:
+            _check_same_base(evaluated[0][0], record)
         done = [result for result in record.evaluations_of_the_end() if _is_whole(result, run)]
         if not done:
             tell(f"[{number}/{len(runs)}] {record.path}: evaluating")
@@ -52,6 +56,21 @@ def carry_out(
 
 def _record(run: PlannedRun) -> RunRecord:
     return RunRecord(run.loaded.recipe.output.folder / run.loaded.name)
+
+
+def _check_same_base(first: RunRecord, other: RunRecord) -> None:
+    """Make sure that two runs stand on one base model, which may be another one by now under the same name.
+
+    Raises:
+        RunError: They do not.
+    """
+    one, two = first.manifest, other.manifest
+    if (one.base_model_sha256, one.base_model_commit) != (two.base_model_sha256, two.base_model_commit):
+        raise RunError(
+            f"it was trained on another '{two.base_model}' than {first.path} was",
+            where=str(other.path),
+            fix="Put the base model back or set model.revision, and train one of them again.",
+        )
 
 
 def _is_whole(result: EvalResult, run: PlannedRun) -> bool:

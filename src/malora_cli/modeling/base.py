@@ -171,8 +171,9 @@ def _unavailable(name: str, error: Exception) -> ModelError:
             where=f"model '{name}'",
             fix="Set model.attention to sdpa or eager.",
         )
+    kind = "" if type(error) is OSError else f"{type(error).__name__}: "
     return ModelError(
-        f"it cannot be loaded ({type(error).__name__}: {reason})",
+        f"it cannot be loaded ({kind}{reason})",
         where=f"model '{name}'",
         fix=f"Name a folder, a GGUF file, a hub id that this machine can reach, or a short name "
         f"({did_you_mean(name, ALIASES)}).",
