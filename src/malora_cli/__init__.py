@@ -1,11 +1,14 @@
 """Multi-task fine-tuning of causal language models with MALoRA and its rivals.
 
-``from malora_cli import MaloraConfig`` gives the PEFT configuration; the import of the package itself stays light.
+``import malora_cli`` makes PEFT know the methods, from the moment that PEFT itself is imported; the import of the
+package stays light. ``from malora_cli import MaloraConfig`` gives the PEFT configuration.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from malora_cli.adapters.registration import register_with_peft
 
 if TYPE_CHECKING:
     from malora_cli.adapters.config import HydraLoraConfig, MaloraConfig, MoloraConfig
@@ -21,3 +24,6 @@ def __getattr__(name: str) -> Any:
 
         return getattr(config, name)
     raise AttributeError(f"module 'malora_cli' has no attribute '{name}'")
+
+
+register_with_peft()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 from peft import PeftConfig
+from peft.utils.other import get_pattern_key
 
+from malora_cli.adapters.card import write_card
 from malora_cli.adapters.constraints import mixture_problems, subspace_problems
 from malora_cli.adapters.structure import (
     IndependentExperts,
@@ -30,6 +33,19 @@ class MixtureType(str, Enum):  # noqa: UP042 - PEFT writes and compares the valu
     MALORA = "MALORA"
     MOLORA = "MOLORA"
     HYDRALORA = "HYDRALORA"
+
+
+#: Settings of PEFT's LoRA that have no meaning here, and why.
+_NOT_HERE = {
+    "target_parameters": "experts stand on linears, whose input their router reads",
+    "ensure_weight_tying": "embeddings are not adapted, so nothing tied comes apart; leave it out",
+    "lora_bias": "an expert is a product of matrices without a bias; leave it out",
+    "use_rslora": "set lora_alpha to the multiple of r that you want; the update is scaled by lora_alpha / r",
+    "use_dora": "a mixture has no single weight whose magnitude could be learned",
+    "init_lora_weights": "the experts' start is the method's own; leave it out",
+    "fan_in_fan_out": "it is seen from the layer; leave it out",
+    "layer_replication": "replicate the layers before the adapter is put in",
+}
 
 
 @dataclass
@@ -56,6 +72,10 @@ class MixtureConfig(PeftConfig):
         layers_to_transform: Indices of the layers to adapt; None is all.
         layers_pattern: Name of the module list that ``layers_to_transform`` counts in.
         modules_to_save: Further modules to train and save whole.
+        rank_pattern: Other ranks for some linears, by name or regular expression, as LoRA has them.
+        alpha_pattern: Other ``lora_alpha`` for some linears, likewise.
+        trainable_token_indices: Tokens whose embeddings are trained too: a list, or one for each embedding by its name.
+        bias: "none": the biases of the base model stay as they are.
     """
 
     r: int = field(default=8, metadata={"help": "Expert rank."})
@@ -72,6 +92,18 @@ class MixtureConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layers to adapt."})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layers' list."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules to train whole."})
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Ranks of some linears."})
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Alphas of some linears."})
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Tokens whose embeddings are trained."}
+    )
+    bias: str = field(default="none", metadata={"help": "none: the base model's biases stay as they are."})
+
+    def __new__(cls, *_: Any, **settings: Any) -> Self:
+        """Refuse what LoRA has and a mixture has not by its name, in place of a bare TypeError."""
+        if refused := [f"{name}: {_NOT_HERE[name]}" for name in settings if name in _NOT_HERE]:
+            raise ValueError(f"{cls.__name__} has no {'; no '.join(refused)}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +117,10 @@ class MixtureConfig(PeftConfig):
     def _problems(self) -> list[str]:
         """What is wrong with the numbers, each as a sentence."""
         experts = self.num_experts if isinstance(self.num_experts, list) else [self.num_experts]
-        counts = [("r", self.r), *(("num_experts", count) for count in experts), ("top_k", self.top_k)]
+        counts = [("r", self.r), *(("num_experts", count) for count in experts)]
+        counts += [(f"rank_pattern['{pattern}']", rank) for pattern, rank in self.rank_pattern.items()]
+        if not self._takes_all:
+            counts.append(("top_k", self.top_k))
         problems = [
             f"{name} must be a whole number of at least 1, not {value}"
             for name, value in counts
@@ -93,14 +128,19 @@ class MixtureConfig(PeftConfig):
         ]
         if not experts:
             problems.append("num_experts is an empty list")
-        elif not problems:
+        elif not problems and not self._takes_all:
             problems += mixture_problems(num_experts=experts, top_k=self.top_k, renormalize=self.renormalize)
         if self.router not in ("linear", "block"):
             problems.append(f"router must be 'linear' or 'block', not '{self.router}'")
         if not 0.0 <= self.lora_dropout < 1.0:
             problems.append(f"lora_dropout must lie in [0, 1), not {self.lora_dropout}")
-        if not self.lora_alpha > 0:
-            problems.append(f"lora_alpha must be above 0, not {self.lora_alpha}")
+        alphas = [
+            ("lora_alpha", self.lora_alpha),
+            *((f"alpha_pattern['{k}']", v) for k, v in self.alpha_pattern.items()),
+        ]
+        problems += [f"{name} must be above 0, not {value}" for name, value in alphas if not value > 0]
+        if self.bias != "none":
+            problems.append(f"bias must be 'none', not '{self.bias}': the base model stays as it is")
         if not self.balance_factor >= 0:
             problems.append(f"balance_factor must be at least 0, not {self.balance_factor}")
         if not problems:
@@ -109,6 +149,11 @@ class MixtureConfig(PeftConfig):
                 f"frozen has no part '{part}'; known: {', '.join(parts)}" for part in self.frozen if part not in parts
             ]
         return problems
+
+    @property
+    def _takes_all(self) -> bool:
+        """Whether tokens take all experts, however many a layer has."""
+        return False
 
     @property
     def scaling(self) -> float:
@@ -131,6 +176,26 @@ class MixtureConfig(PeftConfig):
             return self
         groups = len(self.num_experts)
         return replace(self, num_experts=self.num_experts[min(layer * groups // depth, groups - 1)])
+
+    def of_module(self, name: str) -> Self:
+        """The configuration of one linear, with the rank and the alpha that the patterns give it.
+
+        Args:
+            name: The linear's name in the model.
+        """
+        rank = self.rank_pattern.get(get_pattern_key(self.rank_pattern, name))
+        alpha = self.alpha_pattern.get(get_pattern_key(self.alpha_pattern, name))
+        if rank is None and alpha is None:
+            return self
+        try:
+            return replace(self, r=rank or self.r, lora_alpha=alpha or self.lora_alpha, rank_pattern={})
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write ``adapter_config.json``, and a card of the adapter where PEFT has left a blank one or none."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_card(Path(save_directory), self)
 
     @abstractmethod
     def structure(self, in_features: int, out_features: int) -> Structure:
@@ -173,10 +238,14 @@ class HydraLoraConfig(MixtureConfig):
     balance_factor: float = field(default=0.0, metadata={"help": "Weight of the load-balancing loss."})
 
     def __post_init__(self) -> None:
-        if self.top_k == 0 and isinstance(self.num_experts, int):
+        if self._takes_all and isinstance(self.num_experts, int):  # a list has them by layer, see `of_layer`
             self.top_k = self.num_experts
         super().__post_init__()
         self.peft_type = MixtureType.HYDRALORA
+
+    @property
+    def _takes_all(self) -> bool:
+        return self.top_k == 0
 
     def structure(self, in_features: int, out_features: int) -> Structure:
         """One A, and B_t for every expert."""

@@ -38,6 +38,10 @@ NO_MERGE = (
 _NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
+#: What experts may be computed in besides float32.
+_EXPERT_DTYPES = (torch.float16, torch.bfloat16, torch.float64)
+
+
 class MixtureLinear(nn.Module, BaseTunerLayer):
     """A linear layer with routed low-rank experts, one set for every adapter.
 
@@ -58,6 +62,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     active_adapters: list[str]
     disable_adapters: bool
     get_base_layer: Callable[[], nn.Module]
+    _get_base_layer_device_and_dtype: Callable[[nn.Module], tuple[torch.device | None, torch.dtype | None]]
     set_adapter: Callable[..., None]
     weight: Tensor
     frozen_peft_weight_names: dict[str, tuple[str, ...]]
@@ -100,7 +105,8 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: MixtureConfig, block: BlockRouter | None = None) -> None:
         """Add one adapter's parameters, initialised so that the layer's output does not change.
 
-        Parameters are float32 on the base layer's device, as PEFT makes them of half-precision bases.
+        Parameters are float32 on the base layer's device, as PEFT makes them of half-precision bases; see also
+        `match_base_dtype`.
         """
         self.malora_config[adapter_name] = config
         self.malora_structure[adapter_name] = config.structure(self.in_features, self.out_features)
@@ -127,6 +133,14 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
             if adapter_name in parameters and not parameters[adapter_name].is_meta:
                 parameters[adapter_name].data = parameters[adapter_name].data.to(target)
 
+    def match_base_dtype(self, adapter_name: str) -> None:
+        """Bring one adapter's experts to the base layer's dtype. The router stays float32: it would pick others."""
+        _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        if dtype in _EXPERT_DTYPES and adapter_name in self.malora_structure:
+            for part in self.malora_structure[adapter_name].parts:
+                weight = getattr(self, MIXTURE_PREFIX + part)[adapter_name]
+                weight.data = weight.data.to(dtype)
+
     def _empty(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(*shape, device=self.weight.device, dtype=torch.float32))
 
@@ -152,6 +166,8 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the gated update of every active adapter, in the base output's dtype."""
+        if (rows := self.malora_routing.row_adapters) is not None and not self.disable_adapters:
+            return self._adapted_by_row(rows.of(len(x)), x, *args, **kwargs)
         names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.malora_up]
         if torch.compiler.is_compiling() and torch.is_grad_enabled() and any(map(self._balanced, names)):
             return self._adapted_eagerly(names, x, *args, **kwargs)
@@ -181,6 +197,15 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         y: Tensor = base(x, *args, **kwargs)
         for name in names:
             y = y + self._delta(x, name).to(y.dtype)
+        return y
+
+    def _adapted_by_row(self, names: list[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus, in each row, the update of the adapter that is named for it."""
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        for name in dict.fromkeys(names):
+            if name in self.malora_up:
+                rows = torch.tensor([row for row, own in enumerate(names) if own == name], device=x.device)
+                y = y.index_add(0, rows, self._delta(x[rows], name).to(y.dtype))
         return y
 
     def _delta(self, x: Tensor, name: str) -> Tensor:

@@ -83,6 +83,31 @@ def layer_number(module: str) -> int:
     return layer_of(module)[1]
 
 
+@dataclass(frozen=True)
+class RowAdapters:
+    """The adapter that each row of a batch takes.
+
+    Args:
+        names: One for each row; ``__base__`` is none.
+        beams: Copies of each row that beam search makes.
+    """
+
+    names: list[str]
+    beams: int = 1
+
+    def of(self, rows: int) -> list[str]:
+        """The names for an input of so many rows, which is a batch as it was given or one of all beams.
+
+        Raises:
+            ValueError: The names are of another number of rows.
+        """
+        if rows == len(self.names):
+            return self.names
+        if rows != len(self.names) * self.beams:
+            raise ValueError(f"adapter_names has {len(self.names)} names for a batch of {rows} rows")
+        return [name for name in self.names for _ in range(self.beams)]
+
+
 @dataclass
 class Routing:
     """Shared by all routed layers of one model. Layers hold a reference; it is no module and has no parameters."""
@@ -92,6 +117,7 @@ class Routing:
     token_mask: Tensor | None = None  # of the newest forward pass; kept until the next for recomputation
     balance_weight: Tensor | float = 1.0  # of the newest loss, see `scale_balance_with` and `following`
     tally: RoutingTally | None = None  # None: nothing is recorded
+    row_adapters: RowAdapters | None = None  # None: every row takes the active adapters
 
     def mask_of(self, tokens: int) -> Tensor | None:
         """The mask where it describes these tokens; that of a cache as well, as in generation, does not."""

@@ -55,7 +55,10 @@ def export_adapter(record: RunRecord, recipe: Recipe, folder: Path, *, step: int
     with _appearing_whole(folder) as scratch:
         shutil.copytree(adapter, scratch, ignore=_only_the_adapter)
         config = read_json(scratch / "adapter_config.json")
-        write_json(scratch / "adapter_config.json", {**config, "base_model_name_or_path": base.location})
+        write_json(scratch / "adapter_config.json", {**config, "base_model_name_or_path": base.public_name})
+        if (card := scratch / "README.md").is_file():
+            text = card.read_text(encoding="utf-8", errors="replace")
+            card.write_text(text.replace(base.location, base.public_name), encoding="utf-8")
 
 
 def export_lora(
@@ -94,7 +97,7 @@ def export_lora(
     share = {name: record.manifest.task_share[name] for name in names}
     gate_LE = _mean_gates(model, tasks, share, rows or recipe.train.eval_rows, size)
     with _appearing_whole(folder) as scratch:
-        export_static_lora(model, gate_LE, scratch, base=base.location)
+        export_static_lora(model, gate_LE, scratch, base=base.public_name)
         # Read back through plain PEFT, as others will.
         merged = _losses(load_adapter(load_base(base, recipe.model), scratch), tasks, limit, size)
         costs = [MergeCost(task.name, routed[task.name], merged[task.name]) for task in tasks]

@@ -57,10 +57,9 @@ def export_static_lora(model: PeftModel, gate_LE: Tensor, folder: Path, *, base:
     for name, gate_E in zip(routing.names, gate_LE, strict=True):
         layer = model.get_base_model().get_submodule(name)
         assert isinstance(layer, MixtureLinear)
-        factors, experts = layer.factors(adapter), layer.malora_config[adapter].experts
-        static = static_up(
-            factors.up_OQ, factors.coefficient_QS, gate_E[:experts].to(factors.up_OQ.device), scaling=config.scaling
-        )
+        factors, own = layer.factors(adapter), layer.malora_config[adapter]
+        gates = gate_E[: own.experts].to(factors.up_OQ.device)
+        static = static_up(factors.up_OQ, factors.coefficient_QS, gates, scaling=own.scaling)
         weights[f"base_model.model.{name}.lora_A.weight"] = factors.down_SI.detach().cpu().contiguous()
         weights[f"base_model.model.{name}.lora_B.weight"] = static.cpu().contiguous()
         ranks[name] = len(factors.down_SI)

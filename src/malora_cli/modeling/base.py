@@ -107,6 +107,12 @@ class BaseModel:
         else:
             hub.check_weights(self.location, self.commit)
 
+    @property
+    def public_name(self) -> str:
+        """What to tell others of it: of a GGUF file its name, not the folder here that it was converted to."""
+        is_gguf = self.name in ALIASES or Path(self.name).suffix == ".gguf"
+        return Path(self.name).name if is_gguf else self.location
+
     def sha256(self) -> str | None:
         """Hash over the files that a folder's weights are read from; None for a hub model, which has its commit.
 
