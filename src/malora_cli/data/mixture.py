@@ -62,13 +62,16 @@ class Mixture:
     @property
     def label_share(self) -> dict[str, float]:
         """Each task's share of the supervised tokens; sums to 1."""
-        labels = {task.name: self.share[task.name] * task.train.label_tokens / len(task.train) for task in self.tasks}
-        return {name: count / sum(labels.values()) for name, count in labels.items()}
+        share = self.share
+        labels = {task.name: share[task.name] * task.train.label_tokens / len(task.train) for task in self.tasks}
+        total = sum(labels.values())
+        return {name: count / total for name, count in labels.items()}
 
     @property
     def passes(self) -> dict[str, float]:
         """How often training goes through the rows of each task."""
-        return {task.name: self.share[task.name] * len(self) / len(task.train) for task in self.tasks}
+        share = self.share
+        return {task.name: share[task.name] * len(self) / len(task.train) for task in self.tasks}
 
     def __len__(self) -> int:
         return self.steps * self.batch_size

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from malora_cli.data.cache import cached, key_of
 from malora_cli.data.order import Ints
@@ -20,33 +18,52 @@ _LOT = 10_000
 
 
 @dataclass(frozen=True)
+class TextFile:
+    """A text file of rows.
+
+    Args:
+        name: The file.
+        rows: How many it has, or how many are read of it.
+        lines: The line of each, from 1.
+    """
+
+    name: str
+    rows: int
+    lines: pa.ChunkedArray
+
+
+@dataclass(frozen=True)
 class Places:
     """Where rows stand in their source.
 
     Args:
         source: Where they come from.
-        files: Text files of rows in their order, each with how many it has; none for rows of another kind.
-        lines: The line of every row of these files.
+        files: Text files of rows in their order; none for rows of another kind.
         picked: Which rows of the source these are; None for all in their order.
     """
 
     source: str
-    files: Sequence[tuple[str, int]] = ()
-    lines: Dataset | None = None
+    files: Sequence[TextFile] = ()
     picked: Ints | None = None
 
     def number(self, row: int) -> int:
         """The line of a row in its text file; in another source, how many rows stand before it, and one."""
-        at = self._at(row)
-        return at + 1 if self.lines is None else int(self.lines[at]["line"])
+        file, row = self._found(row)
+        return row + 1 if file is None else file.lines[row].as_py()
 
     def file(self, row: int) -> str:
         """The text file of a row, or the source."""
-        ends = list(accumulate(count for _, count in self.files))
-        return self.files[bisect_right(ends, self._at(row))][0] if ends else self.source
+        file, _ = self._found(row)
+        return self.source if file is None else file.name
 
-    def _at(self, row: int) -> int:
-        return row if self.picked is None else int(self.picked[row])
+    def _found(self, row: int) -> tuple[TextFile | None, int]:
+        """The file of a row and its place there, or in the source."""
+        at = row if self.picked is None else int(self.picked[row])
+        for file in self.files:
+            if at < file.rows:
+                return file, at
+            at -= file.rows
+        return None, at
 
     def select(self, rows: Ints) -> Places:
         """Where some of the rows stand."""
@@ -76,17 +93,19 @@ class Rows:
         """Some of the rows."""
         return Rows(self.dataset.select(rows), self.settings, self.places.select(rows))
 
-    def sha256(self, used: Dataset) -> str:
-        """Hash of what some columns hold, wherever the file lies and whatever it is called; kept in the cache.
+    def used(self, columns: Sequence[str]) -> Dataset:
+        """Some columns of the rows."""
+        return self.dataset.select_columns(list(columns))
 
-        Args:
-            used: The dataset with these columns alone.
+    def sha256(self, columns: Sequence[str]) -> str:
+        """Hash of what some columns hold, wherever the file lies and whatever it is called; kept in the cache.
 
         Raises:
             DataError: A text of theirs is none: the readers take that on trust.
         """
-        key = key_of("content", self.dataset._fingerprint, used.column_names)
-        return str(cached(key, lambda _: {"source": self.source, "sha256": self._hash(used)})[1]["sha256"])
+        key = key_of("content", self.dataset._fingerprint, list(columns))
+        about = cached(key, lambda _: {"source": self.source, "sha256": self._hash(self.used(columns))})[1]
+        return str(about["sha256"])
 
     def _hash(self, used: Dataset) -> str:
         digest = hashlib.sha256()
@@ -101,3 +120,8 @@ class Rows:
                 "holds text that is not UTF-8, so the data are damaged", where=self.source, fix=fix
             ) from error
         return digest.hexdigest()
+
+
+def joined(parts: Sequence[Dataset]) -> Dataset:
+    """Datasets one behind another; what one of them lacks is missing in its rows."""
+    return parts[0] if len(parts) == 1 else concatenate_datasets(list(parts))

@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from glob import glob, has_magic
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +24,6 @@ from datasets import (
     DatasetBuilder,
     DownloadManager,
     ReadInstruction,
-    concatenate_datasets,
     load_dataset_builder,
     load_from_disk,
 )
@@ -36,7 +35,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 
 from malora_cli.data.cache import cached, key_of
 from malora_cli.data.cells import decoded
-from malora_cli.data.rows import Places, Rows
+from malora_cli.data.rows import Places, Rows, TextFile, joined
 from malora_cli.data.text_files import COMPRESSED, TEXT_KINDS, LineError, Lot, header_of, kind_of, lots_of
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
@@ -159,30 +158,26 @@ def _as_usual(config: BuilderConfig, kinds: set[str]) -> bool:
     return config == usual or (kinds == {".tsv"} and config == replace(usual, sep="\t"))
 
 
-@dataclass(frozen=True)
-class _Read:
-    """The rows of a text file, or the first of them, and the line of each."""
-
-    file: Path
-    rows: Dataset
-    lines: Dataset
+#: A text file and its rows.
+_Read = tuple[TextFile, Dataset]
 
 
 def _text_rows(files: dict[str, list[Path]], source: SourceSettings, split: str) -> Rows:
     """Rows of some splits of text files, or of parts of splits."""
     read = {name: _all_read(files[name], source) if name in split else [] for name in files}
-    counts = {name: sum(len(part.rows) for part in parts) for name, parts in read.items()}
+    counts = {name: sum(file.rows for file, _ in parts) for name, parts in read.items()}
     taken = ReadInstruction.from_spec(split).to_absolute(counts)
-    if not any(counts.values()):
+    total = sum(counts.values())
+    if not total:
         raise DataError("has no rows", where=source.path)
     parts = [part for name in read for part in read[name]]
-    lines = concatenate_datasets([part.lines for part in parts])
-    places = Places(source.path, [(str(part.file), len(part.rows)) for part in parts], lines)
-    rows = Rows(concatenate_datasets([part.rows for part in parts]).with_transform(decoded), source, places)
+    dataset = joined([rows for _, rows in parts])
+    dataset.set_transform(decoded)
+    rows = Rows(dataset, source, Places(source.path, [file for file, _ in parts]))
     begins = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
     picked = np.concatenate([begins[part.splitname] + np.arange(part.from_, part.to) for part in taken])
     picked = picked[: source.stream]
-    return rows if np.array_equal(picked, np.arange(len(lines))) else rows.select(picked)
+    return rows if np.array_equal(picked, np.arange(total)) else rows.select(picked)
 
 
 def _all_read(files: Sequence[Path], source: SourceSettings) -> list[_Read]:
@@ -197,7 +192,7 @@ def _all_read(files: Sequence[Path], source: SourceSettings) -> list[_Read]:
         read = _read_text(file, left)
         if read is not None:
             found.append(read)
-            left = None if left is None else left - len(read.rows)
+            left = None if left is None else left - read[0].rows
     return found
 
 
@@ -208,8 +203,9 @@ def _read_text(file: Path, limit: int | None) -> _Read | None:
     folder, about = cached(key, lambda scratch: _copy(file, scratch, limit))
     if not about["rows"]:
         return None
-    parts = concatenate_datasets([Dataset.from_file(str(folder / name)) for name in about["files"]])
-    return _Read(file, parts, Dataset.from_file(str(folder / _LINES)))
+    rows = joined([Dataset.from_file(str(folder / name)) for name in about["files"]])
+    lines = pa.ipc.open_stream(pa.memory_map(str(folder / _LINES))).read_all()
+    return TextFile(str(file), about["rows"], lines["line"]), rows
 
 
 def _check_headers(files: Sequence[Path]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value
 
 from malora_cli.data.batch import TrainExample
 from malora_cli.data.cache import cached, key_of
@@ -25,7 +25,7 @@ from malora_cli.data.encoding import Encoded, Encoder, Segment
 from malora_cli.data.formats._base import RowError
 from malora_cli.data.lengths import fit
 from malora_cli.data.order import Ints, Shuffle
-from malora_cli.data.rows import Places, Rows
+from malora_cli.data.rows import Places, Rows, joined
 from malora_cli.errors import DataError, MaloraError
 from malora_cli.recipe import LengthPolicy
 from malora_cli.results import UnusedRows, read_json, write_json
@@ -206,16 +206,15 @@ class Encoding:
         Raises:
             DataError: A row cannot be used and the mix does not say to drop it, or no row is left.
         """
-        used = rows.dataset.select_columns(self.reader.used)
         parts = [self.reader.fingerprint, self.system, self.encoder.fingerprint]
         policy = [self.max_length, self.too_long, self.bad_rows]
-        key = key_of("encoded", rows.sha256(used), *parts, *policy)
+        key = key_of("encoded", rows.sha256(self.reader.used), *parts, *policy)
         try:
-            folder, about = cached(key, lambda scratch: self._fill(used, rows.source, scratch))
+            folder, about = cached(key, lambda scratch: self._fill(rows.used(self.reader.used), rows.source, scratch))
         except _RowFaultError as fault:
             row, what, fix = fault.args
             raise DataError(f"row {rows.places.number(row)} has {what}", where=rows.places.file(row), fix=fix) from None
-        encoded = concatenate_datasets([Dataset.from_file(str(folder / name)) for name in about["files"]])
+        encoded = joined([Dataset.from_file(str(folder / name)) for name in about["files"]])
         # The same rows may stand elsewhere in another file, so where they do is none of the cache's business.
         left_out = tuple(
             UnusedRows(reason=unused["reason"], rows=unused["rows"], samples=map(rows.places.number, unused["samples"]))
