@@ -31,6 +31,10 @@ def _out(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
     return captured.out if code == 0 else captured.err
 
 
+def _plain(output: str) -> str:
+    return re.sub(r"\x1b\[[\d;]*m", "", output)
+
+
 def test_the_figures_are_those_of_a_slow_count(recipe: Path) -> None:
     materials = gather(load(recipe, "train.micro_batch_tokens=100", "train.max_length=60").recipe)
     statement = state(materials.mixture, materials.packer)
@@ -75,6 +79,36 @@ def test_the_command_states_it_all(recipe: Path, capsys: pytest.CaptureFixture[s
     )
     assert not (recipe.parent / "runs").exists()
     assert "The longest step" not in _out(capsys, "check", str(recipe), "--no-step")
+
+
+def test_long_lists_are_folded_on_a_terminal(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("add", "upper", "copy"):
+        with (recipe.parent / f"{name}.train.jsonl").open("a") as file:
+            file.write('{"question": "x", "answer": ""}\n')
+    drop = [f"mix.tasks.{name}.bad_rows=drop" for name in ("add", "upper", "copy")]
+    monkeypatch.setattr("malora_cli.cli._terminal._FOLDED", 1)
+    check, dry_run = ("check", str(recipe), "--no-step"), ("train", str(recipe), "--dry-run")
+    whole = _out(capsys, *check, *drop)
+    assert "--full" not in whole
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "200")):
+        monkeypatch.setenv(name, value)
+    folded = [_plain(_out(capsys, *arguments, *drop)) for arguments in (check, dry_run)]
+    for out in folded:
+        assert "… 2 more tasks; --full shows all 3" in out
+        assert "… 2 more lines on rows that are not used; --full shows all 3" in out
+        assert out.count("train rows are not used") == 1
+        assert len(re.findall(r"^(?:copy|upper|add) +(?:words|sums|\d)", out, re.MULTILINE)) == 2, (
+            "one row of each table"
+        )
+    assert folded[0].count("supervised between » and «") == 1
+    assert "… 2 more first rows; --full shows all 3" in folded[0]
+    assert "mix.tasks.copy.domain" in folded[1]
+    assert "mix.tasks.add.domain" not in folded[1]
+    assert "… 2 more tasks with their settings; --full shows all 3" in folded[1]
+    full = _plain(_out(capsys, *check, "--full", *drop))
+    assert [line.split() for line in full.splitlines()] == [line.split() for line in whole.splitlines()]
 
 
 def test_what_is_not_used_is_told(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

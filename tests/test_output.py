@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from malora_cli.cli import main
-from malora_cli.cli._terminal import result_console, say
+from malora_cli.cli._tables import comparison_table, evaluation_table
+from malora_cli.cli._terminal import SafeConsole, result_console, say
+from malora_cli.compare.table import Comparison, Row
 from malora_cli.errors import MaloraError
+from report_runs import evaluation
 
 FULL = Path("/dev/full")
 full_device = pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
@@ -81,3 +84,28 @@ def test_characters_that_cannot_be_shown_are_replaced(monkeypatch: pytest.Monkey
     lines = written.getvalue().decode("ascii").splitlines()
     assert lines[0].startswith("recipe")
     assert lines[-2:] == ["Gr??e", "????"]
+
+
+def test_tables_of_results_are_folded_but_for_their_means() -> None:
+    console = SafeConsole(file=io.StringIO(), width=200)
+    console.most = 2
+    result = evaluation({f"t{i}": f"d{i}" for i in range(5)})
+    rows = [Row(section, f"{section}{i}", [float(i), 1.0], True, ".1f") for section in "ab" for i in range(5)]
+    mean = Row("b", "all domains", [2.0, 1.0], True, ".1f")
+    comparisons = [Comparison(["x", "y"], [*some, mean]) for some in (rows, rows[:2])]
+    for table, heads in (
+        (evaluation_table(result, 2), ["task", "t0", "t1", "average", "average", "average"]),
+        (
+            comparison_table(comparisons[0], 2),
+            ["x", "a", "a0", "a1", "b", "b0", "b1", "all"],
+        ),
+        (comparison_table(comparisons[1], 2), ["x", "a", "a0", "a1", "b", "all"]),
+    ):
+        console.file = io.StringIO()
+        console.print(table)
+        lines = console.file.getvalue().splitlines()
+        assert [line.split()[0] for line in lines if line.strip()] == heads
+    console.file = io.StringIO()
+    console.tell_left_out(2, "tasks")
+    console.tell_left_out(1003, "tasks")
+    assert console.file.getvalue() == "… 1,001 more tasks; --full shows all 1,003\n"

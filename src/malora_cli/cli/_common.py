@@ -36,6 +36,9 @@ TrustOption = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run the Python code that comes with the model; a run never grants that."),
 ]
+FullOption = Annotated[
+    bool, typer.Option("--full", help="Show every task on a terminal too; a pipe or a file gets them all anyway.")
+]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders lie.")]
 
 

@@ -6,18 +6,17 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from malora_cli.cli._statement import print_statement
-from malora_cli.cli._terminal import plain_table
+from malora_cli.cli._terminal import SafeConsole, plain_table
 from malora_cli.data.statement import state
 from malora_cli.modeling import count_parameters, empty_base, parameter_table, wrap
 from malora_cli.recipe import LoadedRecipe
 from malora_cli.train.materials import gather
 
 
-def print_plan(loaded: LoadedRecipe, console: Console) -> None:
+def print_plan(loaded: LoadedRecipe, console: SafeConsole) -> None:
     """Print the resolved recipe with where each value came from, the parameter table and the mixture.
 
     Raises:
@@ -26,9 +25,13 @@ def print_plan(loaded: LoadedRecipe, console: Console) -> None:
     recipe, materials = loaded.recipe, gather(loaded.recipe)
     model = wrap(empty_base(materials.base, recipe.model), recipe.method)  # type: ignore[arg-type]
     values = plain_table(("setting", "value", "from"), title="Recipe")
-    for path, value in _leaves(recipe.model_dump(mode="json")):
+    settings = recipe.model_dump(mode="json")
+    tasks = settings["mix"]["tasks"]
+    settings["mix"]["tasks"] = dict(console.start(tasks.items()))
+    for path, value in _leaves(settings):
         values.add_row(Text(path), Text(_spelled(value)), Text(loaded.provenance.get(path, ""), style="dim"))
     console.print(values)
+    console.tell_left_out(len(tasks), "tasks with their settings")
 
     parameters = plain_table(("target",), ("modules", "trainable"), title="\nTrainable parameters")
     for target, (modules, count) in parameter_table(model).items():

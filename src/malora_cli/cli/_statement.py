@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
-from malora_cli.cli._terminal import plain_table
+from malora_cli.cli._terminal import SafeConsole, plain_table
 
 if TYPE_CHECKING:
     from malora_cli.data.statement import Statement
@@ -19,7 +18,7 @@ _GIB = 2**30
 _SHOWN = 700
 
 
-def print_statement(statement: Statement, console: Console) -> None:
+def print_statement(statement: Statement, console: SafeConsole) -> None:
     """Print what every task brings, what it gets, what is not used of it and what training gives away."""
     from malora_cli.data.overlap import RUN
 
@@ -33,7 +32,7 @@ def print_statement(statement: Statement, console: Console) -> None:
         ("read", "longest", "cut", "left out", "test rows", "also in training", f"share {RUN} words"),
         title="\nRows",
     )
-    for entry in statement.tasks:
+    for entry in console.start(statement.tasks):
         task, train = entry.task, entry.task.train
         mixture.add_row(
             Text(task.name),
@@ -59,10 +58,16 @@ def print_statement(statement: Statement, console: Console) -> None:
         )
     console.print(mixture)
     console.print(rows)
-    for entry in statement.tasks:
-        for name, split in (("train", entry.task.train), ("test", entry.task.test)):
-            for unused in split.unused:
-                console.print(Text(f"{entry.task.name}: {_told(unused, name)}"), soft_wrap=True)
+    console.tell_left_out(len(statement.tasks), "tasks")
+    lines = [
+        f"{entry.task.name}: {_told(unused, name)}"
+        for entry in statement.tasks
+        for name, split in (("train", entry.task.train), ("test", entry.task.test))
+        for unused in split.unused
+    ]
+    for line in console.start(lines):
+        console.print(Text(line), soft_wrap=True)
+    console.tell_left_out(len(lines), "lines on rows that are not used")
     console.print(Text("\n" + _packing(statement)), soft_wrap=True)
 
 
@@ -79,7 +84,7 @@ def _packing(statement: Statement) -> str:
     return line if statement.filled is None else f"{line}; {statement.filled:.1%} of train.micro_batch_tokens used"
 
 
-def print_example(task: Task, parts: list[tuple[str, bool]], console: Console) -> None:
+def print_example(task: Task, parts: list[tuple[str, bool]], console: SafeConsole) -> None:
     """Print a row as the model sees it; what is supervised is green, and stands between » and « in plain text."""
     text = Text()
     for part, supervised in parts:
@@ -89,7 +94,7 @@ def print_example(task: Task, parts: list[tuple[str, bool]], console: Console) -
     console.print(text, soft_wrap=True)
 
 
-def print_cost(cost: StepCost, statement: Statement, console: Console) -> None:
+def print_cost(cost: StepCost, statement: Statement, console: SafeConsole) -> None:
     """Print what the longest step took, and what training will take at that pace."""
     seconds = cost.training_seconds(statement.step_tokens * statement.steps)
     line = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -10,20 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from malora_cli.cli._terminal import plain_table
-from malora_cli.compare.table import Comparison
+from malora_cli.compare.table import Comparison, Row
 from malora_cli.results import EvalResult, Scores
 
 if TYPE_CHECKING:  # it takes torch, which a comparison of runs does without
     from malora_cli.export.merge import MergeCost
 
 
-def evaluation_table(result: EvalResult) -> Table:
-    """Scores and losses of every task and domain, base model beside adapter."""
+def evaluation_table(result: EvalResult, most: int | None = None) -> Table:
+    """Scores and losses of every task and domain, or of as many, base model beside adapter."""
     table = plain_table(("task", "domain"), ("rows", "score", "base", "gain", "loss", "base loss"))
-    for name, task in result.tasks.items():
+    for name, task in list(result.tasks.items())[:most]:
         table.add_row(Text(name), Text(task.domain), str(task.rows), *_pair(task.base, task.adapter))
     table.add_section()
-    averages = [*result.domains().items(), ("all domains", result.overall())]
+    averages = [*list(result.domains().items())[:most], ("all domains", result.overall())]
     for name, (base, adapter) in averages:
         table.add_row("average", Text(name), "", *_pair(base, adapter), style="bold")
     return table
@@ -41,21 +42,24 @@ def _pair(base: Scores, adapter: Scores) -> tuple[str, ...]:
     )
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """One column a run; the best of a row is marked with *."""
+def comparison_table(comparison: Comparison, most: int | None = None) -> Table:
+    """One column a run; the best of a row is marked with *. Of each section so many rows, or all, and the mean."""
     table = plain_table(("",), [escape(name) for name in comparison.runs])
-    section = None
-    for row in comparison.rows:
-        if row.section != section:
-            section = row.section
-            table.add_row(Text(section, style="bold"))
+    for section, found in groupby(comparison.rows, key=lambda row: row.section):
+        table.add_row(Text(section, style="bold"))
+        _add_rows(table, [row for row in list(found)[:most] if row is not comparison.rows[-1]])
+    _add_rows(table, comparison.rows[-1:])
+    return table
+
+
+def _add_rows(table: Table, rows: Iterable[Row]) -> None:
+    for row in rows:
         best = row.best()
         cells = [
             Text(f"{text}*", style="bold green") if index in best else Text(f"{text} ")
             for index, text in enumerate(row.shown())
         ]
         table.add_row(Text(f"  {row.name}"), *cells)
-    return table
 
 
 def merge_table(costs: Iterable[MergeCost]) -> Table:

@@ -8,17 +8,22 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import IO
+from typing import IO, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from malora_cli.characters import one_line, visible
 from malora_cli.errors import MaloraError
 
 #: Columns of a console that is no terminal: more than any table needs, so that each of its rows stays one line.
 _PIPED_COLUMNS = 10_000
+#: What of a list is shown on a terminal before it is folded.
+_FOLDED = 40
+
+T = TypeVar("T")
 
 
 #: What writing ends with where nobody reads any more: the other end of a pipe, or the terminal, is gone.
@@ -30,6 +35,19 @@ class SafeConsole(Console):
 
     Where nobody reads any more it falls silent: that is no reason to end what is under way.
     """
+
+    #: How many tasks, runs and the like of a list are shown; None is all of them.
+    most: int | None = None
+
+    def start(self, items: Iterable[T]) -> list[T]:
+        """As much of a list as is shown."""
+        return list(items)[: self.most]
+
+    def tell_left_out(self, count: int, what: str) -> None:
+        """Say how much of a list of ``count`` is not shown, where something is not."""
+        if self.most is not None and count > self.most:
+            line = f"… {count - self.most:,} more {what}; --full shows all {count:,}"
+            self.print(Text(line, style="dim"), soft_wrap=True)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As rich's, through which everything goes that is printed, tables and live views too."""
@@ -52,10 +70,17 @@ class SafeConsole(Console):
             _give_up(self.file, lost)
 
 
-def result_console() -> Console:
-    """Standard output: as wide as the terminal, or as wide as it takes where it is piped or kept in a file."""
+def result_console(*, full: bool = True) -> SafeConsole:
+    """Standard output: as wide as the terminal, or as wide as it takes where it is piped or kept in a file.
+
+    Args:
+        full: Whether long lists are shown as a whole on a terminal too.
+    """
     console = SafeConsole()
-    return console if console.is_terminal else SafeConsole(width=_PIPED_COLUMNS)
+    if not console.is_terminal:
+        return SafeConsole(width=_PIPED_COLUMNS)
+    console.most = None if full else _FOLDED
+    return console
 
 
 def error_console() -> Console:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from malora_cli.cli._common import OverridesArgument, RecipeArgument
+from malora_cli.cli._common import FullOption, OverridesArgument, RecipeArgument
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +20,7 @@ def check(
     step: Annotated[
         bool, typer.Option("--step/--no-step", help="Load the model and measure a step on the longest rows.")
     ] = True,
+    full: FullOption = False,
 ) -> None:
     """State what every task of a recipe brings and gets, and what the longest step costs; train nothing.
 
@@ -34,13 +35,14 @@ def check(
     from malora_cli.data.statement import rendered, state
     from malora_cli.train.materials import gather, prepare_model
 
-    console = result_console()
+    console = result_console(full=full)
     materials = gather(loaded.recipe)
     statement = state(materials.mixture, materials.packer)
     print_statement(statement, console)
-    for number, task in enumerate(materials.tasks):
+    for number, task in enumerate(console.start(materials.tasks)):
         example = task.train.examples([0], number)[0]
         print_example(task, rendered(example, materials.tokenizer), console)
+    console.tell_left_out(len(materials.tasks), "first rows")
     if step:
         from malora_cli.train.probe import measure_longest_step
 

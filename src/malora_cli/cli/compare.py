@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from malora_cli.cli._common import OverridesArgument, RecipeArgument, RunsOption, TrustOption
+from malora_cli.cli._common import FullOption, OverridesArgument, RecipeArgument, RunsOption, TrustOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,7 @@ def baselines(
         list[str] | None,
         typer.Option("--for", metavar="METHOD:KEY=VALUE", help="A setting for one method, such as its learning rate."),
     ] = None,
+    full: FullOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Train and evaluate one recipe under several methods: same data, order and steps, in ordinary run folders.
@@ -72,12 +73,13 @@ def baselines(
         evaluated = carry_out(planned, lambda: view_for(console), say)
     for record, _ in evaluated:
         write_report(record)
-    _print(evaluated)
+    _print(evaluated, full=full)
 
 
 def runs_that_exist(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders, or their names.")],
     folder: RunsOption = Path("runs"),
+    full: FullOption = False,
 ) -> None:
     """Put finished and evaluated runs side by side.
 
@@ -87,12 +89,14 @@ def runs_that_exist(
     from malora_cli.results import find_run
 
     records = [find_run(run, folder) for run in runs]
-    _print([(record, newest_evaluation(record)) for record in records])
+    _print([(record, newest_evaluation(record)) for record in records], full=full)
 
 
-def _print(evaluated: Sequence[tuple[RunRecord, EvalResult]]) -> None:
+def _print(evaluated: Sequence[tuple[RunRecord, EvalResult]], *, full: bool) -> None:
     from malora_cli.cli._tables import comparison_table
     from malora_cli.cli._terminal import result_console
     from malora_cli.compare.table import compare
 
-    result_console().print(comparison_table(compare(evaluated)))
+    console = result_console(full=full)
+    console.print(comparison_table(compare(evaluated), console.most))
+    console.tell_left_out(len(evaluated[0][1].tasks), "tasks")

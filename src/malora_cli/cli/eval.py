@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from malora_cli.cli._common import RunArgument, RunsOption, StepOption, TrustOption
+from malora_cli.cli._common import FullOption, RunArgument, RunsOption, StepOption, TrustOption
 
 if TYPE_CHECKING:
     from malora_cli.results import EvalResult
@@ -31,6 +31,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="Where to; the run's eval/ and report when left out.")
     ] = None,
     runs: RunsOption = Path("runs"),
+    full: FullOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Score a run on its held-out rows, base model beside adapter, by task and domain.
@@ -49,12 +50,13 @@ def evaluate(
 
     if out is None:
         check_writable(record)
-    console = result_console()
+    console = result_console(full=full)
     with console.status("loading") as status:
 
         def show(result: EvalResult) -> None:
             status.stop()
-            console.print(evaluation_table(result))
+            console.print(evaluation_table(result, console.most))
+            console.tell_left_out(len(result.tasks), "tasks")
 
         evaluate_run(
             record,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from malora_cli.cli._common import OverridesArgument, RecipeArgument, TrustOption
+from malora_cli.cli._common import FullOption, OverridesArgument, RecipeArgument, TrustOption
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +25,7 @@ def train(
     nproc: Annotated[
         int | None, typer.Option("--nproc", min=1, help="Processes that train on one batch together, as torchrun's.")
     ] = None,
+    full: FullOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Train a recipe, with the loss of every task shown, into a run folder that is never overwritten.
@@ -40,9 +41,9 @@ def train(
     if nproc is not None and nproc > 1 and not dry_run:
         from malora_cli.train.launch import launch
 
-        again = ["train", recipe, *overrides, *(["--resume"] if resume else [])]
+        again = ["train", recipe, *overrides, *(["--resume"] if resume else []), *(["--full"] if full else [])]
         raise typer.Exit(launch(nproc, again))
-    console = result_console()
+    console = result_console(full=full)
     if dry_run:
         from malora_cli.cli._dry_run import print_plan
 

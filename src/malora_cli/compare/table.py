@@ -73,8 +73,10 @@ def compare(evaluated: Sequence[tuple[RunRecord, EvalResult]]) -> Comparison:
         add("held-out loss, nats a token", task, False, ".3f", lambda r, t=task: r.tasks[t].adapter.loss)  # type: ignore[misc]
     for task in first.tasks:
         add("score", task, True, ".3f", lambda r, t=task: r.tasks[t].adapter.score)  # type: ignore[misc]
-    for domain in first.domains():
-        add("score of a domain", domain, True, ".3f", lambda r, d=domain: r.domains()[d][1].score)  # type: ignore[misc]
+    averages = [result.domains() for result in results]
+    for domain in averages[0]:
+        scores: list[float | None] = [found[domain][1].score for found in averages]
+        rows.append(Row("score of a domain", domain, scores, True, ".3f"))
     add("score of a domain", "all domains", True, ".3f", lambda r: r.overall()[1].score)
     return Comparison([record.name for record in records], rows)
 
