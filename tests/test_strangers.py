@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from malora_cli.cli import main
+from malora_cli.cli._common import read_recipe
 from malora_cli.errors import RecipeError
+from malora_cli.modeling import load_adapter, load_base, resolve_base
 from malora_cli.recipe.files import read_document
-from malora_cli.results import RunRecord
+from malora_cli.results import RunRecord, file_sha256
+from malora_cli.results.contents import ADAPTER_FILES
 from malora_cli.yaml_lines import MOST_BYTES, MOST_LEVELS, Origin, read_yaml
 from report_runs import bare_run
 from train_runs import Killed, kill_at, rewrite, train_run, workplace
@@ -145,3 +151,144 @@ def test_a_damaged_recipe_of_a_run_is_one_line(text: str, tmp_path: Path, capsys
     record = bare_run(tmp_path)
     record.write_recipe(text)
     assert "recipe.yaml: the recipe cannot be read (" in refused(["report", str(record.path)], capsys)
+
+
+# ---------------------------------------------------------------- an adapter that is not what was trained
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+def _spoil(file: Path) -> None:
+    weights = load_file(file)
+    weights[min(weights)][0] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def _pickle(file: Path) -> None:
+    torch.save({name: value.clone() for name, value in load_file(file).items()}, file)
+
+
+def _configure(file: Path, **changes: object) -> None:
+    rewrite(file.with_name("adapter_config.json"), lambda config: config.update(changes))
+
+
+def _become_x_lora(file: Path) -> None:
+    _configure(file, peft_type="XLORA", adapters={"0": "owner/adapter"}, base_model_name_or_path="owner/model")
+
+
+_HARM: dict[str, Callable[[Path], None]] = {
+    "flip": _flip,
+    "nan": _spoil,
+    "cut": _cut,
+    "pickle": _pickle,
+    "gone": Path.unlink,
+    "x-lora": _become_x_lora,
+    "other base": lambda file: _configure(file, base_model_name_or_path="owner/model"),
+}
+
+
+@pytest.mark.parametrize("harm", _HARM)
+def test_an_adapter_that_is_not_what_was_written_is_one_line(
+    harm: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = RunRecord(here / "runs" / "whole")
+    checkpoint = record.checkpoint(2)
+    for folder in (record.adapter_dir, checkpoint):
+        _HARM[harm](folder / "adapter_model.safetensors")
+    for arguments, folder in (
+        (["eval", "whole"], record.adapter_dir),
+        (["eval", "whole", "--step", "2"], checkpoint),
+        (["merge-export", "whole", "--out", "out"], record.adapter_dir),
+        (["merge-export", "whole", "--to", "lora", "--out", "out", "--step", "2"], checkpoint),
+        (["compare", "runs", "whole", "whole"], record.adapter_dir),
+    ):
+        line = refused(arguments, capsys)
+        shown = folder.relative_to(here)
+        assert line.startswith(f"error: {shown}: the adapter is damaged (adapter_")
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        ("nan", "the weights of the adapter are not finite ("),
+        ("cut", "adapter_model.safetensors cannot be read ("),
+        ("pickle", "adapter_model.safetensors cannot be read ("),
+        ("x-lora", "this adapter is of PEFT's type 'XLORA', and MALORA was trained"),
+    ],
+)
+def test_where_a_manifest_has_no_hash_that_is_said_and_nothing_else_is_taken(
+    harm: str, reason: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with runs of older versions, or of a stranger who took the hashes out."""
+    record = RunRecord(here / "runs" / "whole")
+    record.write_manifest(record.manifest.model_copy(update={"adapter_sha256": None}))
+    _HARM[harm](record.adapter_dir / "adapter_model.safetensors")
+    monkeypatch.setattr("torch.load", _never)
+    for arguments in (["eval", "whole"], ["merge-export", "whole", "--out", "out"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        warning, line = capsys.readouterr().err.splitlines()
+        assert caught.value.code == 2
+        assert warning.startswith("warning: runs/whole: the manifest is of an older version")
+        assert reason in line
+
+
+def _never(*arguments: object, **options: object) -> None:
+    raise AssertionError("something was unpickled")
+
+
+def test_what_lies_beside_an_adapter_is_neither_followed_nor_exported(here: Path) -> None:
+    record = RunRecord(here / "runs" / "whole")
+    for name in ("adapter_model.bin", "adapter_more.safetensors", "training_args.bin"):
+        (record.adapter_dir / name).write_bytes(b"cos\nsystem\n")
+    (record.adapter_dir / "README.md").unlink()
+    (record.adapter_dir / "README.md").symlink_to("/etc/hostname")
+    with pytest.raises(SystemExit) as caught:
+        main(["merge-export", "whole", "--out", "out"])
+    assert caught.value.code == 0
+    assert {path.name for path in (here / "out").iterdir()} == set(ADAPTER_FILES)
+
+
+def test_a_method_is_built_from_the_recipe_and_not_from_the_adapters_word(
+    here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RunRecord(here / "runs" / "whole")
+    settings = read_recipe(record.recipe_path).recipe
+    _configure(
+        record.adapter_dir / "adapter_model.safetensors",
+        target_modules=["lm_head"],
+        base_model_name_or_path="owner/model",
+    )
+    monkeypatch.setattr("peft.PeftConfig.from_pretrained", _never)
+    base = load_base(resolve_base(settings.model), settings.model)
+    model = load_adapter(base, record.adapter_dir, settings.method)  # type: ignore[arg-type]
+    assert "lm_head" not in model.active_peft_config.target_modules
+    assert model.active_peft_config.base_model_name_or_path != "owner/model"
+
+
+def test_hashes_are_of_files_that_are_on_disk_before_the_run_counts_as_finished(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    plain = os.fsync
+
+    def fsync(file: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{file}").readlink().name)
+        plain(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    record = train_run(place / "tiny.yaml", "output.name=flushed", "train.steps=1")
+    files = record.manifest.adapter_sha256
+    assert files == {name: file_sha256(record.adapter_dir / name) for name in ADAPTER_FILES}
+    last = len(flushed) - 1 - flushed[::-1].index("adapter")
+    assert set(ADAPTER_FILES) <= set(flushed[last - 4 : last])
+    assert any(name.endswith(".tmp") for name in flushed[last:])  # the manifest that says so

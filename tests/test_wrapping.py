@@ -173,6 +173,8 @@ def test_what_is_no_adapter_of_this_model_is_one_line(damage: str, adapter: Path
     expected = {
         "no-weights": "there is no adapter here",
         "pickled": "there is no adapter here",
+        "no-config": "adapter_config.json cannot be read (No such file or directory)",
+        "cut": "adapter_model.safetensors cannot be read (",
         "bad-config": "top_k 99 is above num_experts 4",
         "missing": "1 tensors are on one side only",
         "more": "1 tensors are on one side only",

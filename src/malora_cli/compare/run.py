@@ -41,7 +41,9 @@ def carry_out(
         loaded, record = run.loaded, _record(run)
         state = "finished already" if record.finished else "going on" if record.exists else "training"
         tell(f"[{number}/{len(runs)}] {record.path}: {state}")
-        if not record.finished:
+        if record.finished:
+            record.adapter_at(None)  # which its evaluations are of
+        else:
             record = train(loaded, new_view(), resume=record.exists)
         if evaluated:
             _check_same_base(evaluated[0][0], record)

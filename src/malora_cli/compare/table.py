@@ -85,9 +85,9 @@ def newest_evaluation(record: RunRecord) -> EvalResult:
     """The newest evaluation of a finished run.
 
     Raises:
-        RunError: It is not finished or not evaluated.
+        RunError: It is not finished or not evaluated, or its adapter is not what was written.
     """
-    record.require_finished()
+    record.adapter_at(None)
     found = record.evaluations_of_the_end()
     if not found:
         raise RunError(

@@ -8,9 +8,11 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from typing import cast
 
 from peft import PeftModel
 
+from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.routing import routing_of
 from malora_cli.data.batch import collate
 from malora_cli.data.encoding import Encoder
@@ -81,7 +83,7 @@ def evaluate_run(
     encoder = Encoder(load_tokenizer(base, recipe.model))
     loaded = load_tasks(mix, encoder, max_length=recipe.train.max_length)
     _check_same_data(record, loaded)
-    model = load_adapter(load_base(base, recipe.model), adapter)
+    model = load_adapter(load_base(base, recipe.model), adapter, cast(AdapterSettings, recipe.method))
     evaluator = _Evaluator(model, encoder, rows, recipe.eval.batch_size, on_task)
     if base_from is None:
         with model.disable_adapter():

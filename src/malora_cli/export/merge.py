@@ -7,26 +7,30 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
 
+from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.routing import routing_of
 from malora_cli.data.batch import collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, in_lots, load_tasks
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.export.static import export_static_lora
-from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base
+from malora_cli.modeling import check_adapter, load_adapter, load_base, load_tokenizer, resolve_base
 from malora_cli.modeling.heldout import held_out
 from malora_cli.recipe import Recipe
 from malora_cli.registry import did_you_mean
 from malora_cli.results import RunRecord, read_json, why_unwritable, write_json
+from malora_cli.results.contents import ADAPTER_FILES
 
 _MIX = "mix"
 _TASK = "task:"
+_README = "README.md"
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,12 @@ def export_adapter(record: RunRecord, recipe: Recipe, folder: Path, *, step: int
     """
     adapter = _check(record, folder, step)
     base = resolve_base(recipe.model, commit=record.manifest.base_model_commit)
+    check_adapter(adapter, cast(AdapterSettings, recipe.method))
     with _appearing_whole(folder) as scratch:
-        shutil.copytree(adapter, scratch, ignore=_only_the_adapter)
+        scratch.mkdir()
+        for name in (*ADAPTER_FILES, _README):  # and nothing that somebody may have put beside them
+            if name in ADAPTER_FILES or ((adapter / name).is_file() and not (adapter / name).is_symlink()):
+                shutil.copyfile(adapter / name, scratch / name)
         config = read_json(scratch / "adapter_config.json")
         write_json(scratch / "adapter_config.json", {**config, "base_model_name_or_path": base.public_name})
         if (card := scratch / "README.md").is_file():
@@ -84,7 +92,7 @@ def export_lora(
     names = _tasks_of(gates, recipe)
     base = resolve_base(recipe.model, commit=record.manifest.base_model_commit)
     tasks = load_tasks(recipe.mix, Encoder(load_tokenizer(base, recipe.model)), max_length=recipe.train.max_length)
-    model = load_adapter(load_base(base, recipe.model), adapter)
+    model = load_adapter(load_base(base, recipe.model), adapter, cast(AdapterSettings, recipe.method))
     if routing_of(model) is None:
         raise RunError(
             f"method '{recipe.method.name}' has no routed experts to merge",
@@ -144,11 +152,6 @@ def _mean_gates(model: PeftModel, tasks: Iterable[Task], share: Mapping[str, flo
             assert tally is not None
             parts.append(tally.mean_gate_LE * (share[task.name] / sum(share.values())))
     return torch.stack(parts).sum(0)
-
-
-def _only_the_adapter(_folder: str, names: list[str]) -> set[str]:
-    """What a checkpoint holds besides."""
-    return {name for name in names if not name.startswith(("adapter_", "README"))}
 
 
 def _check(record: RunRecord, folder: Path, step: int | None) -> Path:

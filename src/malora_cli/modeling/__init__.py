@@ -2,6 +2,7 @@
 
 from malora_cli.modeling.adapter import (
     ParameterCount,
+    check_adapter,
     count_parameters,
     load_adapter,
     parameter_table,
@@ -13,6 +14,7 @@ from malora_cli.modeling.base import BaseModel, empty_base, load_base, load_conf
 __all__ = [
     "BaseModel",
     "ParameterCount",
+    "check_adapter",
     "count_parameters",
     "empty_base",
     "load_adapter",

@@ -8,20 +8,21 @@ from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from malora_cli.adapters import tuner  # noqa: F401 - tells PEFT about our methods
-from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig
+from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig, MixtureType
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.quick import quicken
 from malora_cli.adapters.targets import PAPER_TARGETS
 from malora_cli.errors import ModelError
 from malora_cli.modeling.quantised import values_in
 from malora_cli.modeling.reason import first_line
+from malora_cli.results import read_json
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,18 @@ def wrap(model: PreTrainedModel, method: AdapterSettings, *, quick: bool = True)
     Raises:
         ModelError: The model has no such linears, or its architecture is not known and none are named.
     """
+    try:
+        wrapped = get_peft_model(model, _config(model, method))
+    except (ValueError, TypeError) as error:
+        raise ModelError(first_line(error), where=f"method '{method.name}'") from error
+    _freeze(wrapped, method.frozen)
+    if quick:
+        quicken(wrapped)
+    return wrapped
+
+
+def _config(model: PreTrainedModel, method: AdapterSettings) -> PeftConfig:
+    """A method's configuration on the linears that it adapts in a model."""
     kind = model.config.model_type
     targets = method.target_modules or PAPER_TARGETS.get(kind)
     if targets is None:
@@ -59,14 +72,7 @@ def wrap(model: PreTrainedModel, method: AdapterSettings, *, quick: bool = True)
         if unmatched:
             raise _wrong_targets(model, f"this '{kind}' model has no module {', '.join(map(repr, unmatched))}")
         targets = list(targets)
-    try:
-        wrapped = get_peft_model(model, method.peft_config(targets))
-    except (ValueError, TypeError) as error:
-        raise ModelError(first_line(error), where=f"method '{method.name}'") from error
-    _freeze(wrapped, method.frozen)
-    if quick:
-        quicken(wrapped)
-    return wrapped
+    return method.peft_config(targets)
 
 
 def _freeze(model: PeftModel, weights: tuple[str, ...]) -> None:
@@ -83,26 +89,32 @@ def _wrong_targets(model: nn.Module, what: str) -> ModelError:
     return ModelError(what, where="method.target_modules", fix=f"Name linears; it has {', '.join(sorted(linears))}.")
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, *, trained: AdapterSettings | None = None) -> PeftModel:
+def load_adapter(
+    model: PreTrainedModel, folder: Path, method: AdapterSettings | None = None, *, trainable: bool = False
+) -> PeftModel:
     """Put a saved adapter on its base model.
+
+    What is built follows from the method. An adapter's own configuration may come from anybody, and there are types of
+    PEFT's whose configuration names further files to load.
 
     Args:
         model: The base model.
         folder: Where the adapter lies.
-        trained: The method by which it is trained further; None is for evaluation.
+        method: What it was trained by; None is a LoRA or a mixture that this process has written itself.
+        trainable: Whether it is trained further, and not only evaluated.
 
     Raises:
-        ModelError: The folder holds no adapter in safetensors, or not one of this model.
+        ModelError: The folder holds no adapter in safetensors, or not one of this method and model.
     """
-    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        raise ModelError(f"there is no adapter here (no {SAFETENSORS_WEIGHTS_NAME})", where=str(folder))
+    saved = check_adapter(folder, method)
     try:
+        config = PeftConfig.from_pretrained(folder) if method is None else _config(model, method)
         # Our own need no initial values first; PEFT would round its own methods to the base model's dtype.
-        empty = isinstance(PeftConfig.from_pretrained(folder), MixtureConfig)
+        empty = isinstance(config, MixtureConfig)
         empty &= not getattr(model, "is_quantized", False)  # PEFT moves what stands on 8-bit linears, values or not
-        wrapped = PeftModel.from_pretrained(model, folder, is_trainable=trained is not None, low_cpu_mem_usage=empty)
-        with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-            saved = set(file.keys())
+        wrapped = PeftModel.from_pretrained(
+            model, folder, config=config, is_trainable=trainable, low_cpu_mem_usage=empty
+        )
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"the adapter does not fit this model ({first_line(error)})", where=str(folder)) from error
     # PEFT only warns where the names of the tensors differ, and goes on with initial values.
@@ -113,9 +125,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trained: AdapterSettin
             where=str(folder),
         )
     quicken(wrapped)
-    if trained is None:
+    if not trainable:
         return wrapped.eval()
-    _freeze(wrapped, trained.frozen)
+    _freeze(wrapped, method.frozen if method is not None else ())
     return wrapped
 
 
@@ -129,6 +141,46 @@ def save_adapter(model: PeftModel, folder: Path, weights: dict[str, Tensor] | No
     """
     # No method changes the vocabulary. Left to itself, PEFT asks the hub each time whether that was so.
     model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+
+
+def check_adapter(folder: Path, method: AdapterSettings | None) -> set[str]:
+    """Make sure that a folder holds an adapter of a method, in safetensors, with finite weights; nothing is loaded.
+
+    Args:
+        folder: The folder.
+        method: The method; None is any of those there are.
+
+    Returns:
+        Names of its tensors.
+
+    Raises:
+        ModelError: It holds something else.
+    """
+    file = folder / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file():
+        raise ModelError(f"there is no adapter here (no {SAFETENSORS_WEIGHTS_NAME})", where=str(folder))
+    try:
+        config = read_json(folder / CONFIG_NAME)
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ModelError(f"{CONFIG_NAME} cannot be read ({reason})", where=str(folder)) from error
+    known = {PeftType.LORA.value, *MixtureType} if method is None else {method.peft_config([]).peft_type.value}
+    if not isinstance(kind, str) or kind not in known:
+        raise ModelError(
+            f"this adapter is of PEFT's type {kind!r}, and {' or '.join(sorted(known))} was trained",
+            where=str(folder),
+        )
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            names = set(tensors.keys())
+            spoilt = next((name for name in names if not tensors.get_tensor(name).isfinite().all()), None)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = first_line(error)
+        raise ModelError(f"{SAFETENSORS_WEIGHTS_NAME} cannot be read ({reason})", where=str(folder)) from error
+    if spoilt is not None:
+        raise ModelError(f"the weights of the adapter are not finite ({spoilt})", where=str(folder))
+    return names
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:

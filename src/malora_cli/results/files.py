@@ -51,11 +51,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flush(folder: Path) -> None:
-    """See to it that every file in a folder is on disk, and not only on its way there."""
+    """See to it that every file in a folder, and its name, is on disk, and not only on its way there."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+    if os.name == "posix":  # elsewhere folders cannot be opened
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def is_scratch(path: Path) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -27,6 +28,7 @@ import yaml
 from pydantic import Field
 
 from malora_cli.errors import RunError
+from malora_cli.results.contents import ADAPTER_FILES, checkpoint_damage, difference
 from malora_cli.results.evaluation import EvalResult
 from malora_cli.results.files import damaged, is_scratch, read_json, shown, write_json, write_text
 from malora_cli.results.metrics import MetricsLog
@@ -80,6 +82,9 @@ class Manifest(Record):
     train_data: dict[str, TaskData]
     test_data: dict[str, TaskData]
     domains: dict[str, str] = Field(description="domain of every task")
+    adapter_sha256: dict[str, str] | None = Field(
+        default=None, description="of the files of the finished adapter, by name; older versions did not note them"
+    )
     remedies: dict[str, str] = Field(default={}, description="what each remedy of the recipe does, as a sentence")
     task_share: dict[str, float] = Field(description="each task's share of the training examples, sums to 1")
     train_seconds: float = Field(default=0.0, description="spent training, evaluations during it included")
@@ -257,11 +262,14 @@ class RunRecord:
     def adapter_at(self, step: int | None) -> Path:
         """The adapter after a step for which there is a checkpoint; None is the finished one.
 
+        Its files are those that training wrote: run folders are passed on, and files of them damaged or replaced.
+
         Raises:
-            RunError: There is none.
+            RunError: There is none, or it is not what was written.
         """
         if step is None:
             self.require_finished()
+            self._require_intact(self.adapter_dir, self._adapter_damage())
             return self.adapter_dir
         if not self.checkpoint(step).is_dir():
             steps = [step for step, _ in checkpoints_in(self.checkpoints_dir)]
@@ -270,7 +278,24 @@ class RunRecord:
                 where=str(self.path),
                 fix=f"It has those of steps {', '.join(map(str, steps))}." if steps else "It has none.",
             )
+        self._require_intact(self.checkpoint(step), checkpoint_damage(self.checkpoint(step), step, ADAPTER_FILES))
         return self.checkpoint(step)
+
+    def _adapter_damage(self) -> str | None:
+        known = self.manifest.adapter_sha256
+        if known is None:
+            warnings.warn(
+                f"{self.path}: the manifest is of an older version, which noted no hash of the adapter; whether these "
+                "are the weights that were trained is not known",
+                stacklevel=3,
+            )
+            return None
+        return difference(self.adapter_dir, known, ADAPTER_FILES)
+
+    def _require_intact(self, folder: Path, damage: str | None) -> None:
+        if damage is not None:
+            fix = "Copy the run again from where it came from, or train it again."
+            raise RunError(f"the adapter is damaged ({damage})", where=str(folder), fix=fix)
 
     def evaluations(self) -> list[EvalResult]:
         """Every evaluation of this run, oldest first.

@@ -20,13 +20,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from malora_cli.errors import RunError
 from malora_cli.results import checkpoint_name, checkpoints_in, file_sha256, read_json, write_json
+from malora_cli.results.contents import CONTENTS, checkpoint_damage
 from malora_cli.results.files import damaged, flush
 from malora_cli.train import sharding
 
 _SCRATCH = ".writing-"
 _TENSORS = "training_state.safetensors"
 _VALUES = "training_state.json"
-_CONTENTS = "checkpoint.json"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -99,15 +99,7 @@ def _remove(checkpoint: Path) -> None:
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files; None where they are those that were written."""
-    try:
-        contents = read_json(checkpoint / _CONTENTS)
-        if contents.get("step", step_of(checkpoint)) != step_of(checkpoint):
-            return f"it is of step {contents['step']}"
-        files = contents["files"]
-        wrong = next((name for name, sha256 in files.items() if file_sha256(checkpoint / name) != sha256), None)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        return f"{getattr(error, 'filename', None) or checkpoint / _CONTENTS} cannot be read"
-    return f"{wrong} is not what was written" if wrong else None
+    return checkpoint_damage(checkpoint, step_of(checkpoint))
 
 
 def newest_intact(folder: Path, run_id: str | None = None) -> Path | None:
@@ -126,7 +118,7 @@ def newest_intact(folder: Path, run_id: str | None = None) -> Path | None:
     for checkpoint in reversed(checkpoints(folder)):
         wrong = damage(checkpoint)
         if wrong is None:
-            if read_json(checkpoint / _CONTENTS).get("run_id") != run_id:
+            if read_json(checkpoint / CONTENTS).get("run_id") != run_id:
                 fix = "Move it away, and resume again."
                 raise RunError("this checkpoint is another run's", where=str(checkpoint), fix=fix)
             return checkpoint
@@ -151,9 +143,9 @@ def commit(scratch: Path, run_id: str | None = None) -> Path:
         run_id: Whose checkpoint it is.
     """
     final = scratch.with_name(scratch.name.removeprefix(_SCRATCH))
-    (scratch / _CONTENTS).unlink(missing_ok=True)
+    (scratch / CONTENTS).unlink(missing_ok=True)
     files = {str(path.relative_to(scratch)): file_sha256(path) for path in scratch.rglob("*") if path.is_file()}
-    write_json(scratch / _CONTENTS, {"run_id": run_id, "step": step_of(final), "files": files})
+    write_json(scratch / CONTENTS, {"run_id": run_id, "step": step_of(final), "files": files})
     flush(scratch)
     if final.is_dir():  # the same step, written again by a resumed run
         shutil.rmtree(final)

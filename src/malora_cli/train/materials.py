@@ -60,7 +60,7 @@ def prepare_model(recipe: Recipe, materials: Materials, checkpoint: Path | None 
     """The base model with a fresh adapter, the same for every run of the recipe's seed, or with a checkpoint's."""
     base, method = load_base(materials.base, recipe.model), cast(AdapterSettings, recipe.method)
     if checkpoint is not None:  # whose adapter needs no initial values, the slow part of wrapping
-        return load_adapter(base, checkpoint, trained=method)
+        return load_adapter(base, checkpoint, method, trainable=True)
     set_seed(seeds(recipe.train)["init"])
     return wrap(base, method)
 

@@ -7,17 +7,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 from peft import PeftModel
 
 from malora_cli.adapters.analysis import analyse_experts
+from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.data.splits import Split
 from malora_cli.errors import StoppedError
 from malora_cli.modeling import count_parameters, load_adapter, load_base, save_adapter
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
-from malora_cli.results.files import flush
+from malora_cli.results.contents import ADAPTER_FILES, seal
 from malora_cli.train import checkpoints, processes, sharding
 from malora_cli.train.arguments import training_arguments
 from malora_cli.train.callbacks import Pace, StopAtStep
@@ -180,12 +182,13 @@ def _close(record: RunRecord, recipe: Recipe, materials: Materials, model: PeftM
     if not processes.writes():
         return
     save_adapter(model, record.adapter_dir, weights)
-    flush(record.adapter_dir)
+    sealed = {"adapter_sha256": seal(record.adapter_dir, ADAPTER_FILES)}
     if weights is not None:  # the analysis wants them in one piece
-        model = load_adapter(load_base(materials.base, recipe.model), record.adapter_dir)
+        base, method = load_base(materials.base, recipe.model), cast(AdapterSettings, recipe.method)
+        model = load_adapter(base, record.adapter_dir, method)
     if (geometry := analyse_experts(model)) is not None:
         geometry.save(record.experts_path)
-    record.write_manifest(manifest)
+    record.write_manifest(manifest.model_copy(update=sealed))
 
 
 def _manifest(recipe: Recipe, materials: Materials, model: PeftModel) -> Manifest:
