@@ -37,6 +37,7 @@ from malora_cli.data.cache import cached, key_of
 from malora_cli.data.cells import decoded
 from malora_cli.data.rows import Places, Rows, TextFile, joined
 from malora_cli.data.text_files import COMPRESSED, TEXT_KINDS, LineError, Lot, header_of, kind_of, lots_of
+from malora_cli.data.variables import error_as_given, rows_as_given, with_values
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 
@@ -63,8 +64,16 @@ def load_rows(source: SourceSettings, *, split: str) -> Rows:
     Raises:
         DataError: Nothing is there, it cannot be read, or it has no rows.
     """
+    found = with_values(source)
     try:
-        rows = _read(source, source.split or split)
+        return rows_as_given(_some_rows(found, found.split or split), source)
+    except DataError as error:
+        raise error_as_given(error, source) from error
+
+
+def _some_rows(source: SourceSettings, split: str) -> Rows:
+    try:
+        rows = _read(source, split)
     except DataError:
         raise
     except Exception as error:  # readers of many formats, compressions and stores raise anything

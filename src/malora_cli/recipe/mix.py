@@ -68,6 +68,8 @@ def spell_out_sources(document: Document) -> None:
 def resolve_sources(document: Document) -> None:
     """Make data paths absolute that exist, each relative to the file (or command line) that gives it.
 
+    Environment variables stay in them.
+
     What does not exist there may be a hub id, so it stays; only the data room can tell.
     """
     for path, task in _tasks(document):
@@ -79,7 +81,18 @@ def resolve_sources(document: Document) -> None:
                 if unset is not None:
                     text = f"got {show(source['path'])}; there is no environment variable {unset}"
                     document.problems.append(Problem(document.origin(place), place, text))
-                source["path"] = existing(os.path.expandvars(source["path"]), document.origin(place).folder)
+                source["path"] = _located(source["path"], document.origin(place).folder)
+
+
+def _located(given: str, folder: Path) -> str:
+    """As `existing`, with the variables left in: their values are not for everybody who is given a run."""
+    filled = os.path.expandvars(given)
+    found = existing(filled, folder)
+    if filled == given:
+        return found
+    own = os.path.expanduser(given)  # noqa: PTH111 (as below)
+    relative = found != filled and not filled.startswith(("/", "~"))
+    return str(folder / own) if relative or own != given else given
 
 
 def existing(given: str, folder: Path) -> str:

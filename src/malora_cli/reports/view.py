@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from malora_cli.errors import RunError
+from malora_cli.reports.paths import shared_manifest, shared_recipe
 from malora_cli.results import Digest, EvalResult, ExpertGeometry, Manifest, RunRecord, RunStatus, change, newer
 from malora_cli.results.metrics import ExpertShare, GateEntropy
 
@@ -53,8 +54,8 @@ class RunView:
         name: Name of the run's folder.
         folder: The folder as commands name it, such as ``runs/quickstart``; never an absolute path, because pages
             are passed on.
-        manifest: What the run says about itself.
-        recipe: The resolved recipe as plain data, empty where the run has none.
+        manifest: What the run says about itself, without absolute paths either.
+        recipe: The resolved recipe as plain data, likewise; empty where the run has none.
         log: What was measured during training.
         evaluations: Finished ``malora eval`` results, oldest first.
         experts: Analysis of the trained experts, of finished runs of routed methods.
@@ -84,11 +85,12 @@ class RunView:
         except (ValueError, TypeError, yaml.YAMLError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(f"a file of the run cannot be read ({reason})", where=str(record.path)) from error
+        project = path.parent.parent  # which holds the folder of runs
         return cls(
             name=path.name,
-            folder=f"{path.parent.name}/{path.name}",
-            manifest=manifest,
-            recipe=recipe,
+            folder=path.relative_to(project).as_posix(),
+            manifest=shared_manifest(manifest, project),
+            recipe=shared_recipe(recipe, project),
             log=log,
             evaluations=tuple(evaluations),
             experts=experts,
