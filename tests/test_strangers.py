@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from conftest import write_mix, write_recipe
 from malora_cli.cli import main
 from malora_cli.cli._common import read_recipe
 from malora_cli.errors import RecipeError
@@ -23,18 +21,8 @@ from malora_cli.recipe.files import read_document
 from malora_cli.results import RunRecord, file_sha256
 from malora_cli.results.contents import ADAPTER_FILES
 from malora_cli.yaml_lines import MOST_BYTES, MOST_LEVELS, Origin, read_yaml
-from report_runs import bare_run, page
-from train_runs import Killed, kill_at, load, rewrite, train_run, workplace
-
-
-def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a command ends with."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    [line] = capsys.readouterr().err.splitlines()
-    assert (caught.value.code, line[:7]) == (2, "error: ")
-    return line
+from report_runs import bare_run
+from train_runs import Killed, kill_at, refused, rewrite, train_run, workplace
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +76,19 @@ def test_a_runs_own_recipe_never_lets_code_be_run(
     assert str(place / "model") in line
     assert not (place / "ran").exists()
     assert sorted(here.rglob("*")) == before
+
+
+def test_a_link_is_of_the_run_that_it_lies_in_and_of_the_run_that_it_leads_to(
+    here: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = RunRecord(here / "runs" / "whole")
+    _ask_for_code(record)
+    (here / "to-a-run.yaml").symlink_to(record.recipe_path)
+    assert "--trust-remote-code" in refused(["check", "to-a-run.yaml", "--no-step"], capsys)
+    record.recipe_path.rename(here / "moved.yaml")
+    record.recipe_path.symlink_to(here / "moved.yaml")
+    assert "--trust-remote-code" in refused(["eval", "whole"], capsys)
+    assert not (place / "ran").exists()
 
 
 @pytest.mark.parametrize("command", ["eval", "train --resume"])
@@ -294,99 +295,3 @@ def test_hashes_are_of_files_that_are_on_disk_before_the_run_counts_as_finished(
     last = len(flushed) - 1 - flushed[::-1].index("adapter")
     assert set(ADAPTER_FILES) <= set(flushed[last - 4 : last])
     assert any(name.endswith(".tmp") for name in flushed[last:])  # the manifest that says so
-
-
-# ---------------------------------------------------------------- what is passed on
-
-
-@pytest.fixture
-def secret(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe whose rows lie where two variables say, in a folder of a telling name."""
-    data = tmp_path / "elsewhere" / "s3cret"
-    data.mkdir(parents=True)
-    write_mix(data)
-    (tmp_path / "project" / "s3cret").mkdir(parents=True)
-    (data / "copy.train.jsonl").rename(tmp_path / "project" / "s3cret" / "copy.train.jsonl")
-    mix = (data / "mix.yaml").read_text()
-    mix = re.sub(r'"(\w+\.test)', r'"$PLACE/\1', re.sub(r'"(\w+\.train)', r'"${PLACE}/\1', mix))
-    mix = mix.replace("${PLACE}/copy.train", "$NEAR/copy.train").replace("$PLACE/add.test", "$PLACE/a*d.test")
-    (tmp_path / "project" / "mix.yaml").write_text(mix)
-    monkeypatch.setenv("PLACE", str(data))
-    monkeypatch.setenv("NEAR", "s3cret")
-    monkeypatch.chdir(tmp_path / "project")
-    return write_recipe(tmp_path / "project", tiny_model, tmp_path / "project" / "mix.yaml")
-
-
-def test_variables_stay_variables_in_all_that_is_written_and_shown(
-    secret: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "tiny.yaml", "train.steps=1", "output.folder=runs"])
-    assert caught.value.code == 0
-    captured = capsys.readouterr()
-    record = RunRecord(Path("runs/tiny"))
-    source = record.manifest.train_data["copy"].source
-    assert source == f"{secret.parent}/$NEAR/copy.train.jsonl"
-    assert record.manifest.test_data["add"].source == "$PLACE/a*d.test.jsonl"
-    written = [path for path in record.path.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
-    assert record.report_path in written
-    for text in [captured.out, captured.err, *(path.read_text() for path in written)]:
-        assert "s3cret" not in text
-    again = load(record.recipe_path, "output.name=again")
-    assert train_run(record.recipe_path, "output.name=again").manifest.train_data == record.manifest.train_data
-    assert again.recipe.mix == read_recipe(record.recipe_path).recipe.mix
-
-
-@pytest.mark.parametrize(
-    ("spoil", "shown"),
-    [
-        (lambda data: (data / "add.test.jsonl").write_text("{"), "$PLACE/add.test.jsonl:1: "),
-        (lambda data: (data / "add.test.jsonl").write_text(""), "$PLACE/add.test.jsonl: the file is empty"),
-        (lambda data: (data / "add.test.jsonl").unlink(), "$PLACE/a*d.test.jsonl: there is no such file"),
-        (lambda data: (data / "add.train.jsonl").unlink(), "${PLACE}/add.train.jsonl: there is no such file"),
-    ],
-)
-def test_errors_name_the_variable_and_not_its_value(
-    spoil: Callable[[Path], None], shown: str, secret: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spoil(secret.parents[1] / "elsewhere" / "s3cret")
-    line = refused(["check", "tiny.yaml", "--no-step"], capsys)
-    assert line.startswith(f"error: task 'add': {shown}")
-    assert "s3cret" not in line
-
-
-def test_the_value_of_a_variable_is_never_asked_for_elsewhere(
-    secret: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("malora_cli.data.sources.load_dataset_builder", _never)
-    monkeypatch.setenv("PLACE", "owner")
-    assert "$PLACE/copy.test.jsonl: there is no such file" in refused(["check", "tiny.yaml", "--no-step"], capsys)
-    source = '{path: "owner/$NEAR", split: train}'
-    assert "owner/$NEAR: there is no such file" in refused(
-        [
-            "check",
-            "tiny.yaml",
-            "--no-step",
-            f"mix.tasks={{add: {{domain: d, train: {source}, test: {source}, "
-            "format: prompt-completion, metric: exact-match}}",
-        ],
-        capsys,
-    )
-
-
-def test_a_page_holds_no_absolute_path(place: Path, tmp_path: Path) -> None:
-    record = RunRecord(place / "runs" / "whole")
-    source = page(record).source
-    assert str(place) not in source
-    assert "copy.train.jsonl" in source
-    shutil.copytree(record.path, tmp_path / "runs" / "moved")
-    moved = RunRecord(tmp_path / "runs" / "moved")
-    recipe = moved.recipe
-    recipe["model"] |= {"base": "C:\\Users\\me\\model", "chat_template": "/home/me/chat.jinja"}
-    recipe["mix"]["system"] = "/no_think"
-    moved.write_recipe(yaml.safe_dump(recipe))
-    text = page(moved).source
-    assert not re.search(r"C:|Users|/home/me|(?<![<\w])/tmp/", text)
-    assert str(place) not in text
-    for kept in ("chat.jinja", "/no_think", "copy.train.jsonl"):
-        assert kept in text

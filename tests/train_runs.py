@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from conftest import write_mix, write_recipe
+from malora_cli.cli import main
 from malora_cli.cli._common import vocabulary
 from malora_cli.recipe import LoadedRecipe, load_recipe
 from malora_cli.results import EvalEvent, Event, RunRecord, TrainEvent
@@ -93,3 +95,13 @@ def rewrite(path: Path, change: Callable[[Any], None]) -> None:
     data = json.loads(path.read_text(encoding="utf-8"))
     change(data)
     path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    [line] = capsys.readouterr().err.splitlines()
+    assert (caught.value.code, line[:7]) == (2, "error: ")
+    return line

@@ -119,7 +119,8 @@ def _fill_name(document: Document, path: Path) -> None:
 
 
 def _is_of_a_run(path: Path) -> bool:
-    return (path.resolve().parent / "manifest.json").is_file()
+    # Where it lies, and where it is that a link leads to: a link in a run folder is the run's as well.
+    return any((folder / "manifest.json").is_file() for folder in (path.parent, path.resolve().parent))
 
 
 def _require_grant(document: Document) -> None:
