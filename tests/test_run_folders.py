@@ -10,13 +10,26 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from malora_cli.errors import RunError
-from malora_cli.results import RunRecord, check_not_written, read_json, why_unwritable, write_text, writing
+from malora_cli.evals import evaluate
+from malora_cli.reports import check_writable, write_report
+from malora_cli.results import (
+    EvalResult,
+    RunRecord,
+    Scores,
+    TaskEval,
+    check_not_written,
+    read_json,
+    why_unwritable,
+    write_text,
+    writing,
+)
 from malora_cli.results.files import flush
 from malora_cli.train.folder import told_of_the_disk
 from run_records import manifest, run_record
@@ -246,3 +259,57 @@ def test_a_recipe_of_another_shape_is_one_line(text: str, reason: str, tmp_path:
     record.recipe_path.write_text(text)
     with pytest.raises(RunError, match=re.escape(f"the recipe cannot be read ({reason}")):
         _ = record.recipe
+
+
+# ---------------------------------------------------------------- evaluations and reports
+
+
+def _full(*names: str) -> Callable[[Path, str], None]:
+    """A disk that has no room for some files."""
+
+    def write(path: Path, text: str) -> None:
+        if path.name.endswith(names):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_text(path, text)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("no_room_for", "kept", "said"),
+    [
+        ("predictions.jsonl", 1, r"Only \S+\.json is kept\."),
+        (".json", 1, r"Only \S+\.predictions\.jsonl is kept\."),
+        ((".jsonl", ".json"), 0, r"Nothing of this evaluation is kept\."),
+    ],
+)
+def test_an_evaluation_on_a_full_disk_says_what_is_kept(
+    no_room_for: str | tuple[str, ...], kept: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (no_room_for,) if isinstance(no_room_for, str) else no_room_for
+    monkeypatch.setattr(evaluate, "write_text", _full(*names))
+    monkeypatch.setattr("malora_cli.results.files.write_text", _full(*names))
+    scores = Scores(score=0.5, loss=1.0)
+    task = TaskEval(domain="x", metric="exact-match", rows=1, base=scores, adapter=scores)
+    result = EvalResult(run="r", created="2025", step=1, limit=None, seconds=1.0, tasks={"a": task})
+    with pytest.raises(RunError) as caught:
+        evaluate._keep(tmp_path, result, ["{}\n"])
+    line = (
+        rf"{tmp_path}/\S+: it cannot be written \(No space left on device\)\. {said} Free some space there, or .*--out"
+    )
+    assert re.match(line, str(caught.value)), str(caught.value)
+    assert len(list(tmp_path.iterdir())) == kept
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    """`eval` and `report` as files stand for a file system for reading only, which root can be shown no other way."""
+    record = run_record(tmp_path, "r")
+    record.eval_dir.touch()
+    record.report_path.parent.touch()
+    with pytest.raises(RunError, match=r"eval: the evaluation cannot be written \(Not a directory\)\. .*--out FOLDER"):
+        evaluate._check_writable(record.eval_dir)
+    with pytest.raises(RunError, match=r"index.html: the report cannot be written \(Not a directory\)\. .*--out FILE"):
+        check_writable(record)
+    with pytest.raises(RunError, match=r"the report cannot be written \(File exists\)"):
+        write_report(record)
+    assert write_report(record, tmp_path / "elsewhere" / "page.html").read_text().startswith("<!doctype html>")
