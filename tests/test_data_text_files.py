@@ -306,3 +306,20 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     assert _refusal(tmp_path / "folder").startswith(f"{tmp_path / 'folder'}: the folder holds no rows")
     for long in ("a" * 300, f"owner/{'a' * 300}", f"{'a' * 300}.jsonl", f"{'a' * 300}*.jsonl"):
         assert _refusal(long).startswith(f"{long}: ")
+
+
+def test_long_rows_go_through_the_tokenizer_few_at_a_time(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.dumps({"prompt": "x" * size, "completion": f"{size}"}) for size in (10, 90, 20, 30, 1, 400, 2)]
+    rows = _load(_write(tmp_path / "x.jsonl", "\n".join(lines)))
+    whole = _encoded(rows, encoder, too_long="truncate_left")
+    calls: list[int] = []
+    tokenise = encoder.tokenise
+    monkeypatch.setattr("malora_cli.data.splits._CHARACTERS", 100)
+    monkeypatch.setattr("malora_cli.data.splits.cached", lambda _, fill: (tmp_path, fill(tmp_path)))
+    monkeypatch.setattr(encoder, "tokenise", lambda lot: calls.append(len(lot)) or tokenise(lot))
+    few = _encoded(rows, encoder, too_long="truncate_left")
+    assert sum(calls) == 7
+    assert len(calls) > 3
+    assert few.sha256 == whole.sha256

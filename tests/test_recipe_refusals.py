@@ -175,6 +175,15 @@ def test_a_mix_that_is_not_there_hides_no_other_problem() -> None:
     ]
 
 
+def test_names_that_no_file_can_have_are_one_line() -> None:
+    long = f"{'m' * 300}.yaml"
+    [problem] = problems(f"mix={long}")
+    assert problem.endswith(f"there is no such file in {Path.cwd()}")
+    Path("loop.jsonl").symlink_to("loop.jsonl")
+    for given in (f"{'s' * 300}.jsonl", "loop.jsonl"):
+        assert load(f"mix.tasks.plus.train={given}").recipe.mix.tasks["plus"].train.path.endswith(given)
+
+
 def test_a_mix_that_is_no_yaml_hides_no_other_problem() -> None:
     change("uniform", "{", "mixes/sums.yaml")
     change("steps: 100", "steps: -1")

@@ -15,7 +15,7 @@ from malora_cli.recipe import Columns
 from malora_cli.registry import did_you_mean
 
 _JINJA = Templates()
-#: Characters of a row, about a million tokens of English: the tokenizer takes a hundred times their size in memory.
+#: Characters of a row: about a million tokens of English.
 _LONGEST = 4_000_000
 _FAULTS_OF_TEMPLATES = (
     TemplateError,

@@ -7,10 +7,11 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import nlargest
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ _ENCODED = Features(
 #: Rows that are worth a process of their own.
 _ROWS_A_PROCESS = 20_000
 _BATCH = 1000
+#: Characters that go through the tokenizer in one call: it takes a hundred times their size in memory.
+_CHARACTERS = 4_000_000
 _LOT = 100_000
 _SAMPLES = 5
 _REASONS = 20
@@ -305,7 +308,7 @@ class _EncodeBatch:
             readable.append((number, example.prompt, example.completion, segments))
         found: dict[str, list[Any]] = {name: [] for name in _ENCODED}
         cut = 0
-        tokenised = self.encoding.encoder.tokenise([segments for *_, segments in readable])
+        tokenised = self._tokenised([segments for *_, segments in readable])
         for (number, prompt, completion, _), encoded in zip(readable, tokenised, strict=True):
             pieces = self._pieces(encoded, number, unused)
             cut += bool(pieces) and pieces != [encoded]
@@ -317,6 +320,12 @@ class _EncodeBatch:
         if unused or cut:
             write_json(self.notes / f"{numbers[0]:012d}.json", {"unused": unused, "cut": cut})
         return found
+
+    def _tokenised(self, rows: list[list[Segment]]) -> Iterator[Encoded]:
+        """Tokens of many rows, those of a few at a time where the rows are long."""
+        ends = accumulate(sum(len(segment.text) for segment in row) for row in rows)
+        for _, lot in groupby(zip(ends, rows, strict=True), key=lambda pair: pair[0] // _CHARACTERS):
+            yield from self.encoding.encoder.tokenise([row for _, row in lot])
 
     def _pieces(self, encoded: Encoded, number: int, unused: list[tuple[str, int]]) -> list[Encoded]:
         if not encoded.label_tokens:

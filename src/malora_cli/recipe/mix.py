@@ -49,7 +49,8 @@ def _mix_file(given: str, origin: Origin) -> Path | str:
     """The file of a mix, or what is wrong with its name."""
     if given.endswith(_SUFFIXES):
         path = origin.folder / os.path.expanduser(given)  # noqa: PTH111 (pathlib's raises for an unknown user)
-        return path if path.exists() else f"there is no such file in {origin.folder}"
+        # pathlib's raises for a name that is too long for one.
+        return path if os.path.exists(path) else f"there is no such file in {origin.folder}"  # noqa: PTH110
     shipped = shipped_files("data_mixes")
     nearest = did_you_mean(given, shipped)
     return shipped.get(given, f"no such shipped mix, and a file's name ends in .yaml; {nearest}")
@@ -105,7 +106,8 @@ def existing(given: str, folder: Path) -> str:
     try:
         path = (folder / os.path.expanduser(given)).resolve()  # noqa: PTH111 (as above)
         return str(path) if certain or (given and path.exists()) else given
-    except (OSError, ValueError):  # too long for a path, or with a character that paths cannot have
+    # Too long for a path, with a character that paths cannot have, or links that go round in circles.
+    except (OSError, ValueError, RuntimeError):
         return given
 
 
