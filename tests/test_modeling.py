@@ -9,21 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from malora_cli.adapters.methods import METHODS
 from malora_cli.errors import ModelError
+from malora_cli.modeling import adapter as adapter_module
+from malora_cli.modeling import base as base_module
 from malora_cli.modeling import (
     empty_base,
+    load_adapter,
     load_base,
     load_tokenizer,
     resolve_base,
+    save_adapter,
+    wrap,
 )
 from malora_cli.modeling.base import ALIASES, BaseModel, PackagedModel
 from malora_cli.recipe import ModelSettings
-
-IDS = torch.arange(3, 15).unsqueeze(0)
-TINY = {"r": 4, "subspace_rank": 8, "num_experts": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +129,40 @@ def test_missing_weights_are_refused_rather_than_made_up(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"2 of its weights are missing, as model\.layers\.1\.mlp\.up_proj\.weight"):
         load(folder)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried 1 bytes"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_memory_that_does_not_suffice_is_said(
+    error: Exception, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that the model cannot be had, or that the adapter is another one's."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    method, base = METHODS["lora"](r=4), load(folder)
+    save_adapter(wrap(base, method), tmp_path / "adapter")
+    base = load(folder)
+    for place, name, act in (
+        (AutoModelForCausalLM, "from_pretrained", lambda: load(folder)),
+        (base_module, "reads_across_examples", lambda: load(folder)),
+        (adapter_module, "get_peft_model", lambda: wrap(base, method)),
+        (PeftModel, "from_pretrained", lambda: load_adapter(base, tmp_path / "adapter", method)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fail)
+            with pytest.raises(
+                ModelError, match=r"(it|adapter) does not fit into memory \(.*\)\. Set model\.dtype"
+            ) as said:
+                act()
+        message(said)
 
 
 def test_weights_of_other_sizes_are_one_line(folder: Path) -> None:

@@ -20,8 +20,9 @@ from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.quick import quicken
 from malora_cli.adapters.targets import PAPER_TARGETS
 from malora_cli.errors import ModelError
+from malora_cli.modeling.memory import out_of_memory
 from malora_cli.modeling.quantised import values_in
-from malora_cli.modeling.reason import first_line
+from malora_cli.modeling.reason import does_not_fit, first_line
 from malora_cli.results import read_json
 
 
@@ -53,6 +54,10 @@ def wrap(model: PreTrainedModel, method: AdapterSettings, *, quick: bool = True)
         wrapped = get_peft_model(model, _config(model, method))
     except (ValueError, TypeError) as error:
         raise ModelError(first_line(error), where=f"method '{method.name}'") from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise does_not_fit("its adapter", error, where=f"method '{method.name}'") from error
     _freeze(wrapped, method.frozen)
     if quick:
         quicken(wrapped)
@@ -115,7 +120,9 @@ def load_adapter(
         wrapped = PeftModel.from_pretrained(
             model, folder, config=config, is_trainable=trainable, low_cpu_mem_usage=empty
         )
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
+        if out_of_memory(error):
+            raise does_not_fit("the adapter", error, where=str(folder)) from error
         raise ModelError(f"the adapter does not fit this model ({first_line(error)})", where=str(folder)) from error
     # PEFT only warns where the names of the tensors differ, and goes on with initial values.
     wrong = saved ^ set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))

@@ -28,15 +28,16 @@ from malora_cli.modeling.attention import attend_within_examples
 from malora_cli.modeling.device import own_device
 from malora_cli.modeling.gguf import converted_folder
 from malora_cli.modeling.loss import note_plain_head, reads_across_examples
+from malora_cli.modeling.memory import out_of_memory
 from malora_cli.modeling.quantised import keep_trainable, quantisation
-from malora_cli.modeling.reason import first_line
+from malora_cli.modeling.reason import does_not_fit, first_line
 from malora_cli.modeling.weights import weight_files, weights_sha256
 from malora_cli.recipe import ModelSettings
 from malora_cli.registry import did_you_mean
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: What transformers raises for models that are not there, are damaged, or need what is not installed.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
+_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, MemoryError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ def _placement(settings: ModelSettings) -> dict[str, str] | None:
 
 def _unavailable(name: str, error: Exception) -> ModelError:
     reason = first_line(error)
+    if out_of_memory(error):
+        return does_not_fit("it", error, where=f"model '{name}'")
     if "attention" in reason.lower():
         return ModelError(
             f"its attention cannot be had ({reason})",
@@ -258,6 +261,8 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
         across = reads_across_examples(model)
         note_plain_head(model)
     except _LOADING_ERRORS as error:
+        if out_of_memory(error):
+            raise does_not_fit("it", error, where=where) from error
         raise ModelError(f"a row of tokens cannot go through it ({first_line(error)})", where=where) from error
     if across:
         raise ModelError(
