@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +86,56 @@ def test_the_linears_of_a_block_choose_alike_and_are_balanced_once() -> None:
     assert not torch.equal(tally.assigned_LE[0], tally.assigned_LE[3])
 
 
-def test_a_linear_that_is_called_before_the_first_is_told() -> None:
-    model = routed("mixlora")
-    attention = model.base_model.model.model.layers[0].self_attn
-    attention.q_proj, attention.k_proj = attention.k_proj, attention.q_proj
-    with pytest.raises(RuntimeError, match="called before the first one of the block; set router to 'linear'"):
-        model(input_ids=IDS)
+@pytest.mark.parametrize("kind", ["opt", "gptj"])
+def test_the_order_of_calls_is_learned_where_it_is_not_that_of_the_list(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OPT and GPT-J list k before q, and call q first."""
+    targets = ["q_proj", "k_proj", "v_proj"]
+    model = routed("mixlora", tiny(kind, "eager"), target_modules=targets)
+    with tallying(model) as tally:
+        loss(model)
+    assert torch.equal(tally.assigned_LE[0], tally.assigned_LE[1])
+    assert torch.equal(tally.assigned_LE[0], tally.assigned_LE[2])
+    assert tally.calls_L.sum() == LAYERS  # balanced once a block
+    loss(model).backward()
+    ours = gradients(model)
+    twin = copy.deepcopy(model)
+    loss(twin).backward()
+    assert_same(gradients(twin), ours, atol=0.0)
+    with monkeypatch.context() as patched:
+        # Each linear by its own input, which is the same for all, and one of them balanced.
+        patched.setattr(BlockRouter, "router_for", lambda block, _, adapter, __: block._weights[adapter])
+        patched.setattr(BlockRouter, "give", lambda *_: None)
+        for layer in linears(twin).values():
+            if not layer.malora_router:
+                layer.malora_config["default"] = replace(layer.malora_config["default"], balance_factor=0.0)
+        loss(twin).backward()
+        assert_same(gradients(twin), ours)
+    model.eval().save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny(kind, "eager"), tmp_path)
+    assert torch.equal(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+def test_a_linear_of_another_size_that_is_called_first_is_told() -> None:
+    mlp = routed("mixlora").base_model.model.model.layers[0].mlp
+    with pytest.raises(
+        RuntimeError, match="of 48 inputs is called before the first of its block, whose router reads 32"
+    ):
+        mlp.down_proj(torch.randn(2, 48))
 
 
 def test_gates_of_other_tokens_are_not_taken() -> None:
-    block, gate, entropy = BlockRouter(), torch.rand(10, 4), torch.tensor(0.5)
-    assert [block.joined(7), block.joined(8), block.joined(9)] == [True, False, False]
-    block.give(gate, entropy)
+    block, gate, entropy, weights = BlockRouter(), torch.rand(10, 4), torch.tensor(0.5), nn.ParameterDict()
+    assert [block.joined(linear, weights) for linear in (7, 8, 9)] == [True, False, False]
+    block.give(8, gate, entropy)  # the second is called first
     assert block.take(9, 10) == (gate, entropy)
-    for linear, count in ((9, 10), (8, 8)):  # taken already; other tokens
-        with pytest.raises(RuntimeError, match="before the first one"):
+    for linear, count in ((9, 10), (7, 8)):  # taken already; other tokens
+        with pytest.raises(RuntimeError, match="which the first one of the block has not seen"):
             block.take(linear, count)
-    block.take(8, 10)
-    with pytest.raises(RuntimeError, match="before the first one"):
-        block.take(8, 10)
+    block.take(7, 10)
+    with pytest.raises(RuntimeError, match="which the first one of the block has not seen"):
+        block.take(7, 10)
 
 
 @pytest.mark.parametrize("method", ["mixlora", "mola", "hydralora", "malora-decomposed-up", "malora-unshared-subspace"])

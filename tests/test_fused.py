@@ -179,6 +179,10 @@ def test_is_used_only_where_nothing_else_looks_at_the_base_layer() -> None:
     watched = nn.Linear(3, 2).requires_grad_(False)
     watched.register_forward_hook(lambda *_: None)
     assert not can_fuse(watched, x, up, plain)
+    everywhere = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not can_fuse(frozen, x, up, plain)
+    everywhere.remove()
+    assert can_fuse(frozen, x, up, plain)
 
 
 def test_is_not_used_where_float32_products_may_be_rounded(rounded_products: None) -> None:

@@ -74,3 +74,53 @@ def test_the_balance_loss_reaches_the_router(factor: float, tmp_path: Path, tiny
     after = routers(training.model)
     moved = [not torch.equal(after[name], before[name]) for name in before]
     assert all(moved) if factor else not any(moved)
+
+
+def moved(folder: Path, model: Path, loss: str, *, accumulate: int) -> dict[str, torch.Tensor]:
+    """How far one step of SGD on one and the same row moves the routers, in so many micro-batches.
+
+    B is zero, so that nothing but the balance loss moves them.
+    """
+    sizes = {"r": 4, "subspace_rank": 8, "num_experts": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 1,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": accumulate,
+        "learning_rate": 1.0,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "max_length": 32,
+        "disable_tqdm": True,
+    }
+    preferred = {"prompt": "say ab ", "chosen": "ababab", "rejected": "cd"}
+    if loss == "dpo":
+        arguments, kind, rows = trl.DPOConfig(**settings), trl.DPOTrainer, [preferred] * 8
+    else:
+        arguments, kind, rows = trl.SFTConfig(**settings, loss_type=loss), trl.SFTTrainer, ROWS[:1] * 8
+    torch.manual_seed(0)
+    training = kind(
+        model=AutoModelForCausalLM.from_pretrained(model),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=MaloraConfig(**sizes, balance_factor=0.5),
+    )
+    before = routers(training.model)
+    training.train()
+    return {name: after - before[name] for name, after in routers(training.model).items()}
+
+
+@pytest.mark.parametrize("loss", ["nll", "dft", "dpo"])
+def test_the_balance_loss_counts_once_over_accumulated_micro_batches(
+    loss: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    whole, parted = (moved(tmp_path / str(n), tiny_model, loss, accumulate=n) for n in (1, 4))
+    for name, value in whole.items():
+        assert value.norm() > 0
+        assert (parted[name] - value).norm() < 1e-3 * value.norm(), name

@@ -30,8 +30,12 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_text": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 4}),
     "phi": ("PhiConfig", {}),
     "falcon": ("FalconConfig", {}),
-    "opt": ("OPTConfig", {"word_embed_proj_dim": 32, "ffn_dim": 48}),
+    "opt": ("OPTConfig", {"word_embed_proj_dim": 32, "ffn_dim": 48, "dropout": 0.0}),
     "stablelm": ("StableLmConfig", {}),
+    "gptj": (
+        "GPTJConfig",
+        {"n_embd": 32, "n_head": 4, "n_layer": LAYERS, "rotary_dim": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    ),
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_head": 4, "n_positions": 128}),
 }
 

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from malora_cli.adapters.dropout import draw_kept
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
@@ -42,6 +43,7 @@ def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -
         and not base_layer._forward_hooks
         and not base_layer._forward_pre_hooks
         and not base_layer._backward_hooks
+        and not _has_any_global_hook()
     )
 
 

@@ -119,7 +119,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
             getattr(self, MIXTURE_PREFIX + part)[adapter_name] = self._empty(*shape)
         if block is not None:
             self.malora_block[adapter_name] = block
-        if block is None or block.joined(self._router_index):
+        if block is None or block.joined(self._router_index, self.malora_router):
             self.malora_router[adapter_name] = self._empty(config.experts, self.in_features)
             self.malora_routing.routers.setdefault(adapter_name, set()).add(self._router_index)
         self.reset_parameters(adapter_name)
@@ -189,7 +189,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
                     x,
                     factors,
                     dropout=dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0,
-                    router_EI=self.malora_router.get(name),
+                    router_EI=self._router(name),
                     gate_of=lambda logits_TE: self._gate(logits_TE, x, name).flatten(0, -2),
                     scaling=self.malora_config[name].scaling,
                     top_k=self.malora_config[name].top_k,
@@ -209,15 +209,23 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         return y
 
     def _delta(self, x: Tensor, name: str) -> Tensor:
-        logits = router_logits(x, self.malora_router[name]) if name in self.malora_router else None
-        gate = self._gate(logits, x, name)
+        router = self._router(name)
+        gate = self._gate(None if router is None else router_logits(x, router), x, name)
         if not torch.is_autocast_enabled(x.device.type):  # autocast would bring a float32 copy back at once
             x = x.to(self.malora_up[name].dtype)
         scaling = self.malora_config[name].scaling
         return mixture_delta(self.malora_dropout[name](x), gate, self.factors(name), scaling=scaling)
 
+    def _router(self, name: str) -> Tensor | None:
+        """The router's weight; None where this linear takes its gates from the block."""
+        block = self.malora_block.get(name)
+        if block is None:
+            weight: Tensor = self.malora_router[name]
+            return weight
+        return block.router_for(self._router_index, name, self.in_features)
+
     def _gate(self, logits: Tensor | None, x: Tensor, name: str) -> Tensor:
-        """The gates for these logits, or those that the first linear of the block has for the same tokens."""
+        """The gates for these logits, or those that the first linear called in the block has for the same tokens."""
         config, block = self.malora_config[name], self.malora_block.get(name)
         if logits is None:
             assert block is not None
@@ -227,7 +235,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         if logits.requires_grad:
             gate = gates_with_balance(logits, gate, renormalize=config.renormalize, balance=balance)
         if block is not None:
-            block.give(gate, entropy)
+            block.give(self._router_index, gate, entropy)
         return gate
 
     def _gate_of_block(self, block: BlockRouter, x: Tensor) -> Tensor:
