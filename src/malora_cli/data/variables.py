@@ -29,7 +29,7 @@ def with_values(source: SourceSettings) -> SourceSettings:
 
 def rows_as_given(rows: Rows, source: SourceSettings) -> Rows:
     """Rows that say of themselves what the recipe says."""
-    files = [(_as_given(file, source.path), count) for file, count in rows.places.files]
+    files = [replace(file, name=_as_given(file.name, source.path)) for file in rows.places.files]
     return replace(rows, settings=source, places=replace(rows.places, source=source.path, files=files))
 
 
