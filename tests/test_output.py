@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from malora_cli.cli import main
 from malora_cli.cli._tables import comparison_table, evaluation_table
-from malora_cli.cli._terminal import SafeConsole, result_console, say
+from malora_cli.cli._terminal import SafeConsole, plain_table, result_console, say
 from malora_cli.compare.table import Comparison, Row
 from malora_cli.errors import MaloraError
 from report_runs import evaluation
@@ -109,3 +110,19 @@ def test_tables_of_results_are_folded_but_for_their_means() -> None:
     console.tell_left_out(2, "tasks")
     console.tell_left_out(1003, "tasks")
     assert console.file.getvalue() == "… 1,001 more tasks; --full shows all 1,003\n"
+
+
+def test_a_piped_table_is_rich_s_to_the_letter() -> None:
+    table = plain_table(("task", "domain"), ("rows",), title="\nRows")
+    for cells in (("short", "[b]你好[/b]", "7"), ("a much longer name", "é", "1,234"), ("", "", "")):
+        table.add_row(*map(Text, cells))
+    written = []
+    for show in (SafeConsole.print, SafeConsole.print_table):
+        console = SafeConsole(file=io.StringIO(), width=500)
+        show(console, table)
+        written.append([line.rstrip() for line in console.file.getvalue().splitlines()])
+    assert written[0] == written[1]
+    console = SafeConsole(file=io.StringIO(), width=500)
+    table.add_row(Text("two\nlines\x1b[2J"))
+    console.print_table(table)
+    assert "two␊lines␛[2J" in console.file.getvalue()

@@ -30,7 +30,7 @@ def print_plan(loaded: LoadedRecipe, console: SafeConsole) -> None:
     settings["mix"]["tasks"] = dict(console.start(tasks.items()))
     for path, value in _leaves(settings):
         values.add_row(Text(path), Text(_spelled(value)), Text(loaded.provenance.get(path, ""), style="dim"))
-    console.print(values)
+    console.print_table(values)
     console.tell_left_out(len(tasks), "tasks with their settings")
 
     parameters = plain_table(("target",), ("modules", "trainable"), title="\nTrainable parameters")

@@ -56,8 +56,8 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
             f"{task.overlap.exact:,}",
             f"{task.overlap.runs:,}",
         )
-    console.print(mixture)
-    console.print(rows)
+    console.print_table(mixture)
+    console.print_table(rows)
     console.tell_left_out(len(statement.tasks), "tasks")
     lines = [
         f"{entry.task.name}: {_told(unused, name)}"
