@@ -105,6 +105,9 @@ def test_every_routed_method_can_be_analysed(method: str) -> None:
                 assert 0 < side.similarity <= 1 + 1e-5
                 assert 1 < side.effective_rank <= side.rank + 1e-3
                 assert side.spectrum == sorted(side.spectrum, reverse=True)
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    randomise(model, seed=1)
+    assert analyse_experts(model, weights) == found
     if method == "hydralora":  # one A for all
         assert found.groups["layer 0"]["q_proj"]["down"].similarity == pytest.approx(1, abs=1e-4)
 

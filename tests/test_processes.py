@@ -9,14 +9,16 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.results import RunRecord
-from malora_cli.train import checkpoints
+from malora_cli.train import checkpoints, processes
 from train_runs import adapter, losses, train_run, workplace
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -233,6 +235,16 @@ def test_a_signal_to_the_launcher_saves_the_step(number: signal.Signals, code: i
     assert "Traceback" not in err
     [checkpoint] = checkpoints.checkpoints(record.checkpoints_dir)
     assert checkpoints.damage(checkpoint) is None
+
+
+def test_processes_wait_for_hours_while_one_fetches_and_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[dict[str, Any]] = []
+    monkeypatch.setattr(processes, "PartialState", lambda **settings: met.append(settings))
+    processes.meet()
+    assert not met
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    processes.meet()
+    assert met[0]["timeout"] >= timedelta(hours=6)
 
 
 def test_what_one_process_cannot_do_is_a_line(recipe: Path) -> None:

@@ -10,7 +10,7 @@ Source: MALoRA (arXiv 2410.22782), Fig. 2 (similarity) and Fig. 3 (singular valu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from malora_cli.adapters.config import MIXTURE_PREFIX
 from malora_cli.adapters.initialisation import one_thread
 from malora_cli.adapters.kernel import Factors
 from malora_cli.adapters.layer import MixtureLinear
@@ -26,6 +27,8 @@ from malora_cli.results import ExpertGeometry, ProjectionGeometry, Sides
 
 #: Singular values below this share of the largest are rounding, not directions.
 _TOLERANCE = 1e-5
+#: What stands before a module's name in the name of its parameters, once the model is wrapped.
+_BASE = "base_model.model."
 #: Points that a spectrum is kept at.
 _POINTS = 25
 
@@ -115,8 +118,12 @@ def _at_points(sigma: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def analyse_experts(model: PeftModel) -> ExpertGeometry | None:
+def analyse_experts(model: PeftModel, weights: Mapping[str, Tensor] | None = None) -> ExpertGeometry | None:
     """Similarity and spectra of the active adapter's experts, means over the linears of a name in a layer group.
+
+    Args:
+        model: The wrapped model.
+        weights: Of its adapter, by parameter name, where the model itself does not have them in one piece.
 
     Returns:
         None for a model without routed experts.
@@ -124,12 +131,15 @@ def analyse_experts(model: PeftModel) -> ExpertGeometry | None:
     routing, adapter = routing_of(model), model.active_adapter
     if routing is None:
         return None
+    whole = dict(model.named_parameters()) if weights is None else weights
     group_of = {row: group for group, rows in routing.layer_groups().items() for row in rows}
     found: dict[tuple[str, str], list[Experts]] = defaultdict(list)
     for row, name in enumerate(routing.names):
         layer = model.get_base_model().get_submodule(name)
         if isinstance(layer, MixtureLinear) and adapter in layer.malora_up:
-            experts = experts_of(layer.factors(adapter), layer.malora_config[adapter].experts)
+            structure = layer.malora_structure[adapter]
+            parts = {part: whole[f"{_BASE}{name}.{MIXTURE_PREFIX}{part}.{adapter}"] for part in structure.parts}
+            experts = experts_of(structure.factors(parts), layer.malora_config[adapter].experts)
             found[group_of[row], name.rpartition(".")[2]].append(experts)
     groups: dict[str, dict[str, Sides]] = defaultdict(dict)
     with one_thread():

@@ -272,7 +272,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
 
     def _balanced(self, name: str) -> bool:
         """Whether a router of this adapter has a balance loss."""
-        return self.training and self.malora_config[name].balance_factor > 0
+        return self.training and self.malora_routing.balanced and self.malora_config[name].balance_factor > 0
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove one adapter, from the count of its routers as well."""

@@ -118,6 +118,7 @@ class Routing:
     balance_weight: Tensor | float = 1.0  # of the newest loss, see `scale_balance_with` and `following`
     tally: RoutingTally | None = None  # None: nothing is recorded
     row_adapters: RowAdapters | None = None  # None: every row takes the active adapters
+    balanced: bool = True  # whether training adds the balance loss, for which processes exchange their loads
 
     def mask_of(self, tokens: int) -> Tensor | None:
         """The mask where it describes these tokens; that of a cache as well, as in generation, does not."""
@@ -189,6 +190,20 @@ def tallying(model: nn.Module) -> Iterator[RoutingTally]:
         yield routing.tally
     finally:
         routing.tally = outer
+
+
+@contextmanager
+def unbalanced(model: nn.Module) -> Iterator[None]:
+    """Leave the balance loss out within the block, and with it all that the routers of several processes exchange."""
+    routing = routing_of(model)
+    if routing is None:
+        yield
+        return
+    outer, routing.balanced = routing.balanced, False
+    try:
+        yield
+    finally:
+        routing.balanced = outer
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,15 @@ from peft import PeftModel
 
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.routing import routing_of
-from malora_cli.data.batch import collate
+from malora_cli.data.batch import Packer, collate
 from malora_cli.data.encoding import Encoder
-from malora_cli.data.tasks import Task, in_lots, load_tasks
+from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import DataError, RecipeError, RunError
 from malora_cli.evals.metrics import METRICS
-from malora_cli.evals.predict import predict
+from malora_cli.evals.predict import MORE_MEMORY, predict
 from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base
 from malora_cli.modeling.heldout import HeldOut, held_out
+from malora_cli.modeling.memory import fitting
 from malora_cli.recipe import MixSettings, Recipe
 from malora_cli.registry import did_you_mean
 from malora_cli.results import EvalResult, RunRecord, Scores, TaskEval, utc_now, why_unwritable, write_text
@@ -84,7 +85,8 @@ def evaluate_run(
     loaded = load_tasks(mix, encoder, max_length=recipe.train.max_length)
     _check_same_data(record, loaded)
     model = load_adapter(load_base(base, recipe.model), adapter, cast(AdapterSettings, recipe.method))
-    evaluator = _Evaluator(model, encoder, rows, recipe.eval.batch_size, on_task)
+    packer = Packer(recipe.eval.batch_size, recipe.train.micro_batch_tokens)
+    evaluator = _Evaluator(model, encoder, rows, packer, on_task)
     if base_from is None:
         with model.disable_adapter():
             base_scores = {name: scores for name, (scores, _) in evaluator.measure_all("base", loaded).items()}
@@ -169,10 +171,10 @@ class _Evaluator:
         model: PeftModel,
         encoder: Encoder,
         limit: int | None,
-        batch_size: int,
+        packer: Packer,
         on_task: Callable[[str, str], None],
     ) -> None:
-        self.model, self.encoder, self.limit, self.batch_size, self.on_task = model, encoder, limit, batch_size, on_task
+        self.model, self.encoder, self.limit, self.packer, self.on_task = model, encoder, limit, packer, on_task
         self.answers: dict[tuple[str, int], dict[str, object]] = {}
 
     def measure_all(self, which: str, tasks: Sequence[Task]) -> dict[str, tuple[Scores, HeldOut]]:
@@ -185,16 +187,21 @@ class _Evaluator:
 
     def measure(self, which: str, task: Task) -> tuple[Scores, HeldOut]:
         """Score and loss of one task under the model as it stands."""
-        batches = list(in_lots(task.test, 0, limit=self.limit, size=self.batch_size))
-        examples = [example for batch in batches for example in batch]
-        loss = held_out(self.model, map(collate, batches))
+        count = len(task.test) if self.limit is None else min(self.limit, len(task.test))
+        examples = task.test.examples(range(count), 0)
+        loss, self.packer = fitting(
+            lambda packer: held_out(self.model, map(collate, packer.parted(examples))),
+            self.packer,
+            f"the held-out rows of '{task.name}'",
+            fix=MORE_MEMORY,
+        )
         predictions = predict(
             self.model,
             self.encoder.tokenizer,
             [example.input_ids[: example.prompt_tokens] for example in examples],
             stop_ids=self.encoder.stop_ids,
             max_new_tokens=task.settings.max_new_tokens,
-            batch_size=self.batch_size,
+            batch_size=self.packer.rows,
         )
         rows = task.test.rows.select(range(len(examples)))
         scores = METRICS[task.settings.metric].scores(predictions, rows["completion"])

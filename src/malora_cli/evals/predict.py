@@ -9,6 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from malora_cli.data.batch import Packer
+from malora_cli.modeling.memory import Attempt, halved
+
+MORE_MEMORY = "Evaluate on a device with more memory."
+
 
 @torch.no_grad()
 def predict(
@@ -28,10 +33,13 @@ def predict(
         prompts: Tokens of each prompt; similar lengths are put together, padded on the left.
         stop_ids: Tokens that end an answer.
         max_new_tokens: Longest answer.
-        batch_size: Prompts at once.
+        batch_size: Prompts at once; fewer where memory does not suffice.
 
     Returns:
         The answers without special tokens.
+
+    Raises:
+        RunError: Memory does not suffice for one prompt.
     """
     device = next(model.parameters()).device
     stops = set(stop_ids)
@@ -43,17 +51,22 @@ def predict(
     )
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        lot = order[start : start + batch_size]
+    start, size = 0, Packer(batch_size)
+    while start < len(order):
+        lot = order[start : start + size.rows]
         padded = tokenizer.pad(
             {"input_ids": [list(prompts[index]) for index in lot]}, padding_side="left", return_tensors="pt"
         ).to(device)
-        with _generating_by(model, greedy):
+        with Attempt() as attempt, _generating_by(model, greedy):
             output = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
+        if attempt.out_of_memory:
+            size = halved(size, "generating answers", fix=MORE_MEMORY)
+            continue
         for index, new_ids in zip(lot, output[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
             # What follows the end is padding; the end itself need not be a special token.
             end = next((at for at, token in enumerate(new_ids) if token in stops), len(new_ids))
             answers[index] = tokenizer.decode(new_ids[:end], skip_special_tokens=True)
+        start += len(lot)
     return answers
 
 

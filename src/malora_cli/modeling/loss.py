@@ -11,9 +11,10 @@ from weakref import WeakSet
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from malora_cli.modeling.modes import as_trained, evaluating
 
 #: Most that the logits of one call of the head may take, in float32.
 LOGITS_BYTES = 2**28
@@ -39,7 +40,7 @@ def token_nats(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     if not _keeps_some_logits(base):
         return _nats(model(**inputs).logits[0, positions_K], targets_K)
     size = LOGITS_BYTES // (4 * _vocabulary(base)) or 1
-    if len(positions_K) <= size or not _has_plain_head(base) or isinstance(model, FSDPModule):
+    if len(positions_K) <= size or not _has_plain_head(base):
         return _nats(model(**inputs, logits_to_keep=positions_K).logits[0], targets_K)
     with _headless(base) as head:
         hidden_KH = model(**inputs, logits_to_keep=positions_K).logits[0]
@@ -147,7 +148,7 @@ def _largest_change(one_PV: Tensor, other_PV: Tensor) -> float:
 
 @torch.no_grad()
 def example_nats(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> list[tuple[float, int]]:
-    """Summed nats and supervised tokens of every example of some batches, in order; the model is left in its mode.
+    """Summed nats and supervised tokens of every example of some batches, in order; computed as in training.
 
     Args:
         model: As in `token_nats`.
@@ -155,14 +156,12 @@ def example_nats(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> list
             position 0; one without a target counts as zero nats and tokens.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     found: list[tuple[float, int]] = []
-    for batch in batches:
-        moved = {name: tensor.to(device) for name, tensor in batch.items()}
-        nats_K, example_K = token_nats(model, moved).double(), moved["examples"]
-        count = int((moved["position_ids"] == 0).sum())
-        sums = torch.zeros(count, dtype=torch.float64, device=device).index_add(0, example_K, nats_K)
-        found += zip(sums.tolist(), torch.bincount(example_K, minlength=count).tolist(), strict=True)
-    model.train(was_training)
+    with evaluating(model), as_trained(model):
+        for batch in batches:
+            moved = {name: tensor.to(device) for name, tensor in batch.items()}
+            nats_K, example_K = token_nats(model, moved).double(), moved["examples"]
+            count = int((moved["position_ids"] == 0).sum())
+            sums = torch.zeros(count, dtype=torch.float64, device=device).index_add(0, example_K, nats_K)
+            found += zip(sums.tolist(), torch.bincount(example_K, minlength=count).tolist(), strict=True)
     return found

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from malora_cli.modeling.loss import token_nats
+from malora_cli.modeling.modes import as_trained, evaluating
 from malora_cli.results import GradientConflict
 
 SLOTS = 2**16
@@ -34,39 +35,64 @@ def gradient_conflict(model: nn.Module, batches: Sequence[Iterable[Mapping[str, 
     Returns:
         The comparison for each group of trainable parameters, and for ``"all"`` of them.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    parameters = [parameter for _, parameter in named]
-    groups = [match[1] if (match := _GROUP.search(name)) else "other" for name, _ in named]
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = list(named.values())
+    sketcher = _Sketcher(named)
     device = parameters[0].device
-    was_training = model.training
-    model.eval()
-    sketches_NGS = []
-    for task in batches:
-        sketch = {group: torch.zeros(SLOTS, dtype=torch.float64, device=device) for group in dict.fromkeys(groups)}
-        for batch in task:
-            nats_K = token_nats(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            _add(sketch, groups, torch.autograd.grad(nats_K.sum(), parameters, materialize_grads=True))
-        sketches_NGS.append(sketch)
-    model.train(was_training)
-    compared = {group: _compared([sketch[group] for sketch in sketches_NGS]) for group in dict.fromkeys(groups)}
+    sketches = []
+    with evaluating(model, checkpointing=True):
+        for task in batches:
+            sketch = sketcher.empty()
+            for batch in task:
+                with as_trained(model):
+                    nats_K = token_nats(model, {name: tensor.to(device) for name, tensor in batch.items()})
+                sketcher.add(sketch, torch.autograd.grad(nats_K.sum(), parameters, materialize_grads=True))
+            sketches.append(sketch)
+    compared = {group: _compared([sketch[group] for sketch in sketches]) for group in sketcher.sizes}
     # Groups are sketched apart, so that their inner products add up.
-    whole = [torch.cat(list(sketch.values())) for sketch in sketches_NGS]
+    whole = [torch.cat(list(sketch.values())) for sketch in sketches]
     return {"all": _compared(whole), **compared}
 
 
-def _add(sketch: dict[str, Tensor], groups: Sequence[str], gradients: Sequence[Tensor]) -> None:
-    sizes: Counter[str] = Counter()
-    for gradient, group in zip(gradients, groups, strict=True):
-        sizes[group] += gradient.numel()
-    offsets = dict.fromkeys(sketch, 0)
-    for number, (gradient, group) in enumerate(zip(gradients, groups, strict=True)):
-        flat = gradient.flatten().double()
-        if sizes[group] > SLOTS:
-            generator = torch.Generator().manual_seed(number)
-            flat = flat * (2 * torch.randint(0, 2, flat.shape, generator=generator) - 1).to(flat.device)
-        padded = torch.cat([flat, flat.new_zeros(-len(flat) % SLOTS)]).reshape(-1, SLOTS).sum(0)
-        sketch[group] += padded.roll(offsets[group] % SLOTS)
-        offsets[group] += gradient.numel()
+class _Sketcher:
+    """Sums gradients into slots; the signs of all entries are drawn once, a byte each.
+
+    Args:
+        parameters: Whose gradients these are, by name.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.groups = [match[1] if (match := _GROUP.search(name)) else "other" for name in parameters]
+        self.sizes: Counter[str] = Counter()
+        for group, parameter in zip(self.groups, parameters.values(), strict=True):
+            self.sizes[group] += parameter.numel()
+        self.signs = [
+            _signs(parameter, number) if self.sizes[group] > SLOTS else None
+            for number, (group, parameter) in enumerate(zip(self.groups, parameters.values(), strict=True))
+        ]
+        self.device = next(iter(parameters.values())).device
+
+    def empty(self) -> dict[str, Tensor]:
+        """Sketches of nothing, by group."""
+        return {group: torch.zeros(SLOTS, dtype=torch.float64, device=self.device) for group in self.sizes}
+
+    def add(self, sketch: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
+        """Add the gradients of all parameters."""
+        offsets = dict.fromkeys(sketch, 0)
+        for gradient, group, signs in zip(gradients, self.groups, self.signs, strict=True):
+            flat = gradient.flatten().double()
+            if signs is not None:
+                flat = flat * signs
+            padded = torch.cat([flat, flat.new_zeros(-len(flat) % SLOTS)]).reshape(-1, SLOTS).sum(0)
+            sketch[group] += padded.roll(offsets[group] % SLOTS)
+            offsets[group] += gradient.numel()
+
+
+def _signs(parameter: Tensor, seed: int) -> Tensor:
+    """1 or -1 for each entry, int8. They are drawn on the CPU, so that every device has the same."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(0, 2, (parameter.numel(),), generator=generator, dtype=torch.int8)
+    return drawn.mul_(2).sub_(1).to(parameter.device)
 
 
 def _compared(sketches: Sequence[Tensor]) -> GradientConflict:

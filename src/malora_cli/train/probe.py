@@ -5,19 +5,23 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
-from malora_cli.data.batch import Packer
+from malora_cli.adapters.routing import unbalanced
+from malora_cli.data.batch import Batch, Packer, TrainExample
 from malora_cli.data.mixture import Mixture
 from malora_cli.data.statement import longest_step
 from malora_cli.modeling.loss import token_nats
+from malora_cli.modeling.memory import Attempt, halved
+from malora_cli.modeling.modes import as_trained
 from malora_cli.recipe import TrainSettings
-from malora_cli.train.trouble import halved, out_of_memory
+from malora_cli.train import processes
+from malora_cli.train.trouble import ONE_ROW, SMALLER, not_in_one_process
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,16 @@ class StepCost:
     """A measured step.
 
     Args:
-        tokens: Tokens of it.
+        tokens: Tokens of it, over all processes.
         seconds: From the first forward to the optimiser's end.
         peak_bytes: Most memory in use until its end: of the device, or of the whole process on CPU.
+        packer: The micro-batches in which it fitted into memory.
     """
 
     tokens: int
     seconds: float
     peak_bytes: int
+    packer: Packer
 
     def training_seconds(self, tokens: float) -> float:
         """Seconds that training on so many tokens takes at this pace."""
@@ -43,52 +49,60 @@ def measure_longest_step(model: nn.Module, mixture: Mixture, packer: Packer, set
     """Go through the longest step once, with an optimiser that changes nothing.
 
     Weights, gradients and random state are as before afterwards. Where memory does not suffice, micro-batches halve, as
-    they will in training.
+    they will in training, and those of all processes where it does not in one.
 
     Raises:
-        RunError: Memory does not suffice for one row at a time.
+        RunError: Memory does not suffice for one row at a time, or for a model that is spread over the processes.
     """
     examples = longest_step(mixture)
+    # No process gets longer rows than these.
+    part = examples[: len(examples) // processes.world_size()]
     device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
     was_training = model.training
     model.train()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    # Nothing is exchanged: a process that runs out of memory is absent from the rest of its forward pass.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), unbalanced(model):
         while True:
-            try:
-                _step(model, packer(examples[-1:]), trained)  # what is compiled or chosen once is not of the step
-                started = time.perf_counter()
-                _step(model, packer(examples), trained)
+            with Attempt() as attempt:
+                seconds = _seconds(model, part, packer, trained)
+            if attempt.out_of_memory and isinstance(model, FSDPModule):  # whose weights travel in every forward pass
+                raise not_in_one_process("the longest step", SMALLER)
+            if not processes.most(attempt.out_of_memory, device):
                 break
-            except RuntimeError as error:  # that of CUDA is one as well
-                if not out_of_memory(error):
-                    raise
-                packer = halved(packer, "the longest step", error)
-                model.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - started
+            model.zero_grad(set_to_none=True)
+            packer = halved(packer, "the longest step", fix=ONE_ROW)
     model.train(was_training)
-    return StepCost(sum(len(example.input_ids) for example in examples), seconds, _peak_bytes(device))
+    return StepCost(sum(len(example.input_ids) for example in examples), seconds, _peak_bytes(device), packer)
 
 
-def _step(model: nn.Module, batches: list[Any], trained: list[nn.Parameter]) -> None:
+def _seconds(
+    model: nn.Module, examples: Sequence[TrainExample], packer: Packer, trained: Sequence[nn.Parameter]
+) -> float:
     device = trained[0].device
-    optimiser = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+    _step(model, packer(examples[-1:]), trained)  # what is compiled or chosen once is not of the step
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # nor is what an attempt before took
+    started = time.perf_counter()
+    _step(model, packer(examples), trained)
+    return time.perf_counter() - started
+
+
+def _step(model: nn.Module, batches: Sequence[Batch], trained: Sequence[nn.Parameter]) -> None:
+    device = trained[0].device
+    optimiser = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)  # as in training
     for batch in batches:
-        with _precision(model, device):
-            nats_K = token_nats(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        with as_trained(model):
+            nats_K = token_nats(model, {name: tensor.to(device) for name, tensor in batch.items()})  # type: ignore[attr-defined]
         (nats_K.mean() if len(nats_K) else nats_K.sum()).backward()
+    # A gradient that is no number would go into the weights, even at a learning rate of 0.
+    optimiser.zero_grad(set_to_none=False)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _precision(model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
-    """As the trainer runs a forward: in the number format of the base, where that is not float32."""
-    dtype = model.dtype
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)  # type: ignore[arg-type]
 
 
 def _peak_bytes(device: torch.device) -> int:

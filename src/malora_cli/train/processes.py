@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,9 @@ from malora_cli.modeling.device import own_device
 from malora_cli.modeling.reason import first_line
 
 T = TypeVar("T")
-
+#: How long processes wait for one of them, which may fetch models and data sets and encode them first; by itself NCCL
+#: gives up after ten minutes. One that has died keeps nobody waiting: the launcher ends the others.
+_PATIENCE = timedelta(hours=12)
 _LAUNCH = "Launchers set it: train by --nproc, torchrun or accelerate, or unset it to train in one process."
 
 
@@ -36,7 +39,7 @@ def meet() -> None:
     if world_size() == 1:
         return
     try:
-        PartialState(cpu=own_device().type == "cpu")
+        PartialState(cpu=own_device().type == "cpu", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:
         what = f"the processes do not find each other ({first_line(error)})"
         raise RunError(what, where="WORLD_SIZE", fix=_LAUNCH) from error

@@ -24,8 +24,10 @@ def shard(model: PeftModel) -> None:
     base: Any = model.get_base_model()
     mesh = init_device_mesh(base.device.type, (processes.world_size(),))
     blocks = [module for module in base.modules() if type(module).__name__ in (base._no_split_modules or ())]
-    for module in [*blocks, model]:
+    for module in blocks:
         fully_shard(module, mesh=mesh)
+    # What is in no block stays in one piece from the forward to the backward pass: the head runs again between the two.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
 def exchange_gradients(model: nn.Module, wanted: bool) -> None:

@@ -14,13 +14,19 @@ from malora_cli.data.batch import Packer, collate
 from malora_cli.data.mixture import Mixture
 from malora_cli.errors import RunError
 from malora_cli.modeling.loss import example_nats
+from malora_cli.modeling.memory import out_of_memory as out_of_memory
 from malora_cli.results import write_json
 from malora_cli.train import processes, sharding
 
+#: What to do where one row of a step does not fit.
+ONE_ROW = "Set train.max_length lower, or train.gradient_checkpointing to true."
+#: What to do where several processes cannot go on with smaller micro-batches by themselves.
+SMALLER = "Set train.micro_batch_tokens or train.micro_batch_size lower."
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory did not suffice; on the CPU nothing but the message tells."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+def not_in_one_process(where: str, fix: str) -> RunError:
+    """What one of several processes ends with: the others wait for what it can no longer give."""
+    return RunError("a micro-batch does not fit into memory", where=where, fix=fix)
 
 
 def halved(packer: Packer, where: str, error: RuntimeError) -> Packer:
@@ -30,8 +36,7 @@ def halved(packer: Packer, where: str, error: RuntimeError) -> Packer:
         RunError: It was of one row.
     """
     if packer.half is None:
-        fix = "Set train.max_length lower, or train.gradient_checkpointing to true."
-        raise RunError("a micro-batch of one row does not fit into memory", where=where, fix=fix) from error
+        raise RunError("a micro-batch of one row does not fit into memory", where=where, fix=ONE_ROW) from error
     return packer.half
 
 
