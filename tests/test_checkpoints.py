@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from malora_cli.errors import MaloraError, RunError
 from malora_cli.results import RunRecord, RunStatus
 from malora_cli.train import checkpoints
-from train_runs import Killed, kill_at, load, measured, rewrite, same_weights, train_run, workplace
+from malora_cli.train import run as run_module
+from train_runs import Killed, adapter, kill_at, load, measured, rewrite, same_weights, train_run, workplace
 
 SAFE = {".safetensors", ".json", ".md"}
 _NUMBERS = itertools.count()
@@ -135,6 +137,34 @@ def test_a_process_that_dies_leaves_a_run_that_goes_on(recipe: Path, whole: RunR
     assert measured(whole) == measured(resumed)
 
 
+def test_a_run_is_finished_though_its_experts_cannot_be_analysed(
+    recipe: Path, name: Any, whole: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+
+    monkeypatch.setattr(run_module, "analyse_experts", full)
+    with pytest.warns(UserWarning, match=r"experts have in common cannot be told \(CUDA out of .* 2 GiB.\)$"):
+        record = train_run(recipe, next(name))
+    assert record.finished
+    assert same_weights(whole, record)
+    assert not record.experts_path.exists()
+
+
+def test_only_the_adapter_is_saved_and_no_hub_is_asked(
+    recipe: Path, name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for the size of its vocabulary, nor with the base's embeddings where the adapter stands on them."""
+
+    def asked(*arguments: Any) -> None:
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", asked)
+    head = "method={name: lora, r: 2, target_modules: [lm_head]}"
+    record = train_run(recipe, next(name), head, "train.steps=1")
+    assert set(adapter(record)) == {f"base_model.model.lm_head.lora_{side}.weight" for side in "AB"}
+
+
 def test_the_adapter_is_saved_again_if_the_run_died_over_it(recipe: Path, name: Any, whole: RunRecord) -> None:
     override = next(name)
     record = train_run(recipe, override)
@@ -236,9 +266,12 @@ def test_a_refusal_shows_both_values(recipe: Path, whole: RunRecord) -> None:
     assert "method.r (was 4, is 2), train.learning_rate (was 0.01, is 0.5)" in message
 
 
-def test_a_run_may_be_made_longer_or_shorter(recipe: Path, name: Any) -> None:
+def test_a_run_may_be_made_longer_or_shorter_but_not_than_it_is(recipe: Path, name: Any) -> None:
     override = next(name)
     _killed(recipe, 3, override)
+    message = _refusal(RunError, recipe, override, "train.steps=1", resume=True)
+    assert "it has been trained for 2 steps already, and the recipe asks for 1. Set train.steps" in message
+    assert not _record(recipe, override).finished
     longer = train_run(recipe, override, "train.steps=8", resume=True)
     assert longer.manifest.steps == 8
     assert [event.step for event in longer.metrics.train()] == list(range(1, 9))

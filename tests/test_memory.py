@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import data_parallel
+import memory_processes
+from malora_cli.adapters.routing import let_go_of_gates
 from malora_cli.data.batch import Packer, collate
 from malora_cli.errors import RunError
 from malora_cli.evals import evaluate as evaluate_module
@@ -59,6 +60,25 @@ def test_nothing_else_is_taken_for_it(error: BaseException) -> None:
     assert not out_of_memory(error)
     with pytest.raises(type(error)), Attempt():
         raise error
+
+
+def test_gates_of_a_pass_that_was_cut_short_are_let_go() -> None:
+    """They are handed on within a block, and their history is every activation before it."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = routed("mixlora")
+    block = model.get_submodule("base_model.model.model.layers.1.self_attn.q_proj").malora_block["default"]
+    handle = model.get_submodule("base_model.model.model.layers.1.self_attn.v_proj").register_forward_pre_hook(full)
+    with Attempt() as attempt:
+        token_nats(model, collate(examples()))
+    assert attempt.out_of_memory
+    gate = weakref.ref(block._gate_TE)
+    let_go_of_gates(model)
+    assert gate() is None
+    handle.remove()
+    token_nats(model, collate(examples())).sum().backward()
 
 
 def test_what_an_attempt_held_is_free_when_it_is_left() -> None:
@@ -126,14 +146,14 @@ def test_an_evaluation_halves_and_leaves_the_model_in_training(monkeypatch: pyte
     model = routed("malora")
     whole = held_out(model, [collate(examples())]).loss
     monkeypatch.setattr(loss_module, "token_nats", limited(token_nats, 24))
-    event = measuring.evaluation(model, [OneTask()], rows=9, batch_size=4, step=1, seconds=0)  # type: ignore[list-item]
+    event = measuring.evaluation(model, [OneTask()], Packer(4), rows=9, step=1, seconds=0)  # type: ignore[list-item]
     found = event.tasks["task"]
     assert (found.tokens, found.examples) == (whole.tokens, whole.examples)
     assert found.nats == pytest.approx(whole.nats, rel=1e-5)
     assert model.training
     monkeypatch.setattr(loss_module, "token_nats", limited(token_nats, 3))
     with pytest.raises(RunError, match=r"^the held-out rows: a micro-batch of one row does not fit into memory"):
-        measuring.evaluation(model, [OneTask()], rows=9, batch_size=4, step=1, seconds=0)  # type: ignore[list-item]
+        measuring.evaluation(model, [OneTask()], Packer(4), rows=9, step=1, seconds=0)  # type: ignore[list-item]
     assert all(module.training for module in model.modules())
 
 
@@ -263,9 +283,9 @@ def test_measuring_says_in_which_micro_batches_it_fitted(measured: Any, monkeypa
 
 def test_two_processes_halve_together_and_a_spread_head_runs_in_chunks(tmp_path: Path) -> None:
     """Memory does not suffice in one of them, whose routers would exchange their loads with the other's."""
-    torch.multiprocessing.spawn(data_parallel.edges, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(memory_processes.run, (str(tmp_path),), nprocs=2)
     model = routed("malora")
-    nats_K = token_nats(model, collate(data_parallel.rows()))
+    nats_K = token_nats(model, collate(memory_processes.rows()))
     nats_K.sum().backward()
     norms = [float(p.grad.norm()) for p in model.parameters() if p.grad is not None]
     for rank in (0, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malora_cli.errors import RecipeError
+from malora_cli.train import trainer as trainer_module
 from malora_cli.train.remedies.pcgrad import _SURGERY, combine
 from test_trust import _stopped_at
 from train_runs import losses, same_weights, train_run, workplace
@@ -77,6 +79,26 @@ def test_without_conflict_it_is_the_plain_gradient(recipe: Path) -> None:
     two = train_run(recipe, "output.name=two", *alone)
     for first, second in zip(losses(one), losses(two), strict=True):
         assert first == pytest.approx(second, abs=1e-5)
+
+
+def test_routers_balance_over_the_rows_of_all_tasks(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each task's by itself. While B is zero, the balance loss is all that a router's gradient comes from."""
+    found: list[list[torch.Tensor]] = []
+    plain = trainer_module.MaloraTrainer._get_grad_norm
+
+    def spy(self: Any, model: Any, grad_norm: Any = None) -> Any:
+        found.append([p.grad.clone() for name, p in model.named_parameters() if "malora_router" in name])
+        return plain(self, model, grad_norm)
+
+    monkeypatch.setattr(trainer_module.MaloraTrainer, "_get_grad_norm", spy)
+    once = ["method.lora_dropout=0", "train.steps=1", "train.micro_batch_size=6", "train.max_grad_norm=1"]
+    runs = [train_run(recipe, "output.name=all", *once)]
+    runs += [train_run(recipe, "output.name=apart", *once, "remedies.pcgrad={}")]
+    for one, two in zip(*found, strict=True):
+        assert one.norm() > 0
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4 * float(one.norm()))
+    balance = [run.metrics.train()[0].balance_loss for run in runs]
+    assert balance[0] == pytest.approx(balance[1], rel=1e-5)
 
 
 def test_it_is_for_one_process(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

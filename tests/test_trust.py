@@ -312,7 +312,8 @@ def test_where_memory_does_not_suffice_micro_batches_halve(
     with pytest.warns(UserWarning, match="step 1 does not fit into memory") as caught:
         record = train_run(recipe, name, *same)
     assert [str(one.message) for one in caught if "micro-batches are of at most" in str(one.message)][-1].endswith(
-        "at most 1 rows, and the optimiser sees the same rows as before"
+        "at most 1 rows, and the optimiser sees the same rows as before; routers balance over one micro-batch at a "
+        "time, and so over fewer rows"
     )
     assert crowded[:2] == [6, 3]
     assert set(crowded[2:]) == {1}  # kept to from then on
@@ -342,6 +343,7 @@ def test_measuring_the_longest_step_does_not_end_what_training_would_survive(
         record = train(loaded, SilentView(), announce=lambda _materials, cost: told.append(cost.tokens))
     assert record.finished
     assert len(told) == 1
+    assert crowded.count(6) == 1  # training begins with what measuring has found to fit
 
 
 def test_one_row_that_does_not_fit_is_one_line(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

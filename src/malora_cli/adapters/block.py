@@ -76,6 +76,10 @@ class BlockRouter:
             self._gate_TE = None
         return gate_TE, self._entropy
 
+    def let_go(self) -> None:
+        """Forget the gates of a pass that was cut short, and with their history every activation before them."""
+        self._waiting, self._gate_TE, self._entropy = set(), None, None
+
     def __deepcopy__(self, memo: dict[int, object]) -> BlockRouter:
         """Without the gates of a pass that was cut short: a tensor with a history cannot be copied."""
         copied = BlockRouter()

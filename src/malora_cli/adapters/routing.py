@@ -192,6 +192,13 @@ def tallying(model: nn.Module) -> Iterator[RoutingTally]:
         routing.tally = outer
 
 
+def let_go_of_gates(model: nn.Module) -> None:
+    """Forget what a forward pass that was cut short has left with the routers of blocks, before memory is made free."""
+    for module in model.modules():
+        for block in module.__dict__.get("malora_block", {}).values():
+            block.let_go()
+
+
 @contextmanager
 def unbalanced(model: nn.Module) -> Iterator[None]:
     """Leave the balance loss out within the block, and with it all that the routers of several processes exchange."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,6 +207,11 @@ def adapted_module(parameter: str) -> str | None:
     parts = parameter.split(".")
     ends = [i for i, part in enumerate(parts) if part.startswith((MIXTURE_PREFIX, "lora_", "modules_to_save"))]
     return ".".join(parts[: ends[0]]) if ends else None
+
+
+def balance_factor(model: PeftModel) -> float:
+    """Weight of the balance loss of the active adapter's routers; 0 for one without routers."""
+    return float(getattr(model.active_peft_config, "balance_factor", 0.0))
 
 
 def parameter_table(model: nn.Module) -> dict[str, tuple[int, int]]:

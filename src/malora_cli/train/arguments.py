@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from malora_cli.modeling.device import own_device
+from malora_cli.modeling.modes import autocast_dtype
 from malora_cli.recipe import Recipe
 from malora_cli.results import RunRecord
 from malora_cli.train import processes
@@ -24,7 +25,8 @@ def training_arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed
         resumed: Whether it goes on, so that the base model was evaluated already.
     """
     train = recipe.train
-    cuda = own_device().type == "cuda"
+    device = own_device().type
+    mixed = autocast_dtype(getattr(torch, recipe.model.dtype), device)
     arguments = TrainingArguments(
         output_dir=str(record.checkpoints_dir),
         run_name=record.name,
@@ -32,7 +34,6 @@ def training_arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed
         # The trainer itself parts it into micro-batches.
         per_device_train_batch_size=train.batch_size // processes.world_size(),
         ddp_find_unused_parameters=False,
-        per_device_eval_batch_size=train.micro_batch_size,
         learning_rate=train.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(train.schedule, train.schedule),
         warmup_steps=math.ceil(train.warmup_ratio * steps),
@@ -40,9 +41,9 @@ def training_arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed
         max_grad_norm=train.max_grad_norm,
         # The trainer sets it when it is made; of what comes then only dropout draws. Each process has its own.
         seed=seeds(train)["dropout"] + processes.rank(),
-        use_cpu=not cuda,
-        bf16=recipe.model.dtype == "bfloat16" and (not cuda or torch.cuda.is_bf16_supported()),
-        fp16=recipe.model.dtype == "float16" and cuda,
+        use_cpu=device == "cpu",
+        bf16=mixed == torch.bfloat16,
+        fp16=mixed == torch.float16,
         gradient_checkpointing=train.gradient_checkpointing,
         logging_steps=train.log_every,
         eval_strategy="steps",
@@ -52,7 +53,7 @@ def training_arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed
         save_steps=train.checkpoint_every,
         report_to=list(train.report_to),
         remove_unused_columns=False,
-        dataloader_pin_memory=cuda,
+        dataloader_pin_memory=device == "cuda",
         disable_tqdm=True,
         logging_nan_inf_filter=False,
     )

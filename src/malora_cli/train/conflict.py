@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from malora_cli.adapters.routing import let_go_of_gates
 from malora_cli.modeling.loss import token_nats
 from malora_cli.modeling.modes import as_trained, evaluating
 from malora_cli.results import GradientConflict
@@ -39,6 +40,7 @@ def gradient_conflict(model: nn.Module, batches: Sequence[Iterable[Mapping[str, 
     parameters = list(named.values())
     sketcher = _Sketcher(named)
     device = parameters[0].device
+    let_go_of_gates(model)  # of an attempt before, for which memory did not suffice
     sketches = []
     with evaluating(model, checkpointing=True):
         for task in batches:

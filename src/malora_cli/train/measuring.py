@@ -23,22 +23,22 @@ from malora_cli.train.trouble import ONE_ROW, SMALLER, not_in_one_process
 
 
 def evaluation(
-    model: PeftModel, tasks: Sequence[Task], *, rows: int, batch_size: int, step: int, seconds: float
+    model: PeftModel, tasks: Sequence[Task], packer: Packer, *, rows: int, step: int, seconds: float
 ) -> EvalEvent:
     """Held-out loss of every task, and what its tokens asked of the experts; every process measures all of it.
 
     Args:
         model: The wrapped model.
         tasks: The tasks.
+        packer: Parts their rows into micro-batches, smaller ones where memory does not suffice.
         rows: Held-out rows of each at most.
-        batch_size: Rows that go through the model at once; fewer where memory does not suffice.
         step: Steps done.
         seconds: Time spent training.
 
     Raises:
         RunError: A loss is no number, or memory does not suffice for one row.
     """
-    losses, tallies, packer = {}, {}, Packer(batch_size)
+    losses, tallies = {}, {}
     for number, task in enumerate(tasks):
         try:
             result, packer = _held_out(model, _first(task.test, rows, number), packer)

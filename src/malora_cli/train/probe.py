@@ -5,23 +5,26 @@ from __future__ import annotations
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from malora_cli.adapters.routing import unbalanced
+from malora_cli.adapters.routing import let_go_of_gates, unbalanced
 from malora_cli.data.batch import Batch, Packer, TrainExample
 from malora_cli.data.mixture import Mixture
 from malora_cli.data.statement import longest_step
+from malora_cli.modeling.adapter import balance_factor
 from malora_cli.modeling.loss import token_nats
 from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.modeling.modes import as_trained
 from malora_cli.recipe import TrainSettings
 from malora_cli.train import processes
-from malora_cli.train.trouble import ONE_ROW, SMALLER, not_in_one_process
+from malora_cli.train.trouble import ONE_ROW, SMALLER, not_in_one_process, smaller
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class StepCost:
         return self.seconds / self.tokens * tokens
 
 
-def measure_longest_step(model: nn.Module, mixture: Mixture, packer: Packer, settings: TrainSettings) -> StepCost:
+def measure_longest_step(model: PeftModel, mixture: Mixture, packer: Packer, settings: TrainSettings) -> StepCost:
     """Go through the longest step once, with an optimiser that changes nothing.
 
     Weights, gradients and random state are as before afterwards. Where memory does not suffice, micro-batches halve, as
@@ -60,7 +63,7 @@ def measure_longest_step(model: nn.Module, mixture: Mixture, packer: Packer, set
     device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()  # type: ignore[operator]
+        model.gradient_checkpointing_enable()
     was_training = model.training
     model.train()
     # Nothing is exchanged: a process that runs out of memory is absent from the rest of its forward pass.
@@ -73,7 +76,10 @@ def measure_longest_step(model: nn.Module, mixture: Mixture, packer: Packer, set
             if not processes.most(attempt.out_of_memory, device):
                 break
             model.zero_grad(set_to_none=True)
+            let_go_of_gates(model)
             packer = halved(packer, "the longest step", fix=ONE_ROW)
+            if processes.writes():
+                warnings.warn(smaller("the longest step", packer, balanced=balance_factor(model) > 0), stacklevel=2)
     model.train(was_training)
     return StepCost(sum(len(example.input_ids) for example in examples), seconds, _peak_bytes(device), packer)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -119,6 +119,11 @@ def everyones(thing: T) -> list[T]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, thing)
     return found
+
+
+def by_the_writer(make: Callable[[], T]) -> T:
+    """What the writing process makes, which is the only one that does; where it fails, the launcher ends the others."""
+    return cast(T, the_writers(make() if writes() else None))
 
 
 def the_writers(thing: T) -> T:

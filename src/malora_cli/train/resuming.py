@@ -117,6 +117,17 @@ def resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
     return checkpoint
 
 
+def check_length(record: RunRecord, checkpoint: Path, steps: int) -> None:
+    """Make sure that a run is not to be shorter than it already is: it would be taken for one of so many steps."""
+    done = checkpoints.step_of(checkpoint)
+    if steps < done:
+        raise RunError(
+            f"it has been trained for {done:,} steps already, and the recipe asks for {steps:,}",
+            where=str(record.path),
+            fix="Set train.steps or train.epochs higher, or start another run: output.name=NAME.",
+        )
+
+
 def continued(record: RunRecord, manifest: Manifest) -> Manifest:
     """The manifest of a run that goes on, which must stand on the rows and the base model that it began with."""
     before = record.manifest

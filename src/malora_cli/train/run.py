@@ -5,18 +5,18 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 from uuid import uuid4
 
 from peft import PeftModel
 
 from malora_cli.adapters.analysis import analyse_experts
-from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.data.splits import Split
 from malora_cli.errors import StoppedError
-from malora_cli.modeling import count_parameters, load_adapter, load_base, save_adapter
+from malora_cli.modeling import count_parameters, save_adapter
+from malora_cli.modeling.reason import first_line
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
 from malora_cli.results.contents import ADAPTER_FILES, seal
@@ -26,7 +26,7 @@ from malora_cli.train.callbacks import Pace, StopAtStep
 from malora_cli.train.folder import held, told_of_the_disk
 from malora_cli.train.materials import Materials, gather, prepare_model, seeds
 from malora_cli.train.probe import StepCost, measure_longest_step
-from malora_cli.train.resuming import check_place, continued, how_to_go_on, resume_point, run_of
+from malora_cli.train.resuming import check_length, check_place, continued, how_to_go_on, resume_point, run_of
 from malora_cli.train.stopping import StopRequest
 from malora_cli.train.surroundings import check_surroundings
 from malora_cli.train.trainer import MaloraTrainer
@@ -75,32 +75,34 @@ def _train(
 ) -> None:
     recipe, checkpoint, commit = loaded.recipe, None, None
     if resume:
-        checkpoint = processes.the_writers(resume_point(record, loaded) if processes.writes() else None)
-        commit = processes.the_writers(record.manifest.base_model_commit if processes.writes() else None)
+        checkpoint = processes.by_the_writer(lambda: resume_point(record, loaded))
+        commit = processes.by_the_writer(lambda: record.manifest.base_model_commit)
     with processes.one_first():
         materials = gather(recipe, commit=commit)
+    if checkpoint is not None:
+        check_length(record, checkpoint, materials.mixture.steps)
     model = prepare_model(recipe, materials, checkpoint)
     if recipe.train.shard:
         sharding.shard(model)
     if announce is not None and not resume:
-        _announce(announce, recipe, materials, model)
-    manifest = _manifest(recipe, materials, model)
-    if resume:
-        manifest = continued(record, manifest)
+        materials = _announce(announce, recipe, materials, model)
+    manifest = processes.by_the_writer(lambda: _manifest(record, recipe, materials, model, resume=resume))
     with told_of_the_disk(record):
         past = _open(record, loaded, manifest, checkpoint)
         trainer = _trainer(record, recipe, manifest, materials, model, view, past=past, checkpoint=checkpoint)
         steps = _go_through(trainer, record, view, past=past, checkpoint=checkpoint)
         done = {"status": RunStatus.FINISHED, "steps": steps, "train_seconds": trainer.seconds}
-        _close(record, recipe, materials, model, manifest.model_copy(update=done))
+        _close(record, model, manifest.model_copy(update=done))
 
 
 def _announce(
     announce: Callable[[Materials, StepCost], None], recipe: Recipe, materials: Materials, model: PeftModel
-) -> None:
+) -> Materials:
+    """Tell of the data and of the longest step; gives back the materials, with micro-batches that fit into memory."""
     cost = measure_longest_step(model, materials.mixture, materials.packer, recipe.train)
     if processes.writes():
         announce(materials, cost)
+    return replace(materials, packer=cost.packer)
 
 
 def _open(record: RunRecord, loaded: LoadedRecipe, manifest: Manifest, checkpoint: Path | None) -> list[Event]:
@@ -114,7 +116,7 @@ def _open(record: RunRecord, loaded: LoadedRecipe, manifest: Manifest, checkpoin
                 record.recipe_path.unlink(missing_ok=True)
             raise
         _rewind(record, checkpoints.step_of(checkpoint) if checkpoint else -1)
-    return processes.the_writers(list(record.metrics) if processes.writes() else [])
+    return processes.by_the_writer(lambda: list(record.metrics))
 
 
 def _rewind(record: RunRecord, step: int) -> None:
@@ -176,22 +178,25 @@ def _go_through(
     return steps
 
 
-def _close(record: RunRecord, recipe: Recipe, materials: Materials, model: PeftModel, manifest: Manifest) -> None:
+def _close(record: RunRecord, model: PeftModel, manifest: Manifest) -> None:
     """Write the adapter, what its experts have in common, and that the run is finished, in this order."""
     weights = sharding.adapter_weights(model)
     if not processes.writes():
         return
     save_adapter(model, record.adapter_dir, weights)
     sealed = {"adapter_sha256": seal(record.adapter_dir, ADAPTER_FILES)}
-    if weights is not None:  # the analysis wants them in one piece
-        base, method = load_base(materials.base, recipe.model), cast(AdapterSettings, recipe.method)
-        model = load_adapter(base, record.adapter_dir, method)
-    if (geometry := analyse_experts(model)) is not None:
-        geometry.save(record.experts_path)
+    try:
+        if (geometry := analyse_experts(model, weights)) is not None:
+            geometry.save(record.experts_path)
+    except (RuntimeError, MemoryError, ValueError) as error:  # no reason for a run that is trained not to be finished
+        warnings.warn(f"what the experts have in common cannot be told ({first_line(error)})", stacklevel=2)
     record.write_manifest(manifest.model_copy(update=sealed))
 
 
-def _manifest(recipe: Recipe, materials: Materials, model: PeftModel) -> Manifest:
+def _manifest(
+    record: RunRecord, recipe: Recipe, materials: Materials, model: PeftModel, *, resume: bool
+) -> Manifest:
+    """What the run is; that of a resumed one is checked against what it was."""
     def data(split: Split) -> TaskData:
         return TaskData(
             source=split.source,
@@ -203,7 +208,7 @@ def _manifest(recipe: Recipe, materials: Materials, model: PeftModel) -> Manifes
         )
 
     count = count_parameters(model)
-    return Manifest(
+    manifest = Manifest(
         run_id=uuid4().hex,
         status=RunStatus.RUNNING,
         created=utc_now(),
@@ -223,3 +228,4 @@ def _manifest(recipe: Recipe, materials: Materials, model: PeftModel) -> Manifes
         domains={task.name: task.settings.domain for task in materials.tasks},
         task_share=materials.mixture.share,
     )
+    return continued(record, manifest) if resume else manifest

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, TrainerControl, TrainingArguments
 
-from malora_cli.adapters.routing import routing_of, scale_balance_with
+from malora_cli.adapters.routing import Routing, let_go_of_gates, routing_of, scale_balance_with, unbalanced
 from malora_cli.data.batch import Batch, Packer, TrainExample, collate
 from malora_cli.data.mixture import Mixture
 from malora_cli.data.tasks import Task
-from malora_cli.errors import RunError
+from malora_cli.modeling.adapter import balance_factor
 from malora_cli.modeling.loss import token_nats
+from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.recipe import RemediesSettings
 from malora_cli.results import TrainEvent
 from malora_cli.train import checkpoints, measuring, processes, sharding, trouble
@@ -72,7 +73,8 @@ class MaloraTrainer(SavingTrainer):
         self.remove_callback(PrinterCallback)
         # The model is spread already, so that neither DDP nor anything else is to be put around it.
         self.is_distributed_loading_by_transformers = pace.settings.shard
-        # The loss is divided by the supervised tokens of the whole step, so that its parting changes nothing.
+        # The loss is divided by the supervised tokens of the whole step, so that its parting changes nothing of it;
+        # routers balance over one micro-batch at a time, so their part does depend on it.
         self.loss_is_scaled_for_ga = True
         self.mixture, self.tasks, self.packer, self.pace = mixture, tasks, packer, pace
         self.keep, self.run_id = pace.settings, run_id
@@ -134,14 +136,12 @@ class MaloraTrainer(SavingTrainer):
         """
         before = self._remembered()
         while True:
-            try:
+            with Attempt() as attempt:
                 loss = self._gradients(model, inputs, num_items_in_batch)
+            if not attempt.out_of_memory:
                 break
-            except RuntimeError as error:  # that of CUDA is one as well
-                if not trouble.out_of_memory(error):
-                    raise
-                self._halve(error)
             self._forget(before)
+            self._halve()
         self.adaptation.share_gradients()
         self._finite = not processes.most(not torch.isfinite(loss), loss.device)
         if self._finite:
@@ -175,17 +175,33 @@ class MaloraTrainer(SavingTrainer):
     def _operate(
         self, surgeon: Remedy[Any], model: nn.Module, inputs: list[TrainExample], num_items_in_batch: Tensor | None
     ) -> Tensor:
-        """Gradients of one task after another, then together what surgery leaves of them."""
+        """Gradients of one task after another, then together what surgery leaves of them.
+
+        Routers balance over the rows of all tasks: each by itself would have to make even use of all experts.
+        """
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         losses, gradients = [], []
         for task in sorted({example.task for example in inputs}):
             rows = [example for example in inputs if example.task == task]
-            losses.append(self._accumulate(model, rows, num_items_in_batch))
+            with unbalanced(model):
+                losses.append(self._accumulate(model, rows, num_items_in_batch))
             gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in trained])
             model.zero_grad(set_to_none=True)
         for parameter, gradient in zip(trained, surgeon.combine(gradients, self.state.global_step), strict=True):
             parameter.grad = gradient
+        if self.routing is not None and balance_factor(self.model):
+            self._balance(model, self.routing, inputs, num_items_in_batch)
         return torch.stack(losses).sum()
+
+    def _balance(
+        self, model: nn.Module, routing: Routing, inputs: list[TrainExample], num_items_in_batch: Tensor | None
+    ) -> None:
+        """Add the gradient of the balance loss over all rows of the step, and of nothing else."""
+        for part in self.packer.parted(inputs):
+            batch = self._prepare_inputs(collate(part))
+            nats_K = token_nats(model, batch)
+            share = nats_K.numel() / (1 if num_items_in_batch is None else num_items_in_batch)
+            self.accelerator.backward(scale_balance_with(0 * nats_K.sum(), share, routing))
 
     def _remembered(self) -> tuple[list[Tensor], int]:
         """What `_forget` goes back to."""
@@ -195,6 +211,7 @@ class MaloraTrainer(SavingTrainer):
     def _forget(self, before: tuple[list[Tensor], int]) -> None:
         """Take back what the step has left behind so far."""
         self._clear_gradients()
+        let_go_of_gates(self.model)
         for losses, sums_3N in zip(self.ledgers, before[0], strict=True):
             losses.sums_3N.copy_(sums_3N)
         self._tokens = before[1]
@@ -205,20 +222,13 @@ class MaloraTrainer(SavingTrainer):
         self.model.zero_grad(set_to_none=True)
         self.adaptation.zero_grad()
 
-    def _halve(self, error: RuntimeError) -> None:
+    def _halve(self) -> None:
         step = f"step {self.state.global_step + 1}"
-        if self.args.world_size > 1:  # the others wait for what this one can no longer give
+        if self.args.world_size > 1:
             fix = "Train again under another name (output.name=NAME) with a lower train.micro_batch_tokens."
-            raise RunError("a micro-batch does not fit into memory", where=step, fix=fix) from error
-        self.packer = smaller = trouble.halved(self.packer, step, error)
-        sizes = f"{smaller.rows} rows" + (f" or {smaller.tokens} tokens" if smaller.tokens is not None else "")
-        warnings.warn(
-            f"{step} does not fit into memory; from here on micro-batches are of at most {sizes}, and the optimiser "
-            f"sees the same rows as before",
-            stacklevel=2,
-        )
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            raise trouble.not_in_one_process(step, fix)
+        self.packer = halved(self.packer, step, fix=trouble.ONE_ROW)
+        warnings.warn(trouble.smaller(step, self.packer, balanced=balance_factor(self.model) > 0), stacklevel=2)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm before clipping, looked at: a gradient that is no number would make every weight one."""
@@ -315,8 +325,8 @@ class MaloraTrainer(SavingTrainer):
         event = measuring.evaluation(
             self.model,
             self.tasks,
+            self.packer,
             rows=settings.eval_rows,
-            batch_size=self.args.per_device_eval_batch_size,
             step=step,
             seconds=self.seconds,
         )

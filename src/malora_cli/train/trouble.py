@@ -14,7 +14,6 @@ from malora_cli.data.batch import Packer, collate
 from malora_cli.data.mixture import Mixture
 from malora_cli.errors import RunError
 from malora_cli.modeling.loss import example_nats
-from malora_cli.modeling.memory import out_of_memory as out_of_memory
 from malora_cli.results import write_json
 from malora_cli.train import processes, sharding
 
@@ -29,15 +28,20 @@ def not_in_one_process(where: str, fix: str) -> RunError:
     return RunError("a micro-batch does not fit into memory", where=where, fix=fix)
 
 
-def halved(packer: Packer, where: str, error: RuntimeError) -> Packer:
-    """Micro-batches of half the size, after one did not fit into memory.
+def smaller(where: str, packer: Packer, *, balanced: bool) -> str:
+    """The line that tells of smaller micro-batches.
 
-    Raises:
-        RunError: It was of one row.
+    Args:
+        where: What did not fit.
+        packer: The micro-batches of now.
+        balanced: Whether routers are trained with a balance loss.
     """
-    if packer.half is None:
-        raise RunError("a micro-batch of one row does not fit into memory", where=where, fix=ONE_ROW) from error
-    return packer.half
+    sizes = f"{packer.rows} rows" + (f" or {packer.tokens} tokens" if packer.tokens is not None else "")
+    routers = "; routers balance over one micro-batch at a time, and so over fewer rows" if balanced else ""
+    return (
+        f"{where} does not fit into memory; from here on micro-batches are of at most {sizes}, and the optimiser sees "
+        f"the same rows as before{routers}"
+    )
 
 
 @dataclass(frozen=True)
