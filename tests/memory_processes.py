@@ -33,7 +33,7 @@ def run(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     # Calls that do not pair up end in an error, not in a test that never does.
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )
     found = {"packer": _measured(rank), **_spread()}
     Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
