@@ -193,10 +193,9 @@ def _close(record: RunRecord, model: PeftModel, manifest: Manifest) -> None:
     record.write_manifest(manifest.model_copy(update=sealed))
 
 
-def _manifest(
-    record: RunRecord, recipe: Recipe, materials: Materials, model: PeftModel, *, resume: bool
-) -> Manifest:
+def _manifest(record: RunRecord, recipe: Recipe, materials: Materials, model: PeftModel, *, resume: bool) -> Manifest:
     """What the run is; that of a resumed one is checked against what it was."""
+
     def data(split: Split) -> TaskData:
         return TaskData(
             source=split.source,
