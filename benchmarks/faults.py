@@ -177,7 +177,8 @@ def state(folder: Path) -> dict[str, object]:
     from train_runs import measured
 
     record = RunRecord(folder)
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    lock = {record.lock_path, record.writer_path}  # which may stay where the writer is killed over their removal
+    names = sorted(str(path.relative_to(folder)) for path in {*folder.rglob("*")} - lock if path.is_file())
     kept = {n: (folder / n).read_bytes() for n in names if n.startswith(("adapter/", "experts"))}
     return {"files": names, "kept": kept, "metrics": measured(record), "finished": record.finished}
 
