@@ -215,7 +215,7 @@ def _manifest(record: RunRecord, recipe: Recipe, materials: Materials, model: Pe
         method=recipe.method.name,
         base_model=recipe.model.base,
         # All weights are read for it, so one process does; the machine remembers.
-        base_model_sha256=processes.the_writers(materials.base.sha256() if processes.writes() else None),
+        base_model_sha256=materials.base.sha256(),
         base_model_commit=materials.base.commit,
         trainable_parameters=count.trainable,
         base_parameters=count.base,
