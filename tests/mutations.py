@@ -34,6 +34,11 @@ WRONG: list[Any] = [
 WRONG += [[], {}, [[]], {"": None}, [None, 1, "x"], {"a": {"b": []}}, "\x1b[2J\u202e", "step", DEEP]
 
 
+def wrong(rng: random.Random) -> Any:
+    """One of these, as a copy of its own: what is put somewhere may be broken in turn."""
+    return json.loads(json.dumps(rng.choice(WRONG)))
+
+
 def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value in plain data."""
     if path:
@@ -49,21 +54,21 @@ def mutated(data: Any, rng: random.Random) -> Any:
     for _ in range(rng.randint(1, 3)):
         everywhere = list(places(data))
         if not everywhere:
-            return rng.choice(WRONG)
+            return wrong(rng)
         *before, last = rng.choice(everywhere)
         inner = data
         for key in before:
             inner = inner[key]
         match rng.choice(["replace", "replace", "replace", "remove", "add", "move"]):
             case "replace":
-                inner[last] = rng.choice(WRONG)
+                inner[last] = wrong(rng)
             case "remove":
                 del inner[last]
             case "add" if isinstance(inner, dict):
-                inner[rng.choice(["x", "", "name", "mix", f"{last}s"])] = rng.choice(WRONG)
+                inner[rng.choice(["x", "", "name", "mix", f"{last}s"])] = wrong(rng)
             case "move" if isinstance(inner, dict):
-                inner[last], inner[f"{last}2"] = rng.choice(WRONG), inner[last]
-    return data if rng.random() > 0.02 else rng.choice(WRONG)
+                inner[last], inner[f"{last}2"] = wrong(rng), inner[last]
+    return data if rng.random() > 0.02 else wrong(rng)
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
