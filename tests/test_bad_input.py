@@ -412,8 +412,8 @@ def test_a_damaged_run_is_one_line(work: Path, capsys: pytest.CaptureFixture[str
     for path, content, message in (
         (record / "recipe.yaml", b"", "recipe.yaml: the file is empty, so it is no recipe"),
         (record / "manifest.json", b"{", "manifest.json: the manifest cannot be read"),
-        (weights, weights.read_bytes()[:100], r"adapter: the adapter does not fit this model \(Error"),
-        (weights, None, "adapter: there is no adapter here"),
+        (weights, weights.read_bytes()[:100], r"adapter: the adapter is damaged \(adapter_model.safetensors is not"),
+        (weights, None, r"adapter: the adapter is damaged \(adapter_model.safetensors is missing\)"),
     ):
         path.unlink()
         if content is not None:

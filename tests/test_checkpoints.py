@@ -203,10 +203,10 @@ def test_a_checkpoint_appears_whole(recipe: Path, name: Any, monkeypatch: pytest
     """Killed while it is written, the one before it is still the newest."""
     override = next(name)
 
-    def killed(scratch: Path) -> Path:
+    def killed(scratch: Path, run_id: str | None) -> Path:
         if scratch.name.endswith("4"):
             raise Killed
-        return commit(scratch)
+        return commit(scratch, run_id)
 
     commit = checkpoints.commit
     monkeypatch.setattr(checkpoints, "commit", killed)

@@ -277,7 +277,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(
 def test_an_interrupt_before_the_training_leaves_nothing(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_recipe: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt  # what Ctrl-C is where nothing listens; a job in the background may ignore the signal
 
     monkeypatch.setattr("malora_cli.train.run.gather", interrupted)
