@@ -80,7 +80,7 @@ from recipe_files import in_a_folder as _in_a_folder  # noqa: F401 - a fixture o
          "name, a YAML file or the mix itself)"),
         ("mix: mixes/sums.yaml", "mix: [a]", "sums.yaml:6: mix: got [\"a\"]; must be a mapping"),
         ("mix: mixes/sums.yaml", "output: {name: a/b}\nmix: mixes/sums.yaml", "sums.yaml:6: output.name: got 'a/b'; a "
-         "run's name becomes a folder: letters, digits, '.', '-' and '_', not starting with '.' or '-'"),
+         "run's name becomes a folder: at most 200 letters, digits, '.', '-' and '_', not starting with '.' or '-'"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_one_line(old: str, new: str, line: str) -> None:
