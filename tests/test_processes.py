@@ -167,7 +167,7 @@ def test_a_process_that_dies_ends_all_with_a_line(recipe: Path) -> None:
     for rank in ranks.values():
         with pytest.raises(ProcessLookupError):
             os.kill(rank, 0)
-    assert checkpoints.newest_intact(record.checkpoints_dir) is not None
+    assert checkpoints.newest_intact(record.checkpoints_dir, record.manifest.run_id) is not None
 
 
 def _environment(process: str) -> dict[str, str]:
