@@ -20,6 +20,8 @@ from tiny_models import tokens
 #: Real tokens of the rows; the first process takes the first row, and so far fewer tokens than the second.
 LENGTHS = (4, 9, 9, 7)
 SPLIT = 1
+#: Methods, and whether activations are computed again.
+CASES = (("malora", False), ("malora", True), ("mixlora", False), ("hydralora", False))
 
 
 def batch() -> dict[str, Tensor]:
@@ -45,12 +47,18 @@ def gradients(method: str, rows: slice, *, processes: int, checkpointing: bool =
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def run(rank: int, folder: str, method: str, checkpointing: bool) -> None:
-    """Write the gradients that one of two processes ends with."""
+def path(folder: Path, rank: int, method: str, checkpointing: bool) -> Path:
+    """Where a process writes the gradients of a case."""
+    return folder / f"{method}-{checkpointing}-{rank}.safetensors"
+
+
+def run(rank: int, folder: str) -> None:
+    """Write the gradients that one of two processes ends with, for every case."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     rows = slice(0, SPLIT) if rank == 0 else slice(SPLIT, len(LENGTHS))
-    found = gradients(method, rows, processes=2, checkpointing=checkpointing)
-    save_file(found, Path(folder, f"{rank}.safetensors"))
+    for method, checkpointing in CASES:
+        found = gradients(method, rows, processes=2, checkpointing=checkpointing)
+        save_file(found, path(Path(folder), rank, method, checkpointing))
     dist.destroy_process_group()

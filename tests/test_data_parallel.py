@@ -12,12 +12,17 @@ import data_parallel
 from presets import routed
 
 
-@pytest.mark.parametrize(
-    ("method", "checkpointing"), [("malora", False), ("malora", True), ("mixlora", False), ("hydralora", False)]
-)
-def test_two_processes_equal_one(method: str, checkpointing: bool, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(data_parallel.run, (str(tmp_path), method, checkpointing), nprocs=2)
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have written the gradients of every case."""
+    folder = tmp_path_factory.mktemp("gradients")
+    torch.multiprocessing.spawn(data_parallel.run, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize(("method", "checkpointing"), data_parallel.CASES)
+def test_two_processes_equal_one(method: str, checkpointing: bool, folder: Path) -> None:
+    first, second = (load_file(data_parallel.path(folder, rank, method, checkpointing)) for rank in (0, 1))
     alone = data_parallel.gradients(method, slice(None), processes=1)
     assert first.keys() == second.keys() == alone.keys()
     for name, expected in alone.items():

@@ -286,9 +286,9 @@ def test_the_model_is_loaded_as_the_recipe_says(recipe: Path, monkeypatch: pytes
     for read in (base_module.load_tokenizer, base_module.load_base):
         with pytest.raises(SeenError):
             read(found, settings)
-    hub = {"location": "owner/name", "revision": "commit-of-abc", "trust_remote_code": True}
-    assert asked[0].items() >= hub.items()
-    assert asked[1].items() >= (hub | {"dtype": torch.bfloat16, "attn_implementation": "eager"}).items()
+    named = {"location": "owner/name", "revision": "commit-of-abc", "trust_remote_code": True}
+    assert asked[0].items() >= named.items()
+    assert asked[1].items() >= (named | {"dtype": torch.bfloat16, "attn_implementation": "eager"}).items()
 
 
 @pytest.mark.parametrize(("field", "value"), [("attention", "eager"), ("dtype", "bfloat16")])
