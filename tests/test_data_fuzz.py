@@ -30,7 +30,7 @@ from malora_cli.errors import MaloraError
 from malora_cli.recipe import InvalidRecipeError, SourceSettings
 from train_runs import load, workplace
 
-MANY = settings(max_examples=300, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 TEXT = st.text(max_size=12)
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.floats(), TEXT)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_cli.data.order import MixtureOrder
@@ -47,6 +47,7 @@ def test_rows_are_rows_of_their_task(mix: tuple[list[int], list[float], int]) ->
         assert 0 <= row < mix[0][task]
 
 
+@settings(max_examples=40)
 @given(mixtures())
 def test_shares_are_exact_to_one_row_at_every_end_of_a_block(mix: tuple[list[int], list[float], int]) -> None:
     rows, weights, _ = mix
