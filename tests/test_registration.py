@@ -22,6 +22,8 @@ CODE = """
 import sys
 import malora_cli
 assert not {"torch", "peft", "transformers", "huggingface_hub", "importlib.resources"} & set(sys.modules)
+import importlib.util
+assert importlib.util.find_spec("peft") is not None  # as libraries look whether it is there
 from transformers import AutoModelForCausalLM
 from peft import AutoPeftModelForCausalLM, PeftConfig
 import inspect, json, peft, torch

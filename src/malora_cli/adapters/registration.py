@@ -31,20 +31,31 @@ def _register() -> None:
 
 
 class _AfterPeft:
-    """A finder of modules that finds PEFT by the others, and registers the methods once it has been executed."""
+    """A finder of modules that finds PEFT by the others, and registers the methods once it has been executed.
+
+    It stays until then: who only looks whether PEFT is installed, as transformers does, asks it as well.
+    """
+
+    def __init__(self) -> None:
+        self._asking_the_others = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "peft":
+        if fullname != "peft" or self._asking_the_others:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._asking_the_others = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking_the_others = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def then_register(module: ModuleType) -> None:
                 execute(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
                 _register()
 
             # On the instance alone: whoever asks the loader for sources or resources gets them as ever.

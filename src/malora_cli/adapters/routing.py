@@ -255,10 +255,13 @@ class _Gate(torch.autograd.Function):
         mean_T1 = grad_logits.sum(-1, keepdim=True)
         grad_logits.addcmul_(gate_TE if ctx.renormalize else probability_TE, mean_T1, value=-1)
         if balance is not None:
-            pull_E = balance.pull_E * (balance.factor * balance.routing.balance_weight)
+            weight = balance.routing.balance_weight
+            if isinstance(weight, Tensor):  # of the loss, which may be on another device than this layer
+                weight = weight.to(balance.pull_E.device)
+            pull_E = balance.pull_E * (balance.factor * weight)
             pull_TE = (pull_E - (probability_TE * pull_E).sum(-1, keepdim=True)).mul_(probability_TE)
             if balance.token_mask is not None:
-                pull_TE *= balance.token_mask.reshape(*pull_TE.shape[:-1], 1)
+                pull_TE *= balance.token_mask.reshape(*pull_TE.shape[:-1], 1).to(pull_TE)
             grad_logits += pull_TE
         return grad_logits, None, None, None
 

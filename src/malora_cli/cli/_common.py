@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ import typer
 
 from malora_cli.characters import visible
 from malora_cli.cli._terminal import say
+from malora_cli.errors import MaloraError
 
 if TYPE_CHECKING:
     from malora_cli.recipe import LoadedRecipe, Vocabulary
@@ -62,7 +63,8 @@ def prepare_libraries() -> None:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    say(f"warning: {message}", err=True)
+    with suppress(MaloraError):  # no warning is worth ending what it warns of
+        say(f"warning: {message}", err=True)
 
 
 def _log_record(*arguments: Any, **options: Any) -> logging.LogRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from rich.text import Text
@@ -13,6 +12,7 @@ from malora_cli.cli._terminal import SafeConsole, plain_table
 from malora_cli.data.statement import state
 from malora_cli.modeling import count_parameters, empty_base, parameter_table, wrap
 from malora_cli.recipe import LoadedRecipe
+from malora_cli.recipe.loading import leaves
 from malora_cli.train.materials import gather
 
 
@@ -28,7 +28,8 @@ def print_plan(loaded: LoadedRecipe, console: SafeConsole) -> None:
     settings = recipe.model_dump(mode="json")
     tasks = settings["mix"]["tasks"]
     settings["mix"]["tasks"] = dict(console.start(tasks.items()))
-    for path, value in _leaves(settings):
+    for keys, value in leaves(settings):
+        path = ".".join(keys)
         values.add_row(Text(path), Text(_spelled(value)), Text(loaded.provenance.get(path, ""), style="dim"))
     console.print_table(values)
     console.tell_left_out(len(tasks), "tasks with their settings")
@@ -48,11 +49,3 @@ def print_plan(loaded: LoadedRecipe, console: SafeConsole) -> None:
 def _spelled(value: Any) -> str:
     """A value as a recipe spells it: null and true, not None and True."""
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else key)
-    else:
-        yield path, value

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from malora_cli.cli._common import FullOption, OverridesArgument, RecipeArgument
+from malora_cli.cli._common import FullOption, OverridesArgument, RecipeArgument, TrustOption
 
 
 def register(app: typer.Typer) -> None:
@@ -21,15 +21,16 @@ def check(
         bool, typer.Option("--step/--no-step", help="Load the model and measure a step on the longest rows.")
     ] = True,
     full: FullOption = False,
+    trust: TrustOption = False,
 ) -> None:
     """State what every task of a recipe brings and gets, and what the longest step costs; train nothing.
 
     Example: malora check recipes/quickstart.yaml --no-step
     """
-    from malora_cli.cli._common import prepare_libraries, read_recipe
+    from malora_cli.cli._common import granted, prepare_libraries, read_recipe
     from malora_cli.cli._terminal import result_console
 
-    loaded = read_recipe(recipe, overrides or [])
+    loaded = read_recipe(recipe, [*(overrides or []), *granted(trust)])
     prepare_libraries()
     from malora_cli.cli._statement import print_cost, print_example, print_statement
     from malora_cli.data.statement import rendered, state

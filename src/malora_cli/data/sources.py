@@ -208,7 +208,8 @@ def _all_read(files: Sequence[Path], source: SourceSettings) -> list[_Read]:
 def _read_text(file: Path, limit: int | None) -> _Read | None:
     """The first rows of a text file, kept in the cache; None where there are none."""
     known = file.stat()
-    key = key_of("text", str(file.resolve()), known.st_size, known.st_mtime_ns, limit)
+    # The name as it is given says how the file is read, also where it is a link.
+    key = key_of("text", str(file.resolve()), file.suffixes, known.st_size, known.st_mtime_ns, limit)
     folder, about = cached(key, lambda scratch: _copy(file, scratch, limit))
     if not about["rows"]:
         return None
@@ -222,7 +223,7 @@ def _check_headers(files: Sequence[Path]) -> None:
     for file, header in zip(files, headers, strict=True):
         if not header:
             raise DataError("has no rows", where=str(file))
-        if header != headers[0]:
+        if set(header) != set(headers[0]):
             raise DataError(f"has other columns than {files[0].name}", where=str(file))
 
 

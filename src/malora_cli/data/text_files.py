@@ -250,8 +250,11 @@ def _begins_with_an_object(path: Path) -> bool:
     """Whether a file is JSON lines, whatever its name says."""
     with _opened(path) as file:
         line = next(filter(str.strip, file), "")
+    start = _past(line, 0)
+    if line[start : start + 1] != "{":  # an array on one line may be all of a large file
+        return False
     try:
-        return _object_at(line, _past(line, 0))[1] == len(line)
+        return _object_at(line, start)[1] == len(line)
     except (ValueError, RecursionError):
         return False
 

@@ -114,8 +114,10 @@ def evaluate_run(
         expert_load=routing.load_by_group(tallies) if routing is not None else None,
         gate_entropy=routing.entropy_by_group(tallies) if routing is not None else None,
     )
-    on_result(result)
-    _keep(folder, result, evaluator.lines())
+    try:
+        on_result(result)
+    finally:  # also where nobody can be shown it
+        _keep(folder, result, evaluator.lines())
     return result
 
 

@@ -37,7 +37,10 @@ from malora_cli.registry import did_you_mean
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: What transformers raises for models that are not there, are damaged, or need what is not installed.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, MemoryError, SafetensorError)
+_LOADING_ERRORS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(ImportError, RuntimeError, MemoryError, SafetensorError),
+)
 
 
 @dataclass(frozen=True)

@@ -140,20 +140,21 @@ def _validate(kind: type[Recipe], data: dict[str, Any], vocabulary: Vocabulary) 
 
 
 def _provenance(recipe: Recipe, document: Document) -> dict[str, str]:
-    return {".".join(path): _where(document, path) for path in _leaves(recipe.model_dump(), ())}
+    paths = (path for path, _ in leaves(recipe.model_dump(mode="json")))
+    return {".".join(path): _where(document, path) for path in paths}
 
 
 def _where(document: Document, path: DataPath) -> str:
     return document.origins[path].where if path in document.origins else DEFAULT
 
 
-def _leaves(value: Any, path: DataPath) -> Iterator[DataPath]:
-    """Paths of all values that are no section; an empty mapping is a value."""
+def leaves(value: Any, path: DataPath = ()) -> Iterator[tuple[DataPath, Any]]:
+    """Every value of plain data that is no section, with its path; an empty mapping is a value."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _leaves(inner, (*path, name))
+            yield from leaves(inner, (*path, name))
     else:
-        yield path
+        yield path, value
 
 
-__all__ = ["COMMAND_LINE", "DEFAULT", "LoadedRecipe", "load_recipe"]
+__all__ = ["COMMAND_LINE", "DEFAULT", "LoadedRecipe", "leaves", "load_recipe"]

@@ -56,8 +56,9 @@ def writing(record: RunRecord) -> Iterator[None]:
             write_json(record.writer_path, writer.model_dump())
             yield
         finally:
-            record.writer_path.unlink(missing_ok=True)
-            record.lock_path.unlink(missing_ok=True)  # whoever has opened it meanwhile sees that it is gone
+            for path in (record.writer_path, record.lock_path):  # whoever has opened it meanwhile sees that it is gone
+                with suppress(OSError):  # a disk that fails has been told of already
+                    path.unlink(missing_ok=True)
             lock.release()
     finally:
         with suppress(OSError):  # what is not empty stays

@@ -15,6 +15,7 @@ RUN/.lock            held by the process that writes the run, beside .writer.jso
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ class RunRecord:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = path.absolute().name  # "." has one as well
+        self.name = Path(os.path.abspath(path)).name  # noqa: PTH100 - "." and ".." have one as well
         self.metrics = MetricsLog(path / "metrics.jsonl")
 
     @property
@@ -189,7 +190,8 @@ class RunRecord:
     def free_name(self) -> str:
         """The nearest name of a run that is not taken here."""
         names = (f"{self.name}-{number}" for number in itertools.count(2))
-        return next(name for name in names if not self.path.with_name(name).exists())
+        place = Path(os.path.abspath(self.path)).parent  # noqa: PTH100
+        return next(name for name in names if not (place / name).exists())
 
     @property
     def manifest(self) -> Manifest:

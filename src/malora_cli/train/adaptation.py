@@ -49,6 +49,8 @@ class Adaptation:
             for name, remedy in self.remedies.items()
             if remedy.losses_every is not None
         }
+        #: Tasks that are no longer drawn.
+        self.stopped = self._stopped()
         weights = [task.settings.loss_weight for task in mixture.tasks]
         # None leaves the sums as they are, to the last bit.
         self._loss_weight_N = None if set(weights) == {1.0} else torch.tensor(weights, device=device)
@@ -97,9 +99,7 @@ class Adaptation:
 
     # Shares of the tasks
 
-    @property
-    def stopped(self) -> set[str]:
-        """Tasks that are no longer drawn."""
+    def _stopped(self) -> set[str]:
         return set[str]().union(*(remedy.stopped(self.evals) for remedy in self.remedies.values()))
 
     @property
@@ -138,6 +138,7 @@ class Adaptation:
         """Look whether tasks have had their last row."""
         before = self.stopped
         self.evals.append(event)
+        self.stopped = self._stopped()
         if self.stopped != before:
             self._mix(event.step)
 

@@ -64,7 +64,10 @@ def part() -> None:
 
 def world_size() -> int:
     """How many processes the launcher has started."""
-    return _given("WORLD_SIZE", 1)
+    size = _given("WORLD_SIZE", 1)
+    if size < 1:
+        raise RunError(f"got {size}", where="WORLD_SIZE", fix=_LAUNCH)
+    return size
 
 
 def rank() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,14 @@ def how_to_go_on(record: RunRecord) -> str:
 
 
 def resume_command(record: RunRecord) -> str:
-    """The command that resumes a run."""
-    return shlex.join(["malora", "train", str(record.recipe_path), "--resume"])
+    """The command that resumes a run, from where it was started."""
+    command = ["malora", "train", str(record.recipe_path), "--resume"]
+    if processes.world_size() > 1:
+        command += ["--nproc", str(processes.world_size())]
+    with suppress(RunError):  # what cannot be read grants nothing
+        if (record.recipe.get("model") or {}).get("trust_remote_code") is True:
+            command.append("--trust-remote-code")
+    return shlex.join(command)
 
 
 def run_of(loaded: LoadedRecipe, *, resume: bool) -> RunRecord:

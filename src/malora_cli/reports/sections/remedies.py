@@ -40,13 +40,19 @@ def _lines(run: RunView, mix: dict[str, Any], static: dict[str, float]) -> list[
     return [*lines, *run.manifest.remedies.values()]
 
 
+def _mapping(value: Any) -> dict[Any, Any]:
+    """A part of a recipe that should be a mapping; a run folder may hold anything."""
+    return value if isinstance(value, dict) else {}
+
+
 def _render(run: RunView) -> str | None:
-    mix, remedies = run.recipe.get("mix") or {}, run.recipe.get("remedies") or {}
-    static = {name: float(task.get("loss_weight", 1.0)) for name, task in (mix.get("tasks") or {}).items()}
+    mix, remedies = _mapping(run.recipe.get("mix")), _mapping(run.recipe.get("remedies"))
+    weights = {name: _mapping(task).get("loss_weight", 1.0) for name, task in _mapping(mix.get("tasks")).items()}
+    static = {name: float(weight) for name, weight in weights.items() if isinstance(weight, int | float)}
     lines = _lines(run, mix, static)
     if not lines:
         return None
-    patience = (remedies.get("patience") or {}).get("evaluations")
+    patience = _mapping(remedies.get("patience")).get("evaluations")
     counted = patience if isinstance(patience, int) else None
     log = run.log
 
