@@ -52,7 +52,7 @@ def test_a_gguf_file_becomes_the_model_it_holds(tied: bool, tmp_path: Path) -> N
     tiny_gguf.write(original, file)
     settings = ModelSettings(base=str(file))
     base = resolve_base(settings)
-    assert base.is_local
+    assert base.commit is None
     assert base.name == str(file)
     model = load_base(base, settings)
     assert torch.equal(model(IDS).logits, original(IDS).logits)

@@ -234,7 +234,7 @@ SETTINGS = ModelSettings(base="someone/some-model")
 def test_a_hub_model_is_the_commit_that_its_name_stood_for(on_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _hub_says(NEXT, monkeypatch)
     base = resolve_base(SETTINGS)
-    assert (base.commit, base.is_local, base.sha256()) == (NEXT, False, None)
+    assert (base.commit, base.sha256()) == (NEXT, None)
     assert asked == [None]
     before = resolve_base(SETTINGS, commit=COMMIT)
     assert (before.commit, asked) == (COMMIT, [None, COMMIT])

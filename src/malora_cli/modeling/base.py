@@ -94,11 +94,6 @@ class BaseModel:
     location: str
     commit: str | None = None
 
-    @property
-    def is_local(self) -> bool:
-        """Whether ``location`` is a folder."""
-        return self.commit is None
-
     def check_weights(self) -> None:
         """Make sure that its weights are safetensors of its own.
 
