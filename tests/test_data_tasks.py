@@ -73,7 +73,7 @@ def test_what_is_loaded_is_what_the_files_hold(place: Path, encoder: Encoder) ->
     task = _tasks(place, encoder)["add"]
     written = [json.loads(line) for line in (place / "add.train.jsonl").read_text().splitlines()]
     assert list(task.train.rows["prompt"]) == [row["question"] for row in written]
-    assert list(task.train.rows["completion"]) == [row["answer"] for row in written]
+    assert [right for [right] in task.train.rows["references"]] == [row["answer"] for row in written]
     assert (len(task.train), len(task.test), task.train.too_long, task.overlap) == (30, 6, 0, Overlap(0, 0))
 
 
@@ -81,7 +81,7 @@ def test_tokens_are_counted(place: Path, encoder: Encoder) -> None:
     split = _tasks(place, encoder)["add"].train
     assert split.tokens == sum(len(ids) for ids in split.rows["input_ids"])
     # Single characters are single tokens here; each answer ends with one more.
-    assert split.label_tokens == sum(len(answer) + 1 for answer in split.rows["completion"])
+    assert split.label_tokens == sum(len(answer) + 1 for [answer] in split.rows["references"])
 
 
 def test_nothing_is_warned_of_where_all_is_well(place: Path, encoder: Encoder) -> None:
@@ -157,10 +157,10 @@ def test_numbers_are_text(place: Path, encoder: Encoder) -> None:
     path = place / "numbers.jsonl"
     _append(path, {"question": "1+1", "answer": 2}, {"question": 2, "answer": 0.5}, {"question": "x", "answer": "two"})
     split = _tasks(place, encoder, f"mix.tasks.add.train={path}")["add"].train
-    assert list(zip(split.rows["prompt"], split.rows["completion"], strict=True)) == [
-        ("1+1", "2"),
-        ("2", "0.5"),
-        ("x", "two"),
+    assert list(zip(split.rows["prompt"], split.rows["references"], strict=True)) == [
+        ("1+1", ["2"]),
+        ("2", ["0.5"]),
+        ("x", ["two"]),
     ]
 
 

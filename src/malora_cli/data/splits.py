@@ -35,7 +35,7 @@ _ENCODED = Features(
     {
         "row": Value("int64"),
         "prompt": Value("string"),
-        "completion": Value("string"),
+        "references": List(Value("string")),
         "input_ids": List(Value("int32")),
         "spans": List(Value("int32")),
         "tokens": Value("int32"),
@@ -58,8 +58,9 @@ class Split:
     """The encoded rows of one split of one task, those of ``picked`` where there are more than the task may use.
 
     Args:
-        encoded: Columns ``row`` (its number in the source, from 0), ``prompt``, ``completion``, ``input_ids``,
-            ``spans`` (starts and ends in turns), ``tokens`` (all) and ``label_tokens``.
+        encoded: Columns ``row`` (its number in the source, from 0), ``prompt``, ``references`` (right answers, the
+            one it is trained on first), ``input_ids``, ``spans`` (starts and ends in turns), ``tokens`` (all) and
+            ``label_tokens``.
         source: Where they came from.
         key: Name of their cache entry.
         sha256: Hash of the tokens of all encoded rows, in order.
@@ -297,7 +298,7 @@ class _EncodeBatch:
     def _encoded(self, batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)]
         unused: list[tuple[str, int]] = []
-        readable: list[tuple[int, str, str, list[Segment]]] = []
+        readable: list[tuple[int, str, list[str], list[Segment]]] = []
         for number, row in zip(numbers, rows, strict=True):
             try:
                 example = self.encoding.reader(row)
@@ -305,15 +306,15 @@ class _EncodeBatch:
                 unused.append((self._bad(str(error), number), number))
                 continue
             segments = self.encoding.encoder.segments(example, self.encoding.system)
-            readable.append((number, example.prompt, example.completion, segments))
+            readable.append((number, example.prompt, list(example.references), segments))
         found: dict[str, list[Any]] = {name: [] for name in _ENCODED}
         cut = 0
         tokenised = self._tokenised([segments for *_, segments in readable])
-        for (number, prompt, completion, _), encoded in zip(readable, tokenised, strict=True):
+        for (number, prompt, references, _), encoded in zip(readable, tokenised, strict=True):
             pieces = self._pieces(encoded, number, unused)
             cut += bool(pieces) and pieces != [encoded]
             for piece in pieces:
-                values = (number, prompt, completion, piece.input_ids, [end for span in piece.spans for end in span])
+                values = (number, prompt, references, piece.input_ids, [end for span in piece.spans for end in span])
                 counts = (len(piece.input_ids), piece.label_tokens)
                 for name, value in zip(_ENCODED, (*values, *counts), strict=True):
                     found[name].append(value)

@@ -206,9 +206,10 @@ class _Evaluator:
             batch_size=self.packer.rows,
         )
         rows = task.test.rows.select(range(len(examples)))
-        scores = METRICS[task.settings.metric].scores(predictions, rows["completion"])
+        references = [right[0] for right in rows["references"]]
+        scores = METRICS[task.settings.metric].scores(predictions, references)
         for row, (prompt, reference, answer, score) in enumerate(
-            zip(rows["prompt"], rows["completion"], predictions, scores, strict=True)
+            zip(rows["prompt"], references, predictions, scores, strict=True)
         ):
             line = self.answers.setdefault(
                 (task.name, row), {"task": task.name, "row": row, "prompt": prompt, "reference": reference}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -13,17 +13,34 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says: ``role`` is ``"system"``, ``"user"`` or ``"assistant"``."""
+    """What one side says.
+
+    Args:
+        role: ``"system"``, ``"user"``, ``"assistant"``, or another that chat templates know, such as ``"tool"``.
+        text: What is said, as plain text.
+        extra: What else a chat template is given of the message, such as ``tool_calls`` or ``reasoning_content``.
+        supervised: Whether an answer is trained; that of others never is.
+    """
 
     role: str
     text: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    supervised: bool = True
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as a conversation that ends with an answer. Every answer in it is supervised, and nothing else."""
+    """One row as a conversation that ends with an answer. Every answer in it is supervised, and nothing else.
+
+    Args:
+        turns: The conversation.
+        others: Right answers beside the one it ends with.
+        tools: Descriptions of what may be called, for the chat template.
+    """
 
     turns: tuple[Turn, ...]
+    others: tuple[str, ...] = ()
+    tools: Sequence[Any] = ()
 
     @classmethod
     def single(cls, prompt: str, completion: str, system: str | None = None) -> Example:
@@ -40,6 +57,11 @@ class Example:
     def completion(self) -> str:
         """The last answer."""
         return self.turns[-1].text
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Every right answer, that of the conversation first."""
+        return (self.completion, *self.others)
 
 
 @dataclass(frozen=True)
@@ -107,7 +129,7 @@ def with_system(example: Example, system: str | None) -> Example:
     """``example`` with a system turn in front, where it has none and there is one."""
     if not system or example.turns[0].role == "system":
         return example
-    return Example((Turn("system", system), *example.turns))
+    return replace(example, turns=(Turn("system", system), *example.turns))
 
 
 def paragraphs(parts: Iterable[str | None]) -> str:
