@@ -17,6 +17,8 @@ def draw_kept(x: Tensor, p: float) -> tuple[Tensor, float]:
     Returns:
         Mask, shape of ``x``, 1 for kept, and ``1 / (1 - rate)``. It is int8: products with bool take twice as long.
     """
+    if x.device.type == "mps":  # whose generator does not draw 64 bits at once
+        return (torch.rand(x.shape, device=x.device) >= p).to(torch.int8), 1 / (1 - p)
     lots = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
     dropped = min(round(p * _LOTS), _LOTS - 1)
     kept = torch.empty(x.shape, dtype=torch.int8, device=x.device)

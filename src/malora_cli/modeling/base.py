@@ -164,7 +164,7 @@ def _arguments(base: BaseModel, settings: ModelSettings) -> dict[str, Any]:
 
 def _placement(settings: ModelSettings) -> dict[str, str] | None:
     """Straight onto the GPU, not by way of the host's memory; a map that names a CPU is to PEFT one of offloading."""
-    device = own_device()
+    device = own_device(settings.device)
     return None if device.type == "cpu" and settings.quantise is None else {"": str(device)}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from malora_cli.modeling.device import exact
 from malora_cli.modeling.modes import as_trained, evaluating
 
 #: Most that the logits of one call of the head may take, in float32.
@@ -160,8 +161,9 @@ def example_nats(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> list
     with evaluating(model), as_trained(model):
         for batch in batches:
             moved = {name: tensor.to(device) for name, tensor in batch.items()}
-            nats_K, example_K = token_nats(model, moved).double(), moved["examples"]
+            nats_K = exact(token_nats(model, moved))
+            example_K = moved["examples"].to(nats_K.device)
             count = int((moved["position_ids"] == 0).sum())
-            sums = torch.zeros(count, dtype=torch.float64, device=device).index_add(0, example_K, nats_K)
+            sums = nats_K.new_zeros(count).index_add(0, example_K, nats_K)
             found += zip(sums.tolist(), torch.bincount(example_K, minlength=count).tolist(), strict=True)
     return found

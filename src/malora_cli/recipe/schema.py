@@ -25,6 +25,11 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Number format of the frozen weights"
     )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto",
+        description="What computes: auto is a CUDA GPU where there is one, else the CPU; Apple's GPU is taken only by "
+        "its name, mps",
+    )
     quantise: Literal["nf4", "int8"] | None = Field(
         default=None, description="Frozen weights in 4 or 8 bits, by bitsandbytes; null keeps them in dtype"
     )

@@ -14,11 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 from platformdirs import user_cache_path
 from pydantic import ValidationError
 
 from malora_cli.errors import RunError
 
+WINDOWS = os.name == "nt"
 #: What a file is called while it is written: by the process that writes it, so that two never write the same.
 _SCRATCH = re.compile(r"\.malora-(?P<host>.+)-(?P<process>[0-9]+)\.tmp")
 #: Shows a value in a message, however large or deep it is.
@@ -54,9 +56,9 @@ def flush(folder: Path) -> None:
     """See to it that every file in a folder, and its name, is on disk, and not only on its way there."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open("r+b" if WINDOWS else "rb") as file:  # where a file open for reading cannot be flushed
                 os.fsync(file.fileno())
-    if os.name == "posix":  # elsewhere folders cannot be opened
+    if not WINDOWS:  # where folders cannot be opened
         opened = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(opened)
@@ -79,12 +81,9 @@ def _clear_scratch(folder: Path) -> None:
 
 def _runs(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+        return psutil.pid_exists(process)
+    except OverflowError:  # no system numbers one so high
         return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def write_json(path: Path, value: Any) -> None:

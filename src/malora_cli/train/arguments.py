@@ -25,7 +25,7 @@ def training_arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed
         resumed: Whether it goes on, so that the base model was evaluated already.
     """
     train = recipe.train
-    device = own_device().type
+    device = own_device(recipe.model.device).type
     mixed = autocast_dtype(getattr(torch, recipe.model.dtype), device)
     arguments = TrainingArguments(
         output_dir=str(record.checkpoints_dir),

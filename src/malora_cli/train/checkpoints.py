@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from malora_cli.errors import RunError
 from malora_cli.results import checkpoint_name, checkpoints_in, file_sha256, read_json, write_json
 from malora_cli.results.contents import CONTENTS, checkpoint_damage
-from malora_cli.results.files import damaged, flush
+from malora_cli.results.files import WINDOWS, damaged, flush
 from malora_cli.train import sharding
 
 _SCRATCH = ".writing-"
@@ -93,7 +93,12 @@ def _remove(checkpoint: Path) -> None:
     """Take a checkpoint away, under another name first: a kill must not leave half of one."""
     scratch = checkpoint.with_name(f"{_SCRATCH}{checkpoint.name}")
     shutil.rmtree(scratch, ignore_errors=True)
-    checkpoint.rename(scratch)
+    try:
+        checkpoint.rename(scratch)
+    except PermissionError:
+        if not WINDOWS:
+            raise
+        return  # a file of it is still open, and there that keeps it; it goes with the next
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -144,7 +149,7 @@ def commit(scratch: Path, run_id: str | None = None) -> Path:
     """
     final = scratch.with_name(scratch.name.removeprefix(_SCRATCH))
     (scratch / CONTENTS).unlink(missing_ok=True)
-    files = {str(path.relative_to(scratch)): file_sha256(path) for path in scratch.rglob("*") if path.is_file()}
+    files = {path.relative_to(scratch).as_posix(): file_sha256(path) for path in scratch.rglob("*") if path.is_file()}
     write_json(scratch / CONTENTS, {"run_id": run_id, "step": step_of(final), "files": files})
     flush(scratch)
     if final.is_dir():  # the same step, written again by a resumed run

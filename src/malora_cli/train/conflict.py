@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from malora_cli.adapters.routing import let_go_of_gates
+from malora_cli.modeling.device import exact, exact_device
 from malora_cli.modeling.loss import token_nats
 from malora_cli.modeling.modes import as_trained, evaluating
 from malora_cli.results import GradientConflict
@@ -72,7 +73,7 @@ class _Sketcher:
             _signs(parameter, number) if self.sizes[group] > SLOTS else None
             for number, (group, parameter) in enumerate(zip(self.groups, parameters.values(), strict=True))
         ]
-        self.device = next(iter(parameters.values())).device
+        self.device = exact_device(next(iter(parameters.values())).device)
 
     def empty(self) -> dict[str, Tensor]:
         """Sketches of nothing, by group."""
@@ -82,7 +83,7 @@ class _Sketcher:
         """Add the gradients of all parameters."""
         offsets = dict.fromkeys(sketch, 0)
         for gradient, group, signs in zip(gradients, self.groups, self.signs, strict=True):
-            flat = gradient.flatten().double()
+            flat = exact(gradient.flatten())
             if signs is not None:
                 flat = flat * signs
             padded = torch.cat([flat, flat.new_zeros(-len(flat) % SLOTS)]).reshape(-1, SLOTS).sum(0)
@@ -94,7 +95,7 @@ def _signs(parameter: Tensor, seed: int) -> Tensor:
     """1 or -1 for each entry, int8. They are drawn on the CPU, so that every device has the same."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(0, 2, (parameter.numel(),), generator=generator, dtype=torch.int8)
-    return drawn.mul_(2).sub_(1).to(parameter.device)
+    return drawn.mul_(2).sub_(1).to(exact_device(parameter.device))
 
 
 def _compared(sketches: Sequence[Tensor]) -> GradientConflict:

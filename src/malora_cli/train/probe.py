@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 from peft import PeftModel
 from torch import nn
@@ -23,6 +23,7 @@ from malora_cli.modeling.loss import token_nats
 from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.modeling.modes import as_trained
 from malora_cli.recipe import TrainSettings
+from malora_cli.results.files import WINDOWS
 from malora_cli.train import processes
 from malora_cli.train.trouble import ONE_ROW, SMALLER, not_in_one_process, smaller
 
@@ -107,12 +108,16 @@ def _step(model: nn.Module, batches: Sequence[Batch], trained: Sequence[nn.Param
     optimiser.zero_grad(set_to_none=False)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if WINDOWS:
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # which Windows does not have
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -28,18 +28,23 @@ _PATIENCE = timedelta(hours=12)
 _LAUNCH = "Launchers set it: train by --nproc, torchrun or accelerate, or unset it to train in one process."
 
 
-def meet() -> None:
+def meet(device: str = "auto") -> None:
     """Find the other processes, where a launcher has started several.
 
+    Args:
+        device: The recipe's ``model.device``.
+
     Raises:
+        ModelError: The device is not there.
         RunError: The environment speaks of processes that are not there, or numbers this one as none of them.
     """
+    computes = own_device(device)
     if rank() >= world_size():
         raise RunError(f"got {rank()}, and WORLD_SIZE speaks of {world_size()}", where="RANK", fix=_LAUNCH)
     if world_size() == 1:
         return
     try:
-        PartialState(cpu=own_device().type == "cpu", timeout=_PATIENCE)
+        PartialState(cpu=computes.type == "cpu", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:
         what = f"the processes do not find each other ({first_line(error)})"
         raise RunError(what, where="WORLD_SIZE", fix=_LAUNCH) from error

@@ -58,7 +58,7 @@ def train(
     """
     record = run_of(loaded, resume=resume)
     check_surroundings(loaded.recipe)
-    processes.meet()
+    processes.meet(loaded.recipe.model.device)
     resume = processes.the_writers(processes.writes() and check_place(record, resume=resume))
     with held(record):
         _train(loaded, record, view, resume=resume, announce=announce)

@@ -8,7 +8,6 @@ import time
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: A launcher passes on what the terminal has sent to all of its processes already: the same wish, not a second one.
 _ECHO_SECONDS = 0.5
 
@@ -26,9 +25,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            heeded = [number for number in _SIGNALS if not (number == signal.SIGHUP and ignored)]
-            self._before = {number: signal.signal(number, self._heard) for number in heeded}
+            self._before = {number: signal.signal(number, self._heard) for number in _heeded()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,3 +39,10 @@ class StopRequest:
                 return
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.signal, self._first = number, now
+
+
+def _heeded() -> tuple[int, ...]:
+    hangup: int | None = getattr(signal, "SIGHUP", None)  # which Windows does not have
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return signal.SIGINT, signal.SIGTERM
+    return signal.SIGINT, signal.SIGTERM, hangup

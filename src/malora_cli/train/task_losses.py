@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from malora_cli.errors import RunError
+from malora_cli.modeling.device import exact, exact_device
 from malora_cli.results import TaskLoss
 
 
@@ -35,7 +36,7 @@ class TaskLosses:
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = list(names)
-        self.sums_3N = torch.zeros(3, len(self.names), dtype=torch.float64, device=device)
+        self.sums_3N = torch.zeros(3, len(self.names), dtype=torch.float64, device=exact_device(device))
 
     def add(self, nats_K: Tensor, task_K: Tensor, example_K: Tensor) -> None:
         """Add one micro-batch without waiting for the device.
@@ -47,8 +48,8 @@ class TaskLosses:
         """
         first_K = torch.ones_like(example_K)
         first_K[1:] = example_K[1:] != example_K[:-1]
-        values_3K = torch.stack([nats_K.detach().double(), torch.ones_like(nats_K).double(), first_K.double()])
-        self.sums_3N.index_add_(1, task_K, values_3K)
+        values_3K = torch.stack([exact(values_K.detach()) for values_K in (nats_K, torch.ones_like(nats_K), first_K)])
+        self.sums_3N.index_add_(1, task_K.to(values_3K.device), values_3K)
 
     def drain(self, step: int) -> dict[str, TaskLoss]:
         """What came together since the last time, tasks without a token left out.

@@ -78,11 +78,13 @@ def combine(gradients: Sequence[Sequence[Tensor]], key: Sequence[int]) -> list[T
     """
     import torch
 
+    from malora_cli.modeling.device import exact
+
     count = len(gradients)
     product_NN = torch.zeros(count, count, dtype=torch.float64)
     for a in range(count):
         for b in range(a, count):
-            dots = [(one.double() * two.double()).sum() for one, two in zip(gradients[a], gradients[b], strict=True)]
+            dots = [(exact(one) * exact(two)).sum() for one, two in zip(gradients[a], gradients[b], strict=True)]
             product_NN[a, b] = product_NN[b, a] = float(torch.stack(dots).sum())
     weight_N = projected_weights(product_NN, key).tolist()
     return [
