@@ -24,12 +24,12 @@ class TextFile:
     Args:
         name: The file.
         rows: How many it has, or how many are read of it.
-        lines: The line of each, from 1.
+        lines: The line of each, from 1; None where several stand on one line.
     """
 
     name: str
     rows: int
-    lines: pa.ChunkedArray
+    lines: pa.ChunkedArray | None
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,12 @@ class Places:
     def number(self, row: int) -> int:
         """The line of a row in its text file; in another source, how many rows stand before it, and one."""
         file, row = self._found(row)
-        return row + 1 if file is None else file.lines[row].as_py()
+        return row + 1 if file is None or file.lines is None else file.lines[row].as_py()
+
+    def name(self, row: int) -> str:
+        """A row by its number, for messages; it is a record where that is no line of its text file."""
+        file, _ = self._found(row)
+        return f"{'record' if file is not None and file.lines is None else 'row'} {self.number(row)}"
 
     def file(self, row: int) -> str:
         """The text file of a row, or the source."""

@@ -5,25 +5,20 @@ Text files are read here, all others through `datasets`. Nothing that lies on th
 
 from __future__ import annotations
 
-import lzma
 import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from glob import glob, has_magic
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from datasets import (
     BuilderConfig,
     Dataset,
     DatasetBuilder,
     DownloadManager,
-    ReadInstruction,
     load_dataset_builder,
     load_from_disk,
 )
@@ -34,9 +29,9 @@ from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from malora_cli.data.cache import cached, key_of
-from malora_cli.data.cells import decoded
-from malora_cli.data.rows import Places, Rows, TextFile, joined
-from malora_cli.data.text_files import COMPRESSED, TEXT_KINDS, LineError, Lot, header_of, kind_of, lots_of
+from malora_cli.data.rows import Places, Rows
+from malora_cli.data.text_files import COMPRESSED, TEXT_KINDS, kind_of
+from malora_cli.data.text_rows import reason_of, records_in_rows, text_rows
 from malora_cli.data.variables import error_as_given, rows_as_given, with_values
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
@@ -46,12 +41,8 @@ _USE = f"Use one of {', '.join(_KINDS)}, as it is or compressed ({', '.join(COMP
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LOT = 10_000
 _STREAMED = "rows.arrow"
-_LINES = "lines.arrow"
-_LINE = pa.schema([("line", pa.int64())])
 #: What the config of a dataset says beside how its files are read.
 _WHERE = ("name", "version", "data_dir", "data_files", "description")
-#: What reading a file that is damaged, compressed or out of reach ends in.
-_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def load_rows(source: SourceSettings, *, split: str) -> Rows:
@@ -88,7 +79,7 @@ def _read(source: SourceSettings, split: str) -> Rows:
     if files:
         _check_files(files)
         if kind_of(files[0]) in TEXT_KINDS:
-            return _text_rows({"train": files}, source, "train")
+            return text_rows({"train": files}, source, "train")
         paths = {"train": [str(file) for file in files]}
         # The batch size is by default that of the first row group, which may be 0.
         parquet = kind_of(files[0]) == ".parquet"
@@ -98,7 +89,7 @@ def _read(source: SourceSettings, split: str) -> Rows:
         return _saved(source)
     builder = load_dataset_builder(_dataset_of(source), name=source.config, revision=source.revision)
     texts = _text_files_of(builder, source)
-    return _typed_rows(builder, source, split) if texts is None else _text_rows(texts, source, split)
+    return _typed_rows(builder, source, split) if texts is None else text_rows(texts, source, split)
 
 
 def files_of(path: str) -> list[Path]:
@@ -167,112 +158,6 @@ def _as_usual(config: BuilderConfig, kinds: set[str]) -> bool:
     return config == usual or (kinds == {".tsv"} and config == replace(usual, sep="\t"))
 
 
-#: A text file and its rows.
-_Read = tuple[TextFile, Dataset]
-
-
-def _text_rows(files: dict[str, list[Path]], source: SourceSettings, split: str) -> Rows:
-    """Rows of some splits of text files, or of parts of splits."""
-    read = {name: _all_read(files[name], source) if name in split else [] for name in files}
-    counts = {name: sum(file.rows for file, _ in parts) for name, parts in read.items()}
-    taken = ReadInstruction.from_spec(split).to_absolute(counts)
-    total = sum(counts.values())
-    if not total:
-        raise DataError("has no rows", where=source.path)
-    parts = [part for name in read for part in read[name]]
-    dataset = joined([rows for _, rows in parts])
-    dataset.set_transform(decoded)
-    rows = Rows(dataset, source, Places(source.path, [file for file, _ in parts]))
-    begins = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
-    picked = np.concatenate([begins[part.splitname] + np.arange(part.from_, part.to) for part in taken])
-    picked = picked[: source.stream]
-    return rows if np.array_equal(picked, np.arange(total)) else rows.select(picked)
-
-
-def _all_read(files: Sequence[Path], source: SourceSettings) -> list[_Read]:
-    """The rows of some files, no more than the source is to be read of."""
-    if kind_of(files[0]) in (".csv", ".tsv"):
-        _check_headers(files)
-    found: list[_Read] = []
-    left = source.stream
-    for file in files:
-        if left == 0:
-            break
-        read = _read_text(file, left)
-        if read is not None:
-            found.append(read)
-            left = None if left is None else left - read[0].rows
-    return found
-
-
-def _read_text(file: Path, limit: int | None) -> _Read | None:
-    """The first rows of a text file, kept in the cache; None where there are none."""
-    known = file.stat()
-    # The name as it is given says how the file is read, also where it is a link.
-    key = key_of("text", str(file.resolve()), file.suffixes, known.st_size, known.st_mtime_ns, limit)
-    folder, about = cached(key, lambda scratch: _copy(file, scratch, limit))
-    if not about["rows"]:
-        return None
-    rows = joined([Dataset.from_file(str(folder / name)) for name in about["files"]])
-    lines = pa.ipc.open_stream(pa.memory_map(str(folder / _LINES))).read_all()
-    return TextFile(str(file), about["rows"], lines["line"]), rows
-
-
-def _check_headers(files: Sequence[Path]) -> None:
-    headers = [_header(file) for file in files]
-    for file, header in zip(files, headers, strict=True):
-        if not header:
-            raise DataError("has no rows", where=str(file))
-        if set(header) != set(headers[0]):
-            raise DataError(f"has other columns than {files[0].name}", where=str(file))
-
-
-def _header(file: Path) -> list[str]:
-    try:
-        return header_of(file)
-    except LineError as fault:
-        raise _fault(file, fault) from fault
-
-
-def _fault(file: Path, fault: LineError) -> DataError:
-    return DataError(fault.what, where=f"{file}:{fault.line}", fix="Mend or remove the line.")
-
-
-def _copy(file: Path, scratch: Path, limit: int | None) -> dict[str, Any]:
-    """Write the first rows of a text file as Arrow; where later rows have more columns, as several files."""
-    count, names = 0, list[str]()
-    schema = pa.schema([])
-    with ExitStack() as stack:
-        lines = stack.enter_context(pa.ipc.new_stream(str(scratch / _LINES), _LINE))
-        for table, numbers in _lots(file):
-            lot = table if limit is None else table.slice(0, limit - count)
-            if not names or not set(lot.column_names) <= set(schema.names):
-                schema = pa.unify_schemas([schema, lot.schema])
-                names.append(f"rows-{len(names)}.arrow")
-                writer = stack.enter_context(pa.ipc.new_stream(str(scratch / names[-1]), schema))
-            writer.write_table(_with_columns(lot, schema))
-            lines.write_table(pa.table([numbers[: len(lot)]], _LINE))
-            count += len(lot)
-            if count == limit:
-                break
-    return {"source": str(file), "rows": count, "files": names}
-
-
-def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    known = set(table.column_names)
-    columns = [table[field.name] if field.name in known else pa.nulls(len(table), field.type) for field in schema]
-    return pa.table(columns, schema)
-
-
-def _lots(file: Path) -> Iterator[Lot]:
-    try:
-        yield from lots_of(file)
-    except LineError as fault:
-        raise _fault(file, fault) from fault
-    except _UNREADABLE as error:
-        raise DataError(f"cannot be read ({_reason(error)})", where=str(file), fix="Mend or replace it.") from error
-
-
 # ---------------------------------------------------------------- what datasets reads
 
 
@@ -287,7 +172,7 @@ def _typed_rows(builder: DatasetBuilder, source: SourceSettings, split: str) -> 
 
 
 def _rows_of(dataset: Dataset, source: SourceSettings) -> Rows:
-    return Rows(dataset, source, Places(source.path))
+    return Rows(dataset, source, Places(source.path)) if source.records is None else records_in_rows(dataset, source)
 
 
 def _stream(builder: DatasetBuilder, split: str, source: SourceSettings, scratch: Path) -> dict[str, Any]:
@@ -349,21 +234,11 @@ def _unreadable(source: SourceSettings, error: Exception) -> DataError:
     path, named = Path(source.path), files_of(source.path)
     if not path.exists() and not named:
         return DataError(
-            f"is no file or folder here, and cannot be had from the hub ({_reason(root)})",
+            f"is no file or folder here, and cannot be had from the hub ({reason_of(root)})",
             where=source.path,
             fix="Name a file, a folder or a hub dataset that this machine can reach, and a config and split it has.",
         )
     if not named and not any(kind_of(file) in _KINDS for file in path.rglob("*")):
         return DataError("the folder holds no rows", where=source.path, fix=_USE)
     fix = "Mend or replace it." if named else "Mend it, or name a config and split that it has."
-    return DataError(f"cannot be read ({_reason(root)})", where=source.path, fix=fix)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, ConnectionError):
-        return "it cannot be reached"
-    text = (str(error).strip().splitlines() or [""])[0]
-    if type(error).__name__.startswith("Arrow") and "JSON" not in text:
-        return "the data are damaged, or not what their name says"
-    # Rows are counted within a block, which helps nobody find one.
-    return re.sub(r" in row \d+$", "", text).rstrip(".") or type(error).__name__
+    return DataError(f"cannot be read ({reason_of(root)})", where=source.path, fix=fix)

@@ -217,7 +217,7 @@ class Encoding:
             folder, about = cached(key, lambda scratch: self._fill(rows.used(self.reader.used), rows.source, scratch))
         except _RowFaultError as fault:
             row, what, fix = fault.args
-            raise DataError(f"row {rows.places.number(row)} has {what}", where=rows.places.file(row), fix=fix) from None
+            raise DataError(f"{rows.places.name(row)} has {what}", where=rows.places.file(row), fix=fix) from None
         encoded = joined([Dataset.from_file(str(folder / name)) for name in about["files"]])
         # The same rows may stand elsewhere in another file, so where they do is none of the cache's business.
         left_out = tuple(

@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import lzma
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,12 @@ from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.json
+from datasets import Dataset
 
-from malora_cli.data.cells import Cells, column, column_of_texts, is_unicode, of_json
+from malora_cli.data.cells import Cells, column, column_of_texts, is_unicode
+from malora_cli.data.json_text import LineError, end_of, fault_of, object_at, past_space, value_at
+from malora_cli.data.records import EVERY, Records, records_at, why_nothing
+from malora_cli.data.shapes import shape_of
 
 _OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
 #: Suffixes of compressed files.
@@ -38,19 +41,6 @@ T = TypeVar("T")
 Lot = tuple[pa.Table, Sequence[int]]
 
 
-class LineError(Exception):
-    """Something wrong in a file.
-
-    Args:
-        line: Its line, from 1.
-        what: What is wrong with it, to stand behind the line.
-    """
-
-    def __init__(self, line: int, what: str) -> None:
-        self.line, self.what = line, what
-        super().__init__(f"line {line} {what}")
-
-
 def kind_of(path: Path) -> str:
     """The suffix that says how a file is read, such as ``".csv"``; that of its compression is passed over."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -59,18 +49,25 @@ def kind_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def lots_of(path: Path) -> Iterator[Lot]:
+def lots_of(path: Path, records: Sequence[Records] = ()) -> Iterator[Lot]:
     """The rows of a file, a lot at a time.
+
+    Args:
+        path: The file.
+        records: Where the rows are in a JSON file that does not hold one behind another.
 
     Raises:
         LineError: A line is not what such a file holds.
+        ShapeError: It holds something other than rows, or nothing where they should be.
     """
-    kind = kind_of(path)
-    if kind in _DELIMITERS:
-        return _table_lots(path)
-    if kind == ".jsonl" or _begins_with_an_object(path):
-        return _json_lines(path)
-    return _lots(_json_rows(path))
+    if kind_of(path) in _DELIMITERS:
+        yield from _table_lots(path)
+    elif not _is_in_lines(path, bool(records)):
+        yield from _lots(_records_of_whole(path, records) if records else _json_rows(path))
+    elif records:
+        yield from _lots(_records_of_lines(_lines(path), records))
+    else:
+        yield from _json_lines(path)
 
 
 @contextmanager
@@ -186,101 +183,149 @@ def _table_lots(path: Path) -> Iterator[Lot]:
 
 # ---------------------------------------------------------------- JSON
 
-# Only the kind of a value is of interest when a file is read, and int() refuses thousands of digits.
-_value_at: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(parse_int=float).scan_once  # type: ignore[attr-defined]
-_past_space = re.compile(r"[ \t\r\n]*").match
-_colon = re.compile(r"[ \t\r\n]*:[ \t\r\n]*").match
-_separator = re.compile(r"[ \t\r\n]*([,}])[ \t\r\n]*").match
 
-
-def _past(text: str, at: int) -> int:
-    found = _past_space(text, at)
-    assert found is not None  # it matches nothing as well
-    return found.end()
-
-
-def _object_at(text: str, at: int) -> tuple[Cells, int]:
-    """The cells of a JSON object, and where what follows on it begins.
+def _is_in_lines(path: Path, nested: bool) -> bool:
+    """Whether a JSON file has a value in each line, whatever its name says.
 
     Raises:
-        ValueError: There is none, in words that stand behind its line; `json.JSONDecodeError` where it is not JSON.
-        RecursionError: It is nested too deeply.
+        ShapeError: It has, and they are not rows.
     """
-    try:
-        if text[at : at + 1] != "{":
-            _value_at(text, at)  # which says where it is not JSON
-            raise ValueError("is not a JSON object")
-        return _members_at(text, _past(text, at + 1))
-    except StopIteration as stop:
-        raise json.JSONDecodeError("Expecting value", text, stop.value) from None
-
-
-def _members_at(text: str, at: int) -> tuple[Cells, int]:
-    cells: Cells = {}
-    if text[at : at + 1] == "}":
-        return cells, _past(text, at + 1)
-    while True:
-        if text[at : at + 1] != '"':
-            raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
-        name, at = _value_at(text, at)
-        if name in cells:
-            raise ValueError(f"names '{name}' twice")
-        colon = _colon(text, at)
-        if colon is None:
-            raise json.JSONDecodeError("Expecting ':' delimiter", text, _past(text, at))
-        start = colon.end()
-        value, at = _value_at(text, start)
-        cells[name] = of_json(value, text[start:at])
-        separator = _separator(text, at)
-        if separator is None:
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, _past(text, at))
-        at = separator.end()
-        if separator[1] == "}":
-            return cells, at
-
-
-def _fault(error: Exception, line: int) -> LineError:
-    if isinstance(error, json.JSONDecodeError):
-        what = f"is not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
-        return LineError(line + error.lineno - 1, what)
-    return LineError(line, "is nested too deeply" if isinstance(error, RecursionError) else str(error))
-
-
-def _begins_with_an_object(path: Path) -> bool:
-    """Whether a file is JSON lines, whatever its name says."""
+    by_name = kind_of(path) == ".jsonl"
     with _opened(path) as file:
-        line = next(filter(str.strip, file), "")
-    start = _past(line, 0)
-    if line[start : start + 1] != "{":  # an array on one line may be all of a large file
-        return False
+        first, second = (next(filter(str.strip, file), "") for _ in range(2))
     try:
-        return _object_at(line, start)[1] == len(line)
-    except (ValueError, RecursionError):
+        value, end = value_at(first, past_space(first, 0))
+    except (ValueError, RecursionError):  # a line that is wrong, or the beginning of a value of several lines
+        return by_name and first.strip() not in ("[", "{", "[{")
+    complete = past_space(first, end) == len(first)
+    if isinstance(value, list) and not second:  # an array on one line, whatever the name says
         return False
+    if not by_name:
+        return bool(second) and isinstance(value, dict) and complete
+    if not nested and not isinstance(value, dict) and complete:
+        raise shape_of(value, of="each line")
+    return True
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Cells]]:
     """The objects of a file, in an array or one after another."""
-    with _opened(path) as file:
-        text = file.read()
-    at = counted = _past(text, 0)
+    text = _whole(path)
+    at = counted = past_space(text, 0)
     line = 1 + text.count("\n", 0, at)
     in_array = text[at : at + 1] == "["
-    at = _past(text, at + in_array)
+    _check_shape(text, at)
+    at = past_space(text, at + in_array)
     more = at < len(text) and not (in_array and text[at] == "]")
     while more:
         line, counted = line + text.count("\n", counted, at), at
         try:
-            cells, at = _object_at(text, at)
+            cells, at = object_at(text, at)
             more = text[at : at + 1] == "," if in_array else at < len(text)
             if in_array and not more and text[at : at + 1] != "]":
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
         except (ValueError, RecursionError) as error:
-            raise _fault(error, 1 if isinstance(error, json.JSONDecodeError) else line) from None
+            raise fault_of(error, line if isinstance(error, RecursionError) else 1) from None
         yield line, cells
-        at = _past(text, at + (in_array and more))
-    if in_array and _past(text, at + 1) < len(text):
-        raise _fault(json.JSONDecodeError("Extra data", text, _past(text, at + 1)), 1)
+        at = past_space(text, at + (in_array and more))
+    if in_array and past_space(text, at + 1) < len(text):
+        raise fault_of(json.JSONDecodeError("Extra data", text, past_space(text, at + 1)), 1)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with _opened(path) as file:
+        yield from file
+
+
+def _whole(path: Path) -> str:
+    with _opened(path) as file:
+        return file.read()
+
+
+def _check_shape(text: str, at: int) -> None:
+    """Refuse JSON that is neither a list of objects nnor objects one after another.
+
+    Raises:
+        ShapeError: It is valid and something else, such as one object with the rows in a list.
+    """
+    begin = text[at : at + 1]
+    if begin == "[" and text[(second := past_space(text, at + 1)) : second + 1] in ("{", "]", ""):
+        return
+    try:
+        if past_space(text, end_of(text, at, levels=2)) < len(text):
+            return
+        value, _ = value_at(text, at)
+    except (ValueError, RecursionError):  # whoever reads it says where
+        return
+    if not isinstance(value, dict) or any(isinstance(inner, list | dict) for inner in value.values()):
+        raise shape_of(value)
+
+
+def lots_of_rows(rows: Dataset, records: Sequence[Records]) -> Iterator[Lot]:
+    """The records in the rows of a dataset, with the number of each row as its line.
+
+    Raises:
+        LineError: A row has something else where the records should be.
+        ShapeError: There are none.
+    """
+    tables = rows.with_format("arrow").iter(_LOT_ROWS)
+    values = (json.dumps(row, default=_as_json) for table in tables for row in table.to_pylist())
+    return _lots(_records_of_lines(values, records))
+
+
+def _as_json(value: Any) -> str | None:
+    return None if isinstance(value, bytes) else str(value)
+
+
+def _records_of_lines(lines: Iterable[str], records: Sequence[Records]) -> Iterator[tuple[int, Cells]]:
+    """The records in values that each have a line."""
+    paths, first, found = [_in_each(record) for record in records], "", False
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        first = first or line
+        try:
+            at, *more = _values(line)
+            if more:
+                raise json.JSONDecodeError("Extra data", line, more[0])
+            for _, cells in records_at(line, at, paths, in_item=True):
+                found = True
+                yield number, cells
+        except (ValueError, RecursionError) as error:
+            raise fault_of(error, number) from None
+    if first and not found:
+        raise why_nothing(first, past_space(first, 0), paths[0])
+
+
+def _records_of_whole(path: Path, records: Sequence[Records]) -> Iterator[tuple[int, Cells]]:
+    """The records in what a file holds: most often one value."""
+    text = _whole(path)
+    line, counted, found = 1, 0, False
+    try:
+        starts = _values(text)
+        several = len(starts) > 1
+        paths = [_in_each(record) for record in records] if several else records
+        for start in starts:
+            for at, cells in records_at(text, start, paths, in_item=several):
+                line, counted, found = line + text.count("\n", counted, at), at, True
+                yield line, cells
+    except (ValueError, RecursionError) as error:
+        raise fault_of(error, line if isinstance(error, RecursionError) else 1) from None
+    if starts and not found:
+        raise why_nothing(text, starts[0], paths[0])
+
+
+def _in_each(record: Records) -> Records:
+    """A path into a list of values as one into each of them."""
+    return record[1:] if record[0] == EVERY else record
+
+
+def _values(text: str) -> list[int]:
+    """Where each of the values begins that stand one after another."""
+    starts, at = list[int](), past_space(text, 0)
+    while at < len(text):
+        starts.append(at)
+        at = past_space(text, end_of(text, at, levels=2))
+    return starts
 
 
 def _json_lines(path: Path) -> Iterator[Lot]:
@@ -298,15 +343,15 @@ def _json_lines(path: Path) -> Iterator[Lot]:
 def _parsed(lines: list[str], first: int) -> Iterator[tuple[int, Cells]]:
     for number, whole in enumerate(lines, start=first):
         line = whole.rstrip("\r\n")
-        start = _past(line, 0)
+        start = past_space(line, 0)
         if start == len(line):
             continue
         try:
-            cells, at = _object_at(line, start)
+            cells, at = object_at(line, start)
             if at < len(line):
                 raise json.JSONDecodeError("Extra data", line, at)
         except (ValueError, RecursionError) as error:
-            raise _fault(error, number) from None
+            raise fault_of(error, number) from None
         yield number, cells
 
 

@@ -75,4 +75,6 @@ def _not_yaml(error: yaml.MarkedYAMLError, shown: str) -> RecipeError:
     if isinstance(error, LimitError):
         return RecipeError(problem, where=where, fix="No recipe needs as much.")
     fix = "Indent with spaces, not tabs." if "\\t" in problem else None
+    if "alias" in f"{error.context} {problem}":
+        fix = "Put text that begins with * in quotes."
     return RecipeError(f"no YAML: {problem}", where=where, fix=fix)

@@ -51,10 +51,25 @@ class SourceSettings(Settings):
         default=None,
         description="Take only so many rows, as they come, without fetching or keeping the rest; null is all rows",
     )
+    records: Column | None = Field(
+        default=None,
+        description="Where the rows are inside a JSON file, as data.*.paragraphs.*.qas.*: names, positions and * for "
+        "every item of a list or value of an object. Fields of what they lie in are columns too, the nearest of each "
+        "name, and _key is the name that a * stands for. A list of paths is of lists that lie side by side, each a "
+        "column; null is one row after another",
+    )
     columns: Columns | None = Field(default=None, description="Columns of this source, where they are not the task's")
     format: Text | None = Field(default=None, description="Prompt format of this source, where it is not the task's")
 
     _known_format = field_validator("format")(_known)
+
+    @field_validator("records")
+    @classmethod
+    def _whole_paths(cls, records: Column | None) -> Column | None:
+        paths = [records] if isinstance(records, str) else records or ()
+        if any(not part for path in paths for part in path.split(".")):
+            raise ValueError("a path has an empty part; parts are names, positions or *, with a dot between two")
+        return records
 
 
 class HoldoutSettings(Settings):

@@ -1,0 +1,197 @@
+"""Rows of text files, and records inside rows: read once, kept in the cache, told of by file and line."""
+
+from __future__ import annotations
+
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, ReadInstruction
+
+from malora_cli.data.cache import cached, key_of
+from malora_cli.data.cells import decoded
+from malora_cli.data.json_text import LineError, ShapeError
+from malora_cli.data.records import Records, records_of
+from malora_cli.data.rows import Places, Rows, TextFile, joined
+from malora_cli.data.text_files import Lot, header_of, kind_of, lots_of, lots_of_rows
+from malora_cli.errors import DataError
+from malora_cli.recipe import SourceSettings
+
+_LINES = "lines.arrow"
+_LINE = pa.schema([("line", pa.int64())])
+#: What reading a file that is damaged, compressed or out of reach ends in.
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+#: A text file and its rows.
+_Read = tuple[TextFile, Dataset]
+
+
+def text_rows(files: dict[str, list[Path]], source: SourceSettings, split: str) -> Rows:
+    """Rows of some splits of text files, or of parts of splits.
+
+    Args:
+        files: The files of each split.
+        source: What they are the files of.
+        split: Which splits or parts of them.
+
+    Raises:
+        DataError: One cannot be read, or has no rows.
+    """
+    read = {name: _all_read(files[name], source) if name in split else [] for name in files}
+    counts = {name: sum(file.rows for file, _ in parts) for name, parts in read.items()}
+    taken = ReadInstruction.from_spec(split).to_absolute(counts)
+    total = sum(counts.values())
+    if not total:
+        raise DataError("has no rows", where=source.path)
+    parts = [part for name in read for part in read[name]]
+    dataset = joined([rows for _, rows in parts])
+    dataset.set_transform(decoded)
+    rows = Rows(dataset, source, Places(source.path, [file for file, _ in parts]))
+    begins = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
+    picked = np.concatenate([begins[part.splitname] + np.arange(part.from_, part.to) for part in taken])
+    picked = picked[: source.stream]
+    return rows if np.array_equal(picked, np.arange(total)) else rows.select(picked)
+
+
+def _all_read(files: Sequence[Path], source: SourceSettings) -> list[_Read]:
+    """The rows of some files, no more than the source is to be read of."""
+    if kind_of(files[0]) in (".csv", ".tsv"):
+        if source.records is not None:
+            raise DataError("a table of texts has no records inside", where=str(files[0]), fix="Remove `records`.")
+        _check_headers(files)
+    found: list[_Read] = []
+    left, records = source.stream, records_of(source.records)
+    for file in files:
+        if left == 0:
+            break
+        read = _read_text(file, left, records)
+        if read is not None:
+            found.append(read)
+            left = None if left is None else left - read[0].rows
+    return found
+
+
+def _read_text(file: Path, limit: int | None, records: Sequence[Records]) -> _Read | None:
+    """The first rows of a text file, kept in the cache; None where there are none."""
+    known = file.stat()
+    # The name as it is given says how the file is read, also where it is a link.
+    key = key_of("text", str(file.resolve()), file.suffixes, known.st_size, known.st_mtime_ns, limit, list(records))
+
+    def fill(scratch: Path) -> dict[str, Any]:
+        return {
+            "source": str(file),
+            **_copy(_checked(str(file), lots_of(file, records)), scratch, limit, counted=kind_of(file) == ".json"),
+        }
+
+    return _copied(*cached(key, fill), str(file))
+
+
+def _check_headers(files: Sequence[Path]) -> None:
+    headers = [_header(file) for file in files]
+    for file, header in zip(files, headers, strict=True):
+        if not header:
+            raise DataError("has no rows", where=str(file))
+        if set(header) != set(headers[0]):
+            raise DataError(f"has other columns than {files[0].name}", where=str(file))
+
+
+def _header(file: Path) -> list[str]:
+    try:
+        return header_of(file)
+    except LineError as fault:
+        raise _fault(str(file), fault) from fault
+
+
+def _fault(file: str, fault: LineError) -> DataError:
+    return DataError(fault.what, where=f"{file}:{fault.line}", fix="Mend or remove the line.")
+
+
+def _copy(lots: Iterable[Lot], scratch: Path, limit: int | None, *, counted: bool = False) -> dict[str, Any]:
+    """Write the first rows of some lots as Arrow; where later rows have more columns, as several files.
+
+    Args:
+        lots: All rows, and the line of each.
+        scratch: Where they go.
+        limit: How many; None for all.
+        counted: Whether lines are of no use where several rows share one.
+    """
+    count, last, names, shared = 0, 0, list[str](), False
+    schema = pa.schema([])
+    with ExitStack() as stack:
+        lines = stack.enter_context(pa.ipc.new_stream(str(scratch / _LINES), _LINE))
+        for table, numbers in lots:
+            lot = table if limit is None else table.slice(0, limit - count)
+            if not names or not set(lot.column_names) <= set(schema.names):
+                schema = pa.unify_schemas([schema, lot.schema])
+                names.append(f"rows-{len(names)}.arrow")
+                writer = stack.enter_context(pa.ipc.new_stream(str(scratch / names[-1]), schema))
+            writer.write_table(_with_columns(lot, schema))
+            lines.write_table(pa.table([numbers[: len(lot)]], _LINE))
+            shared = shared or (counted and (len(set(numbers)) < len(numbers) or numbers[0] == last))
+            count, last = count + len(lot), numbers[-1]
+            if count == limit:
+                break
+    return {"rows": count, "files": names, "shared": shared}
+
+
+def _copied(folder: Path, about: dict[str, Any], name: str) -> _Read | None:
+    """What was written; None where there are no rows."""
+    if not about["rows"]:
+        return None
+    rows = joined([Dataset.from_file(str(folder / file)) for file in about["files"]])
+    lines = pa.ipc.open_stream(pa.memory_map(str(folder / _LINES))).read_all()
+    return TextFile(name, about["rows"], None if about["shared"] else lines["line"]), rows
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    known = set(table.column_names)
+    columns = [table[field.name] if field.name in known else pa.nulls(len(table), field.type) for field in schema]
+    return pa.table(columns, schema)
+
+
+def _checked(file: str, lots: Iterator[Lot]) -> Iterator[Lot]:
+    """Lots of a file, whose faults are told with its name."""
+    try:
+        yield from lots
+    except LineError as fault:
+        raise _fault(file, fault) from fault
+    except ShapeError as shape:
+        raise DataError(shape.what, where=file, fix=shape.fix) from shape
+    except _UNREADABLE as error:
+        raise DataError(f"cannot be read ({reason_of(error)})", where=file, fix="Mend or replace it.") from error
+
+
+def records_in_rows(dataset: Dataset, source: SourceSettings) -> Rows:
+    """The records inside the rows of a dataset that is not of text files.
+
+    Raises:
+        DataError: There are none, or a row has something else in their place.
+    """
+    records = records_of(source.records)
+
+    def fill(scratch: Path) -> dict[str, Any]:
+        return {"source": source.path, **_copy(_checked(source.path, lots_of_rows(dataset, records)), scratch, None)}
+
+    read = _copied(*cached(key_of("records", dataset._fingerprint, records), fill), source.path)
+    if read is None:
+        raise DataError("has no rows", where=source.path)
+    read[1].set_transform(decoded)
+    return Rows(read[1], source, Places(source.path, [read[0]]))
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something cannot be read, in a few words."""
+    if isinstance(error, ConnectionError):
+        return "it cannot be reached"
+    text = (str(error).strip().splitlines() or [""])[0]
+    if type(error).__name__.startswith("Arrow") and "JSON" not in text:
+        return "the data are damaged, or not what their name says"
+    # Rows are counted within a block, which helps nobody find one.
+    return re.sub(r" in row \d+$", "", text).rstrip(".") or type(error).__name__
