@@ -13,6 +13,7 @@ from malora_cli.recipe import (
     InvalidRecipeError,
     LoadedRecipe,
     MethodSettings,
+    MetricSettings,
     Vocabulary,
     load_recipe,
 )
@@ -36,10 +37,19 @@ class Shared(MethodSettings):
         return self
 
 
+class Exact(MetricSettings):
+    name: Literal["exact-match"] = "exact-match"
+    ignore: tuple[Literal["case", "punctuation"], ...] = Field(default=(), description="what does not count")
+
+
+class Rouge(MetricSettings):
+    name: Literal["rouge-l"] = "rouge-l"
+
+
 VOCABULARY = Vocabulary(
     methods={"wide": Wide, "shared": Shared},
     formats=("prompt-completion", "messages"),
-    metrics=("exact-match", "rouge-l"),
+    metrics={"exact-match": Exact, "rouge-l": Rouge},
 )
 
 RECIPE = """\

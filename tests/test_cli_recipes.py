@@ -17,7 +17,7 @@ from pydantic import Field
 import malora_cli.cli
 from malora_cli.cli import _common, main
 from malora_cli.errors import DataError, RecipeError
-from malora_cli.recipe import MethodSettings, Vocabulary, load_recipe, shipped_files
+from malora_cli.recipe import MethodSettings, MetricSettings, Vocabulary, load_recipe, shipped_files
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "matplotlib")
 
@@ -37,7 +37,7 @@ class Wide(MethodSettings):
     r: int = Field(default=8, description="rank")
 
 
-VOCABULARY = Vocabulary({"wide": Wide}, ["prompt-completion"], ["exact-match"])
+VOCABULARY = Vocabulary({"wide": Wide}, ["prompt-completion"], {"exact-match": MetricSettings})
 
 
 @pytest.fixture(autouse=True)
@@ -253,7 +253,7 @@ def test_schema_is_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("recipes", "schema") == 0
     schema = json.loads(capsys.readouterr().out)
     assert schema["required"] == ["model", "method", "mix", "train"]
-    assert schema["$defs"]["TaskSettings"]["properties"]["metric"]["enum"] == ["exact-match"]
+    assert schema["$defs"]["TaskSettings"]["properties"]["metric"]["anyOf"][0]["enum"] == ["exact-match"]
 
 
 def test_a_recipe_is_named_by_its_path_or_its_shipped_name(folder: Path) -> None:

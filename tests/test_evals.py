@@ -134,12 +134,12 @@ def test_exact_match_is_blind_to_white_space_around_and_to_nothing_else() -> Non
     pairs = [("5", "5", 1.0), (" 5\n", "5", 1.0), ("5", "\t5 ", 1.0), ("5.", "5", 0.0), ("a  b", "a b", 0.0)]
     pairs += [("A", "a", 0.0), ("", " ", 1.0), ("5 5", "5", 0.0)]
     predictions, references, expected = zip(*pairs, strict=True)
-    assert METRICS["exact-match"].scores(predictions, references) == list(expected)
+    assert METRICS["exact-match"]().scores(predictions, [[reference] for reference in references]) == list(expected)
 
 
 def test_a_metric_wants_a_reference_for_every_prediction() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        METRICS["exact-match"].scores(["a", "b"], ["a"])
+        METRICS["exact-match"]().scores(["a", "b"], [["a"]])
 
 
 # ---------------------------------------------------------------- the evaluation of a run

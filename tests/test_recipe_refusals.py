@@ -139,8 +139,34 @@ def test_a_wrong_mix_is_told_with_its_own_line(old: str, new: str, line: str) ->
 def test_formats_and_metrics_are_those_of_the_vocabulary() -> None:
     assert problems("mix.tasks.plus.format=message", "mix.tasks.minus.metric=bleu") == [
         "command line: mix.tasks.plus.format=message: got 'message'; no such format; did you mean 'messages'?",
-        "command line: mix.tasks.minus.metric=bleu: got 'bleu'; no such metric; known: exact-match, rouge-l",
+        "command line: mix.tasks.minus.metric=bleu: mix.tasks.minus.metric.name: got 'bleu'; no such metric; known: "
+        "exact-match, rouge-l",
     ]
+
+
+def test_a_metric_has_its_own_options() -> None:
+    metric = load("mix.tasks.minus.metric={name: exact-match, ignore: [case]}").recipe.mix.tasks["minus"].metric
+    assert metric == VOCABULARY.metrics["exact-match"](ignore=("case",))
+    assert load("mix.tasks.minus.metric.ignore=[case]").recipe.mix.tasks["minus"].metric == metric
+    assert load("mix.tasks.minus.metric=rouge-l").recipe.mix.tasks["minus"].metric == VOCABULARY.metrics["rouge-l"]()
+
+
+@pytest.mark.parametrize(
+    ("metric", "place", "told"),
+    [
+        ("{name: exact-match, ignor: [case]}", "ignor", 'got ["case"]; no such setting; did you mean \'ignore\'?'),
+        ("{name: exact-match, ignore: [cases]}", "ignore.0",
+         "got 'cases'; must be one of case, punctuation; did you mean 'case'?"),
+        ("{name: exact-match, ignore: case}", "ignore", "got 'case'; must be a list"),
+        ("{name: rouge-l, ignore: [case]}", "ignore", 'got ["case"]; no such setting; known: name'),
+        ("{name: rouge}", "name", "got 'rouge'; no such metric; did you mean 'rouge-l'?"),
+        ("{}", "name", "missing; required (Metric)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_of_a_metric_is_told(metric: str, place: str, told: str) -> None:
+    override = f"mix.tasks.minus.metric={metric}"
+    [line] = problems(override)
+    assert line.replace(f"mix.tasks.minus.metric.{place}: ", "") == f"command line: {override}: {told}"
 
 
 def test_a_mix_without_tasks_is_refused() -> None:
@@ -157,7 +183,7 @@ def test_everything_wrong_is_told_at_once() -> None:
         "sums.yaml:2: model.base: missing; required (Base model: a known short name, a hub id, a folder or a GGUF "
         "file)",
         "sums.yaml:2: model.bse: got 'tiny'; no such setting; did you mean 'base'?",
-        "mixes/sums.yaml:16: mix.tasks.minus.metric: got 'exact'; no such metric; did you mean 'exact-match'?",
+        "mixes/sums.yaml:16: mix.tasks.minus.metric.name: got 'exact'; no such metric; did you mean 'exact-match'?",
         "mixes/sums.yaml:17: mix.tasks.minus.max_new_tokens: got 0; must be greater than 0",
         "sums.yaml:8: train.steps: got -1; must be greater than 0",
         "command line: train.batch_size=x: got 'x'; must be a whole number",
@@ -314,13 +340,20 @@ def test_the_schema_takes_what_the_loader_takes_and_refuses_what_it_refuses() ->
     assert not checks(schema, {**recipe, "method": {"name": "lora"}}, schema)
     assert not checks(schema, {**recipe, "method": {"r": 3}}, schema)
     assert not checks(schema, {**recipe, "train": {"steps": 0}}, schema)
-    inline["mix"]["tasks"]["plus"]["metric"] = "exact"
-    assert not checks(schema, inline, schema)
+    for metric, fits in (
+        ({"name": "exact-match", "ignore": ["case"]}, True),
+        ("exact", False),
+        ({"ignore": ["case"]}, False),
+        ({"name": "exact-match", "ignore": ["spaces"]}, False),
+        ({"name": "rouge-l", "ignore": ["case"]}, False),
+    ):
+        inline["mix"]["tasks"]["plus"]["metric"] = metric
+        assert checks(schema, inline, schema) == fits, metric
 
 
 @pytest.mark.parametrize("methods", [{"wide": Wide}, {"wide": Wide, "shared": Shared}])
 def test_every_setting_of_the_schema_is_described(methods: dict[str, type[MethodSettings]]) -> None:
-    schema = recipe_schema(Vocabulary(methods, ["f"], ["m"]))
+    schema = recipe_schema(Vocabulary(methods, ["f"], VOCABULARY.metrics))
     sections = {"Recipe": schema, **schema["$defs"]}
     settings = [(s, name, field) for s, section in sections.items() for name, field in section["properties"].items()]
     assert len(settings) > 50

@@ -18,7 +18,7 @@ from malora_cli.data.batch import Packer, collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import DataError, RecipeError, RunError
-from malora_cli.evals.metrics import METRICS
+from malora_cli.evals.metrics._base import Metric
 from malora_cli.evals.predict import MORE_MEMORY, predict
 from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base
 from malora_cli.modeling.heldout import HeldOut, held_out
@@ -104,7 +104,7 @@ def evaluate_run(
         tasks={
             task.name: TaskEval(
                 domain=task.settings.domain,
-                metric=task.settings.metric,
+                metric=str(task.settings.metric),
                 rows=adapted[task.name][1].loss.examples,
                 base=base_scores[task.name],
                 adapter=adapted[task.name][0],
@@ -206,14 +206,13 @@ class _Evaluator:
             batch_size=self.packer.rows,
         )
         rows = task.test.rows.select(range(len(examples)))
-        references = [right[0] for right in rows["references"]]
-        scores = METRICS[task.settings.metric].scores(predictions, references)
-        for row, (prompt, reference, answer, score) in enumerate(
+        references: list[list[str]] = rows["references"]
+        scores = cast(Metric, task.settings.metric).scores(predictions, references)
+        for row, (prompt, rights, answer, score) in enumerate(
             zip(rows["prompt"], references, predictions, scores, strict=True)
         ):
-            line = self.answers.setdefault(
-                (task.name, row), {"task": task.name, "row": row, "prompt": prompt, "reference": reference}
-            )
+            line = self.answers.setdefault((task.name, row), {"task": task.name, "row": row, "prompt": prompt})
+            line |= {"reference": rights[0]} if len(rights) == 1 else {"references": rights}
             line |= {which: answer, f"{which}_score": score}
         nats = loss.loss.loss
         assert nats is not None  # every row has a supervised token

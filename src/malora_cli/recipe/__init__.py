@@ -13,7 +13,7 @@ from malora_cli.recipe.packaged import description_of, shipped, shipped_files
 from malora_cli.recipe.problems import InvalidRecipeError
 from malora_cli.recipe.remedies import RemediesSettings, RemedySettings
 from malora_cli.recipe.schema import EvalSettings, ModelSettings, OutputSettings, Recipe, TrainSettings
-from malora_cli.recipe.settings import MethodSettings, Settings
+from malora_cli.recipe.settings import MethodSettings, MetricSettings, Settings
 from malora_cli.recipe.vocabulary import Vocabulary, recipe_schema, recipe_type
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "LengthPolicy",
     "LoadedRecipe",
     "MethodSettings",
+    "MetricSettings",
     "MixSettings",
     "ModelSettings",
     "OutputSettings",

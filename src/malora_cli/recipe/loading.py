@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from malora_cli.recipe.files import read_document
-from malora_cli.recipe.mix import existing, inline_mix, resolve_sources, spell_out_sources
+from malora_cli.recipe.mix import existing, inline_mix, resolve_sources, spell_out_tasks
 from malora_cli.recipe.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
 from malora_cli.recipe.problems import InvalidRecipeError, describe_errors, show
 from malora_cli.recipe.schema import Recipe
@@ -89,11 +89,11 @@ def _assemble(document: Document, overrides: Sequence[Override]) -> bool:
         if override.path == ("mix",):  # before the others, which may go into it
             apply_override(document, override)
     has_mix = inline_mix(document)
-    spell_out_sources(document)
+    spell_out_tasks(document)
     for override in overrides:
         if override.path != ("mix",) and (has_mix or override.path[0] != "mix"):
             apply_override(document, override)
-    spell_out_sources(document)
+    spell_out_tasks(document)
     resolve_sources(document)
     _resolve_model_paths(document)
     # A section whose lines are all commented out is null; it says no more than one that is left out.

@@ -18,6 +18,8 @@ from malora_cli.yaml_lines import DataPath, Document, Origin, Problem
 
 _SUFFIXES = (".yaml", ".yml")
 _SOURCES = ("train", "test")
+#: What plain text stands for in a task.
+_SHORT = {**dict.fromkeys(_SOURCES, "path"), "metric": "name"}
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 
 
@@ -56,14 +58,14 @@ def _mix_file(given: str, origin: Origin) -> Path | str:
     return shipped.get(given, f"no such shipped mix, and a file's name ends in .yaml; {nearest}")
 
 
-def spell_out_sources(document: Document) -> None:
-    """Write ``train: rows.jsonl`` as ``train: {path: rows.jsonl}``, which is what it stands for."""
+def spell_out_tasks(document: Document) -> None:
+    """Write ``train: rows.jsonl`` as ``train: {path: rows.jsonl}``, which is what it stands for, and so a metric."""
     for path, task in _tasks(document):
-        for name in _SOURCES:
+        for name, stands_for in _SHORT.items():
             if isinstance(task.get(name), str):
-                source = (*path, name)
-                document.origins[(*source, "path")] = document.origin(source)
-                task[name] = {"path": task[name]}
+                section = (*path, name)
+                document.origins[(*section, stands_for)] = document.origin(section)
+                task[name] = {stands_for: task[name]}
 
 
 def resolve_sources(document: Document) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, SerializeAsAny, Tag, ValidationInfo, field_validator
 
-from malora_cli.recipe.settings import Count, Name, Settings, Text
+from malora_cli.recipe.settings import Count, MetricSettings, Name, Settings, Text
 from malora_cli.registry import did_you_mean
 
 
@@ -24,12 +25,10 @@ Weighting = Literal["proportional", "uniform", "temperature", "explicit"]
 LengthPolicy = Literal["error", "drop", "truncate_left", "truncate_right", "split"]
 
 
-def _known(value: str | None, info: ValidationInfo) -> str | None:
+def _known_format(value: str | None, info: ValidationInfo) -> str | None:
     vocabulary = (info.context or {}).get("vocabulary")
-    if vocabulary is not None and value is not None:
-        known = vocabulary.formats if info.field_name == "format" else vocabulary.metrics
-        if value not in known:
-            raise ValueError(f"no such {info.field_name}; {did_you_mean(value, known)}")
+    if vocabulary is not None and value is not None and value not in vocabulary.formats:
+        raise ValueError(f"no such format; {did_you_mean(value, vocabulary.formats)}")
     return value
 
 
@@ -61,7 +60,7 @@ class SourceSettings(Settings):
     columns: Columns | None = Field(default=None, description="Columns of this source, where they are not the task's")
     format: Text | None = Field(default=None, description="Prompt format of this source, where it is not the task's")
 
-    _known_format = field_validator("format")(_known)
+    _known = field_validator("format")(_known_format)
 
     @field_validator("records")
     @classmethod
@@ -108,7 +107,9 @@ class TaskSettings(Settings):
         "of columns); a role left out is a column of the same name",
     )
     format: Text = Field(description="Prompt format")
-    metric: Text = Field(description="Metric of the answers")
+    metric: SerializeAsAny[MetricSettings] = Field(
+        description="Metric of the answers; plain text stands for its name alone, a mapping gives options beside it"
+    )
     system: str | None = Field(
         default=None, description="System prompt; empty text is an empty one, null takes the mix's"
     )
@@ -133,7 +134,17 @@ class TaskSettings(Settings):
     )
     max_new_tokens: Count = Field(default=64, description="Longest answer to generate, in tokens")
 
-    _known_names = field_validator("format", "metric")(_known)
+    _known = field_validator("format")(_known_format)
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _with_its_options(cls, given: Any, info: ValidationInfo) -> Any:
+        """The settings of the metric that is named, which are those that its own file declares."""
+        vocabulary = (info.context or {}).get("vocabulary")
+        name = given.get("name") if isinstance(given, dict) else None
+        if vocabulary is None or not isinstance(name, str) or name not in vocabulary.metrics:
+            return given
+        return vocabulary.metrics[name].model_validate_json(json.dumps(given), strict=True, context=info.context)
 
     @field_validator("holdout")
     @classmethod

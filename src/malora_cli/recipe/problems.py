@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from malora_cli.errors import RecipeError
 from malora_cli.recipe.schema import Recipe
+from malora_cli.recipe.settings import MetricSettings
 from malora_cli.recipe.vocabulary import Vocabulary
 from malora_cli.registry import did_you_mean
 from malora_cli.yaml_lines import DataPath, Document, Problem
@@ -193,4 +194,6 @@ def _settings_at(recipe: type[Recipe], path: DataPath, data: Any, vocabulary: Vo
             kind = get_args(kind)[-1] if get_origin(kind) is dict else None
         if get_origin(kind) is UnionType:  # a section that may be left out
             kind = get_args(kind)[0]
+    if kind is MetricSettings and isinstance(name := _value_at(data, (*path, "name")), str):
+        kind = vocabulary.metrics.get(name, kind)
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from malora_cli.registry import did_you_mean
 
 _LONGEST_NAME = 64
 #: Of a run; file systems allow 255 bytes, and some are wanted for what lies beside it.
 _LONGEST_RUN_NAME = 200
+
+
+#: Text that says something.
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Settings(BaseModel):
@@ -33,6 +39,31 @@ class MethodSettings(Settings):
         description="Names of the linear modules to adapt, as they end in the model, such as q_proj; null is the "
         "method's own choice",
     )
+
+
+class MetricSettings(Settings):
+    """What every metric is asked; each metric adds its options as fields."""
+
+    name: Text = Field(description="Metric")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        vocabulary = (info.context or {}).get("vocabulary")
+        if vocabulary is not None and name not in vocabulary.metrics:
+            raise ValueError(f"no such metric; {did_you_mean(name, vocabulary.metrics)}")
+        return name
+
+    def __str__(self) -> str:
+        """The name, and the options that are not left as they are."""
+        chosen = self.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+        listed = {name: " and ".join(value) if isinstance(value, list) else value for name, value in chosen.items()}
+        options = ", ".join(f"{name}: {value}" for name, value in listed.items())
+        return f"{self.name} ({options})" if options else self.name
+
+    def reads(self, reference: str) -> bool:
+        """Whether an answer can be right where this text is: some metrics look for a number or a letter in it."""
+        return True
 
 
 def _safe_name(name: str) -> str:
@@ -61,7 +92,5 @@ def file_name_from(text: str) -> str:
 Name = Annotated[str, AfterValidator(_safe_name)]
 #: A name that is safe as a folder's name.
 FileName = Annotated[str, AfterValidator(_safe_file_name)]
-#: Text that says something.
-Text = Annotated[str, Field(min_length=1)]
 #: A whole number from 1.
 Count = Annotated[int, Field(gt=0)]

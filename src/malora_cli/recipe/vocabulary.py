@@ -12,7 +12,7 @@ from pydantic import Field, create_model
 
 from malora_cli.recipe.remedies import RemedySettings, remedies_type
 from malora_cli.recipe.schema import Recipe
-from malora_cli.recipe.settings import MethodSettings
+from malora_cli.recipe.settings import MethodSettings, MetricSettings
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Vocabulary:
     Args:
         methods: Settings of each adapter method, by its name.
         formats: Names of the prompt formats.
-        metrics: Names of the metrics.
+        metrics: Settings of each metric, by its name.
         remedies: Settings of each remedy, by its name.
     """
 
     methods: Mapping[str, type[MethodSettings]]
     formats: Collection[str]
-    metrics: Collection[str]
+    metrics: Mapping[str, type[MetricSettings]]
     remedies: Mapping[str, type[RemedySettings]] = field(default_factory=dict)
 
 
@@ -70,11 +70,25 @@ def recipe_schema(vocabulary: Vocabulary) -> dict[str, Any]:
     task["format"]["enum"] = sorted(vocabulary.formats)
     source = schema["$defs"]["SourceSettings"]["properties"]
     source["format"]["anyOf"][0]["enum"] = sorted(vocabulary.formats)
-    task["metric"]["enum"] = sorted(vocabulary.metrics)
+    task["metric"] = {"description": task["metric"]["description"], "anyOf": _metrics(schema, vocabulary)}
     for remedy in schema["$defs"]["RemediesSettings"]["properties"].values():
         remedy["anyOf"] = [{"const": False} if kind == {"type": "null"} else kind for kind in remedy["anyOf"]]
         del remedy["default"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _metrics(schema: dict[str, Any], vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """A metric's name, or a mapping with one and its options; what they are goes into the definitions."""
+    ways: list[dict[str, Any]] = [{"type": "string", "enum": sorted(vocabulary.metrics)}]
+    for name, metric in vocabulary.metrics.items():
+        ways.append({"$ref": f"#/$defs/{metric.__name__}"})
+        definition = schema["$defs"][metric.__name__] = {**metric.model_json_schema(), "required": ["name"]}
+        definition["properties"]["name"] = {
+            "const": name,
+            "description": MetricSettings.model_fields["name"].description,
+        }
+    del schema["$defs"][MetricSettings.__name__]
+    return ways
 
 
 def _also_text(properties: dict[str, Any], name: str) -> None:

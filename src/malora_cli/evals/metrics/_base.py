@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from malora_cli.recipe import MetricSettings
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A score of generated answers.
+class Metric(MetricSettings):
+    """A score of generated answers, with its options as fields; a task's score is the mean over its rows."""
 
-    Args:
-        scores: Score of each row, from 0 to 1 (higher is better), of predictions and their references. A task's score
-            is the mean; rows are kept apart so that two runs can be compared row by row.
-    """
+    @abstractmethod
+    def score(self, prediction: str, reference: str) -> float:
+        """From 0 to 1, higher is better."""
 
-    scores: Callable[[Sequence[str], Sequence[str]], list[float]]
+    def scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """Score of each row: the best over its right answers."""
+        rows = zip(predictions, references, strict=True)
+        return [max(self.score(prediction, reference) for reference in rights) for prediction, rights in rows]

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
 
 from malora_cli.evals.metrics._base import Metric
+from malora_cli.evals.metrics._normalised import without_articles, without_punctuation
 
 
-def _scores(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    return [float(p.strip() == r.strip()) for p, r in zip(predictions, references, strict=True)]
+class ExactMatch(Metric):
+    """1 for an answer that is the reference, 0 for any other."""
+
+    name: Literal["exact-match"] = "exact-match"
+    ignore: tuple[Literal["case", "punctuation", "articles"], ...] = Field(
+        default=(),
+        description="What does not count, English articles among it; all three and runs of white space as in SQuAD",
+    )
+
+    def score(self, prediction: str, reference: str) -> float:
+        """Whether they are the same."""
+        return float(self._plain(prediction) == self._plain(reference))
+
+    def _plain(self, text: str) -> str:
+        if "case" in self.ignore:
+            text = text.casefold()
+        if "punctuation" in self.ignore:
+            text = without_punctuation(text)
+        if "articles" in self.ignore:
+            text = without_articles(text)
+        return " ".join(text.split()) if self.ignore else text.strip()
 
 
-METRIC = Metric(_scores)
+METRIC = ExactMatch

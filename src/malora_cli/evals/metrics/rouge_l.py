@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal
 
 from malora_cli.evals.metrics._base import Metric
+from malora_cli.words import words
 
 
-def _scores(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+class RougeL(Metric):
+    """F1 of the longest sequence of words that is in both in this order."""
+
+    name: Literal["rouge-l"] = "rouge-l"
+
+    def score(self, prediction: str, reference: str) -> float:
+        """The library's own, over words of any script: its tokenizer knows those of ASCII alone."""
+        return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
+
+
+@cache
+def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # it loads nltk, which others need not wait for
 
-    scorer = RougeScorer(["rougeL"])
-    return [float(scorer.score(r, p)["rougeL"].fmeasure) for p, r in zip(predictions, references, strict=True)]
+    class Words:
+        def tokenize(self, text: str) -> list[str]:
+            return words(text)
+
+    return RougeScorer(["rougeL"], tokenizer=Words())
 
 
-METRIC = Metric(_scores)
+METRIC = RougeL
