@@ -182,10 +182,11 @@ def test_a_template_that_a_cell_does_not_suit() -> None:
     ("template", "expected"),
     [
         ("{{ qestion }}", "names the column 'qestion', which is not there; did you mean 'question'?"),
-        ("{{ question", "the template of 'prompt' is no Jinja (line 1: "),
+        ("{{ question", "the template of 'prompt' is not valid Jinja (line 1: "),
         ("{{ " + "(" * 9999 + "question" + ")" * 9999 + " }}", "the template of 'prompt' is nested too deeply"),
-        ("no column", "the template of 'prompt' names no column"),
-        (("question", "answer"), "the template of 'prompt' is a list"),
+        ("{{ 'no column' }}", "the template of 'prompt' names no column, so it is the same for every row"),
+        ("no column", "there is no column 'no column' for 'prompt'; known: answer, question"),
+        (("question", "answer"), "a list of columns as 'prompt', where one text is wanted"),
     ],
 )
 def test_a_wrong_template_is_found_before_the_first_row(template: Any, expected: str) -> None:

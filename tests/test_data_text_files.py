@@ -125,7 +125,7 @@ def test_numbers_are_numbers_in_templates_and_written_as_in_the_file(tmp_path: P
     columns = {"prompt": "{{ a }} and {{ a * 2 }}: {{ l }}", "completion": "{{ 'yes' if b else 'no' }}"}
     rows = _load(_write(tmp_path / "x.jsonl", '{"a": 2.50, "b": false, "l": [1, 2.0, {"x": null}]}'))
     example = RowReader("template", FORMATS["template"], columns, rows.dataset.column_names, "x")(rows.dataset[0])
-    assert (example.prompt, example.completion) == ("2.50 and 5.0: [1, 2.0, {'x': None}]", "no")
+    assert (example.prompt, example.completion) == ("2.50 and 5.0: [1, 2.0, {'x': null}]", "no")
     assert pickle.loads(pickle.dumps(rows.dataset[0])) == rows.dataset[0]
 
 

@@ -11,6 +11,7 @@ from datasets import Dataset, concatenate_datasets
 
 from malora_cli.data.cache import cached, key_of
 from malora_cli.data.order import Ints
+from malora_cli.data.typed import no_text
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 
@@ -99,7 +100,16 @@ class Rows:
         return Rows(self.dataset.select(rows), self.settings, self.places.select(rows))
 
     def used(self, columns: Sequence[str]) -> Dataset:
-        """Some columns of the rows."""
+        """Some columns of the rows.
+
+        Raises:
+            DataError: One holds what no text can be made of.
+        """
+        for column in columns:
+            what = no_text(self.dataset.features[column])
+            if what is not None:
+                fix = "Map columns of text, and leave the rows out that mean nothing without it."
+                raise DataError(f"the column '{column}' holds {what}, which is not text", where=self.source, fix=fix)
         return self.dataset.select_columns(list(columns))
 
     def sha256(self, columns: Sequence[str]) -> str:
@@ -113,7 +123,7 @@ class Rows:
         return str(about["sha256"])
 
     def _hash(self, used: Dataset) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(str(used.features).encode())  # which have the names of classes
         try:
             for table in used.with_format("arrow").iter(_LOT):
                 table.validate(full=True)

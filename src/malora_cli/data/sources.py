@@ -32,6 +32,7 @@ from malora_cli.data.cache import cached, key_of
 from malora_cli.data.rows import Places, Rows
 from malora_cli.data.text_files import COMPRESSED, TEXT_KINDS, kind_of
 from malora_cli.data.text_rows import reason_of, records_in_rows, text_rows
+from malora_cli.data.typed import as_people_write
 from malora_cli.data.variables import error_as_given, rows_as_given, with_values
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
@@ -172,7 +173,8 @@ def _typed_rows(builder: DatasetBuilder, source: SourceSettings, split: str) -> 
 
 
 def _rows_of(dataset: Dataset, source: SourceSettings) -> Rows:
-    return Rows(dataset, source, Places(source.path)) if source.records is None else records_in_rows(dataset, source)
+    rows = as_people_write(dataset)
+    return Rows(rows, source, Places(source.path)) if source.records is None else records_in_rows(rows, source)
 
 
 def _stream(builder: DatasetBuilder, split: str, source: SourceSettings, scratch: Path) -> dict[str, Any]:

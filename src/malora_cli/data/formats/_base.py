@@ -74,14 +74,16 @@ class Format:
             A role that may be missing is None then. Raises `RowError` for a row that is no example.
         optional: Texts that may be missing.
         structured: Cells that the format needs and takes as they are: lists, mappings, numbers.
-        templates: Whether the mix gives a Jinja template for each role instead of a column.
+        answer: The text that is learned; where a row has a list of it, each is a right answer. None by default.
+        mapped: Optional texts that only a mix gives, also where the data have a column of that name.
     """
 
     roles: tuple[str, ...]
     example: Callable[[Mapping[str, Any]], Example]
     optional: tuple[str, ...] = ()
     structured: tuple[str, ...] = ()
-    templates: bool = False
+    answer: str = ""
+    mapped: tuple[str, ...] = ()
 
     @property
     def all_roles(self) -> tuple[str, ...]:

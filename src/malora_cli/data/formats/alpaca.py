@@ -13,6 +13,7 @@ from malora_cli.data.formats._base import Example, Format, paragraphs
 FORMAT = Format(
     roles=("instruction", "output"),
     optional=("input", "system"),
+    answer="output",
     example=lambda row: Example.single(
         paragraphs((row["instruction"], row["input"])), row["output"], system=row["system"]
     ),

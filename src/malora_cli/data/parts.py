@@ -1,0 +1,152 @@
+"""The parts of an example: a column, a field within one, or a template over several."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+from jinja2 import TemplateError, TemplateSyntaxError, meta
+
+from malora_cli.data.formats._base import RowError
+from malora_cli.data.templates import Templates
+from malora_cli.data.typed import ClassName
+from malora_cli.errors import DataError
+from malora_cli.registry import did_you_mean
+
+_JINJA = Templates()
+_compiled, _expression, _minds_nulls = cache(_JINJA.compiled), cache(_JINJA.expression), cache(_JINJA.minds_nulls)
+_FAULTS_OF_TEMPLATES = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
+
+
+class Part(Protocol):
+    """What a mix gives for a role."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns it is made of."""
+
+    def __call__(self, row: Mapping[str, Any]) -> Any:
+        """What it is in a row.
+
+        Raises:
+            RowError: A cell does not suit.
+        """
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A column, or what a path leads to within one.
+
+    Args:
+        path: As the mix gives it.
+        column: The column.
+        keys: From its cell on: names of fields, positions in lists, fields of all items of a list.
+    """
+
+    path: str
+    column: str
+    keys: Sequence[str] = ()
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The column."""
+        return (self.column,)
+
+    def __call__(self, row: Mapping[str, Any]) -> Any:
+        """The cell of a row, or what is in it."""
+        value = row[self.column]
+        return self._within(value, self.keys) if self.keys else value
+
+    def _within(self, value: Any, keys: Sequence[str]) -> Any:
+        for number, key in enumerate(keys):
+            if isinstance(value, Mapping):
+                value = value.get(key)
+            elif isinstance(value, list) and key.isdecimal():
+                value = value[int(key)] if int(key) < len(value) else None
+            elif isinstance(value, list):
+                return [self._within(item, keys[number:]) for item in value]
+            elif isinstance(value, ClassName) and key == "number":
+                value = value.number
+            elif value is not None:
+                raise RowError(f"no '{self.path}'")
+        return value
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A Jinja template.
+
+    Args:
+        role: What it is for, for messages.
+        text: The template.
+        columns: Those it names.
+        may_be_none: Whether it is None, and no text, where all that it names or shows is null.
+        lists: Whether one that is a single expression stands for the list that this finds.
+        values: Whether it stands for whatever this finds.
+    """
+
+    role: str
+    text: str
+    columns: Sequence[str]
+    may_be_none: bool
+    lists: bool = False
+    values: bool = False
+
+    def __call__(self, row: Mapping[str, Any]) -> Any:
+        """The template, filled with the cells of a row."""
+        if self.may_be_none and not _minds_nulls(self.text) and all(row[column] is None for column in self.columns):
+            return None
+        try:
+            return self._filled(row)
+        except _FAULTS_OF_TEMPLATES as error:
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise RowError(f"a cell that the template of '{self.role}' cannot take ({reason})") from error
+
+    def _filled(self, row: Mapping[str, Any]) -> Any:
+        expression = _expression(self.text) if self.lists or self.values else None
+        if expression is None:
+            found = _compiled(self.text)(row)
+            return None if self.may_be_none and _JINJA.showed_nulls_only else found
+        value = expression(row)
+        return value if self.values or value is None or isinstance(value, list) else str(value)
+
+
+def is_template(text: str) -> bool:
+    """Whether a text is a Jinja template, and not the name of a column."""
+    return "{{" in text or "{%" in text
+
+
+def columns_of_template(text: str, role: str, available: Collection[str], source: str) -> list[str]:
+    """The columns that a template names.
+
+    Raises:
+        DataError: It is no template, or a column is not there.
+    """
+    try:
+        names = meta.find_undeclared_variables(_JINJA.parse(text))
+        _JINJA.compiled(text)
+    except RecursionError:
+        raise DataError(f"the template of '{role}' is nested too deeply", where=source) from None
+    except TemplateSyntaxError as error:
+        raise DataError(
+            f"the template of '{role}' is not valid Jinja (line {error.lineno}: {error.message})", where=source
+        ) from error
+    missing = sorted(names - set(available) - set(_JINJA.globals))
+    if missing:
+        raise DataError(
+            f"the template of '{role}' names the column '{missing[0]}', which is not there; "
+            f"{did_you_mean(missing[0], available)}",
+            where=source,
+        )
+    return sorted(names & set(available))

@@ -1,0 +1,200 @@
+"""Cells that are null, whole, or of a class: what of them reaches a prompt and an answer."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+
+from malora_cli.data.columns import RowReader
+from malora_cli.data.formats import FORMATS
+from malora_cli.data.formats._base import Example, RowError
+from malora_cli.data.sources import load_rows
+from malora_cli.data.typed import ClassName
+from malora_cli.errors import DataError
+from malora_cli.recipe import SourceSettings
+
+NULLS = {"x": None, "y": "text", "tags": ["a", None, "b"], "meta": {"deep": None}}
+
+
+def read(row: dict[str, Any], columns: dict[str, Any], name: str = "template") -> Example:
+    return RowReader(name, FORMATS[name], columns, list(row), "rows.jsonl")(row)
+
+
+def examples(path: Path, columns: dict[str, Any], name: str = "prompt-completion", **source: Any) -> list[Example]:
+    rows = load_rows(SourceSettings(path=str(path), **source), split="train")
+    reader = RowReader(name, FORMATS[name], columns, rows.dataset.column_names, rows.source)
+    return [reader(row) for row in rows.used(reader.used)]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ x }}", ""),
+        ("{{ x | trim }}", ""),
+        ("{{ x | upper }}", ""),
+        ("{{ x.strip() }}", ""),
+        ("{{ x.split(',')[0] }}", ""),
+        ("{{ x.field }}", ""),
+        ("{{ x['field'] }}", ""),
+        ("{{ x ~ y }}", "text"),
+        ("{{ '%s' % x }}", ""),
+        ("{{ '{}'.format(x) }}", ""),
+        ("{{ x | default('-') }}", "-"),
+        ("{{ x | default('-', true) }}", "-"),
+        ("{{ x or '-' }}", "-"),
+        ("{% if x %}{{ x }}{% else %}-{% endif %}", "-"),
+        ("{{ '-' if x is none else x }}", "-"),
+        ("{{ '-' if x == none else x }}", "-"),
+        ("{{ '-' if x is not none else '+' }}", "+"),
+        ("{% for item in x %}{{ item }}{% endfor %}", ""),
+        ("{{ x | length }}", "0"),
+        ("{{ x | tojson }}", "null"),
+        ("{{ meta.deep }}", ""),
+        ("{{ meta.deep | trim }}", ""),
+        ("{{ meta.get('deep') ~ meta.get('other') }}", ""),
+        ("{{ meta | tojson }}", '{"deep": null}'),
+        ("{{ meta }}", "{'deep': null}"),
+        ("{{ tags | join(', ') }}", "a, b"),
+        ("{{ tags | join }}", "ab"),
+        ("{% for tag in tags %}<{{ tag }}>{% endfor %}", "<a><><b>"),
+        ("{{ tags | tojson }}", '["a", null, "b"]'),
+    ],
+)
+def test_null_is_nothing_in_a_template(template: str, expected: str) -> None:
+    assert read(NULLS, {"prompt": f"{template}|{{{{ y }}}}", "completion": "{{ y }}"}).prompt == f"{expected}|text"
+
+
+def test_nan_is_null() -> None:
+    row = {"x": float("nan"), "y": "text", "tags": ["a", np.nan]}
+    columns = {"prompt": "{{ x }}{{ x | trim }}{{ tags | join('+') }}", "completion": "{{ y }}"}
+    assert read(row, columns).prompt == "a"
+    with pytest.raises(RowError, match=r"^no 'completion': its template has nothing but nulls"):
+        read(row, {"prompt": "{{ y }}", "completion": "{{ x }}"})
+
+
+@pytest.mark.parametrize("template", ["{{ x + 1 }}", "{{ x | int }}", "{{ 'a' + x }}", "{{ x > 1 }}"])
+def test_nothing_is_reckoned_from_null(template: str) -> None:
+    with pytest.raises(RowError, match=r"the template of 'prompt' cannot take \(a null cell"):
+        read(NULLS, {"prompt": template, "completion": "{{ y }}"})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ x }}",
+        "{{ x | trim }}",
+        "The answer is {{ x }}.",
+        "{{ 'yes' if x else 'no' }}",
+        "{% if x %}yes{% else %}no{% endif %}",
+        "The answer is {{ meta.deep }}.",
+        "{{ meta.deep }}",
+    ],
+)
+def test_an_answer_of_nulls_is_none(template: str) -> None:
+    with pytest.raises(RowError, match=r"^no 'completion': its template has nothing but nulls"):
+        read(NULLS, {"prompt": "{{ y }}", "completion": template})
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ x or 'none' }}", "none"),
+        ("{{ x | default('none') }}", "none"),
+        ("{% if x is none %}none{% else %}{{ x }}{% endif %}", "none"),
+        ("{{ x }}{{ y }}", "text"),
+    ],
+)
+def test_an_answer_may_say_what_null_is(template: str, expected: str) -> None:
+    assert read(NULLS, {"prompt": "{{ y }}", "completion": template}).completion == expected
+
+
+def test_a_system_prompt_of_nulls_is_left_out() -> None:
+    columns = {"prompt": "y", "completion": "y", "system": "About {{ x }}:"}
+    assert [turn.role for turn in read(NULLS, columns).turns] == ["user", "assistant"]
+
+
+def test_tojson_is_for_models_and_not_for_web_pages() -> None:
+    row = {"x": {"b": "ä & <b>", "a": 1}}
+    assert read(row, {"prompt": "{{ x | tojson }}", "completion": "{{ x.a }}"}).prompt == '{"b": "ä & <b>", "a": 1}'
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_whole_numbers_of_a_table_are_written_whole(tmp_path: Path, kind: type) -> None:
+    frame = pd.DataFrame({"q": ["a", "b", "c"], "n": np.array([18, 51.1, np.nan], dtype=kind)})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    columns = {"prompt": "{{ q }} {{ n }} {{ n | default(0) | int + 1 }}", "completion": "n"}
+    rows = load_rows(SourceSettings(path=str(tmp_path / "rows.parquet")), split="train")
+    reader = RowReader("prompt-completion", FORMATS["prompt-completion"], columns, rows.dataset.column_names, "x")
+    first, second = reader(rows.dataset[0]), reader(rows.dataset[1])
+    assert (first.prompt, first.completion) == ("a 18 19", "18")
+    assert (second.prompt, second.completion) == ("b 51.1 52", "51.1")
+    with pytest.raises(RowError, match=r"^no 'n'$"):
+        reader(rows.dataset[2])
+
+
+def test_numbers_within_cells_are_whole_too(tmp_path: Path) -> None:
+    rows = [{"q": "a", "n": [{"v": 1.0}, {"v": 2.5}, {"v": 1e300}]}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    columns = {"prompt": "{{ n | map(attribute='v') | join(' ') }} {{ n[0] | tojson }}", "completion": "n.0.v"}
+    (example,) = examples(tmp_path / "rows.parquet", columns)
+    assert (example.prompt, example.completion) == ('1 2.5 1e+300 {"v": 1}', "1")
+
+
+CLASSES = Features(
+    {"q": Value("string"), "label": ClassLabel(names=["bad", "good"]), "tags": List(ClassLabel(names=["x", "y"]))}
+)
+
+
+def classed(folder: Path) -> Dataset:
+    rows = {"q": ["a", "b"], "label": [1, -1], "tags": [[0, 1], []]}
+    dataset = Dataset.from_dict(rows, features=CLASSES)
+    dataset.to_parquet(folder / "rows.parquet")
+    dataset.save_to_disk(str(folder / "saved"))
+    return dataset
+
+
+@pytest.mark.parametrize(("path", "source"), [("rows.parquet", {}), ("rows.parquet", {"stream": 2}), ("saved", {})])
+def test_a_class_is_its_name(tmp_path: Path, path: str, source: dict[str, Any]) -> None:
+    classed(tmp_path)
+    rows = load_rows(SourceSettings(path=str(tmp_path / path), **source), split="train")
+    columns = {"prompt": "{{ q }} {{ label }} {{ label.number }} {{ tags | join(',') }}", "completion": "label"}
+    reader = RowReader("prompt-completion", FORMATS["prompt-completion"], columns, rows.dataset.column_names, "x")
+    example = reader(rows.dataset[0])
+    assert (example.prompt, example.completion) == ("a good 1 x,y", "good")
+    with pytest.raises(RowError, match=r"^no 'label'$"):  # the class is not told
+        reader(rows.dataset[1])
+    columns = {"prompt": "q", "completion": "label.number"}
+    reader = RowReader("prompt-completion", FORMATS["prompt-completion"], columns, rows.dataset.column_names, "x")
+    assert reader(rows.dataset[0]).completion == "1"
+
+
+def test_other_names_of_classes_are_other_content(tmp_path: Path) -> None:
+    dataset = classed(tmp_path)
+    renamed = dataset.cast_column("label", ClassLabel(names=["neg", "pos"]))
+    renamed.to_parquet(tmp_path / "renamed.parquet")
+    one, other = (
+        load_rows(SourceSettings(path=str(tmp_path / name)), split="train")
+        for name in ("rows.parquet", "renamed.parquet")
+    )
+    assert one.sha256(["label"]) != other.sha256(["label"])
+    assert one.sha256(["q"]) == other.sha256(["q"])
+
+
+def test_a_class_travels_to_other_processes() -> None:
+    sent = pickle.loads(pickle.dumps(ClassName("good", 1)))
+    assert (sent, sent.number, type(sent)) == ("good", 1, ClassName)
+
+
+def test_pictures_are_no_text(tmp_path: Path) -> None:
+    features = Features({"q": Value("string"), "pages": List(Image()), "a": Value("string")})
+    Dataset.from_dict({"q": ["x"], "pages": [[]], "a": ["y"]}, features=features).to_parquet(tmp_path / "rows.parquet")
+    columns = {"prompt": "q", "completion": "a"}
+    assert examples(tmp_path / "rows.parquet", columns)[0].completion == "y"
+    with pytest.raises(DataError, match=r"rows.parquet: the column 'pages' holds pictures, which is not text"):
+        examples(tmp_path / "rows.parquet", {**columns, "prompt": "{{ q }} {{ pages[0] }}"})
