@@ -148,12 +148,12 @@ def test_every_format_is_read_above() -> None:
         ),
         ("sharegpt", {"conversations": [{"from": "human", "value": "x"}]}, "a conversation that ends with the user"),
         ("multiple-choice", {"question": "x", "choices": ["a"], "answer": 0}, "no list of 2 to 26 choices"),
-        ("multiple-choice", {"question": "x", "choices": "ab", "answer": 0}, "no list of 2 to 26 choices"),
+        ("multiple-choice", {"question": "x", "choices": "ab", "answer": 0}, "choices that are one text; part it"),
         ("multiple-choice", {"question": "x", "choices": ["a", ""], "answer": 0}, "a choice without text"),
         (
             "multiple-choice",
-            {"question": "x", "choices": ["a", "b"], "answer": 2},
-            "the answer '2', which is none of",
+            {"question": "x", "choices": ["a", "b"], "answer": 3},
+            "the answer '3', which is none of",
         ),
         ("multiple-choice", {"question": "x", "choices": ["a", "b"], "answer": -1}, "the answer '-1', which is none"),
         (

@@ -141,7 +141,7 @@ def _rows_of(name: str) -> st.SearchStrategy[list[dict[str, Any]]]:
         SCALARS | st.sampled_from(["user", "assistant", "human", "gpt"]),
     )
     cells = VALUES | st.lists(message, max_size=4) | st.fixed_dictionaries({"text": VALUES, "label": VALUES})
-    columns = ["a", "b"] if form.templates else list(form.all_roles)
+    columns = ["a", "b"] if name == "template" else list(form.all_roles)
     row = st.fixed_dictionaries({}, optional=dict.fromkeys(columns, cells))
     return st.lists(row, min_size=1, max_size=4)
 
@@ -150,7 +150,7 @@ def _rows_of(name: str) -> st.SearchStrategy[list[dict[str, Any]]]:
 @given(data=st.data(), name=st.sampled_from(sorted(FORMATS)), bad_rows=st.sampled_from(["error", "drop"]))
 def test_broken_rows(data: st.DataObject, name: str, bad_rows: str, encoder: Encoder) -> None:
     rows = data.draw(_rows_of(name))
-    columns = {"prompt": "{{ a }}", "completion": "{{ b.x }}"} if FORMATS[name].templates else {}
+    columns = {"prompt": "{{ a }}", "completion": "{{ b.x }}"} if name == "template" else {}
     policy = data.draw(st.sampled_from(["error", "drop", "truncate_left", "truncate_right", "split"]))
     with scratch() as folder:
         (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -128,7 +128,12 @@ def test_a_task_of_which_nothing_is_left_is_refused(place: Path, encoder: Encode
         ({"answer": "x"}, "row 19 has no 'question'"),
         ({"question": "x", "answer": ""}, "row 19 has an empty completion"),
         ({"question": "x", "answer": " \n"}, "row 19 has an empty completion"),
-        ({"question": "x", "answer": ["a", "b"]}, "row 19 has no text as 'answer', but a list"),
+        ({"question": "x", "answer": []}, "row 19 has no 'answer'"),
+        ({"question": "x", "answer": [{"a": 1}]}, "row 19 has no text as 'answer', but a dict"),
+        (
+            {"question": ["x", "y"], "answer": "x"},
+            "row 19 has no text as 'question', but a list; `{{ question | join(', ') }}` makes one text of it",
+        ),
         ({"question": {"k": 1}, "answer": "x"}, "row 19 has no text as 'question', but a dict"),
     ],
 )

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from malora_cli.data.formats._base import Example, Format, RowError
-from malora_cli.data.parts import Cell, Filled, Part, columns_of_template, is_template
+from malora_cli.data.formats._base import Example, Format, RowError, as_text
+from malora_cli.data.parts import Cell, Filled, Part, Wording, columns_of_template, is_template
 from malora_cli.errors import DataError
 from malora_cli.recipe import Columns
 from malora_cli.registry import did_you_mean
@@ -68,7 +68,8 @@ class RowReader:
 
     def _one_part(self, role: str, given: str) -> Part:
         if given in self.available or not is_template(given):
-            return self._cell(role, given)
+            words = role in self.form.mapped and given not in self.available and " " in given
+            return Wording(given) if words else self._cell(role, given)
         columns = columns_of_template(given, role, self.available, self.source)
         needed = role not in self.form.optional
         if needed and not columns:
@@ -115,7 +116,8 @@ class RowReader:
             return None
         parts = self._parts[role]
         value = [part(row) for part in parts] if isinstance(parts, tuple) else parts(row)
-        if isinstance(value, list) and role == self.form.answer:
+        several = isinstance(value, list) and role == self.form.answer
+        if several:
             value = self._answers(value) or None
         if value is None or value != value:  # nothing, or NaN, which stands for nothing in tables
             if role in self.form.optional:
@@ -124,9 +126,7 @@ class RowReader:
             raise RowError(
                 f"no '{role}': its template has nothing but nulls" if is_template(str(given)) else f"no '{given}'"
             )
-        if role in self.form.structured or isinstance(value, list):
-            return value
-        return self._text(role, value)
+        return value if several or role in self.form.structured else self._text(role, value)
 
     def _answers(self, values: Sequence[Any]) -> list[str]:
         """Right answers: what of a list, or of lists in it, is a text, each once."""
@@ -135,13 +135,12 @@ class RowReader:
         return [text for text in dict.fromkeys(texts) if text.strip()]
 
     def _text(self, role: str, value: Any) -> str:
-        if isinstance(value, bool):
-            return str(value).lower()  # as JSON has it
-        if isinstance(value, str | int | float):
-            return str(value)
-        given = self.columns[role]
-        way = f"; as in \"{{{{ {given} | join(', ') }}}}\" it is one" if isinstance(value, list) else ""
-        raise RowError(f"no text as '{given}', but a {type(value).__name__}{way}")
+        text = as_text(value)
+        if text is None:
+            given = self.columns[role]
+            way = f"; `{{{{ {given} | join(', ') }}}}` makes one text of it" if isinstance(value, list) else ""
+            raise RowError(f"no text as '{given}', but a {type(value).__name__}{way}")
+        return text
 
 
 def _listed(parts: Part | tuple[Part, ...]) -> tuple[Part, ...]:

@@ -84,6 +84,18 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Wording:
+    """Words that are the same for every row."""
+
+    text: str
+    columns: Sequence[str] = ()
+
+    def __call__(self, row: Mapping[str, Any]) -> str:
+        """The words."""
+        return self.text
+
+
+@dataclass(frozen=True)
 class Filled:
     """A Jinja template.
 
@@ -105,13 +117,18 @@ class Filled:
 
     def __call__(self, row: Mapping[str, Any]) -> Any:
         """The template, filled with the cells of a row."""
-        if self.may_be_none and not _minds_nulls(self.text) and all(row[column] is None for column in self.columns):
+        if self._is_none(row):
             return None
         try:
             return self._filled(row)
         except _FAULTS_OF_TEMPLATES as error:
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
             raise RowError(f"a cell that the template of '{self.role}' cannot take ({reason})") from error
+
+    def _is_none(self, row: Mapping[str, Any]) -> bool:
+        if not self.may_be_none or not self.columns or _minds_nulls(self.text):
+            return False
+        return all(row[column] is None for column in self.columns)
 
     def _filled(self, row: Mapping[str, Any]) -> Any:
         expression = _expression(self.text) if self.lists or self.values else None

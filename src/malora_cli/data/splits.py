@@ -226,6 +226,7 @@ class Encoding:
         )
         if not len(encoded):
             raise _nothing_left(rows.source, left_out)
+        self._check(encoded, rows.source, left_out)
         return Split(
             encoded=encoded,
             source=rows.source,
@@ -238,6 +239,14 @@ class Encoding:
             totals=(about["tokens"], about["label_tokens"]),
             places=rows.places,
         )
+
+    def _check(self, encoded: Dataset, source: str, left_out: Sequence[UnusedRows]) -> None:
+        """Refuse rows that their format finds wrong as soon as it sees all of them."""
+        if self.reader.form.wrong is not None:
+            answers = pc.unique(pc.list_element(encoded.data.column("references"), 0)).to_pylist()
+            wrong = self.reader.form.wrong(answers, [unused.reason for unused in left_out])
+            if wrong is not None:
+                raise DataError(wrong[0], where=source, fix=wrong[1])
 
     def _fill(self, rows: Dataset, source: str, scratch: Path) -> dict[str, Any]:
         (scratch / "unused").mkdir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,7 +75,10 @@ class Format:
         optional: Texts that may be missing.
         structured: Cells that the format needs and takes as they are: lists, mappings, numbers.
         answer: The text that is learned; where a row has a list of it, each is a right answer. None by default.
-        mapped: Optional texts that only a mix gives, also where the data have a column of that name.
+        mapped: Optional texts that only a mix gives, also where the data have a column of that name. One that is words,
+            and no column, stands for itself.
+        wrong: What is wrong with the rows of a split together, and what to do, where no row shows it; None where
+            nothing is. It is given their answers, each once, and the reasons for which rows were left out.
     """
 
     roles: tuple[str, ...]
@@ -84,6 +87,7 @@ class Format:
     structured: tuple[str, ...] = ()
     answer: str = ""
     mapped: tuple[str, ...] = ()
+    wrong: Callable[[Collection[str], Collection[str]], tuple[str, str] | None] | None = None
 
     @property
     def all_roles(self) -> tuple[str, ...]:
@@ -137,3 +141,10 @@ def with_system(example: Example, system: str | None) -> Example:
 def paragraphs(parts: Iterable[str | None]) -> str:
     """The parts that say something, an empty line between them."""
     return "\n\n".join(part for part in parts if part and part.strip())
+
+
+def as_text(value: Any) -> str | None:
+    """A cell as text; None where it holds nothing, or more than one value."""
+    if isinstance(value, bool):
+        return str(value).lower()  # as JSON has it
+    return str(value) if isinstance(value, str | int | float) and value == value else None

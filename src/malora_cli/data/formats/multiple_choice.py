@@ -9,53 +9,105 @@ A row such as ``{"question": "What melts ice?", "choices": ["cold", "heat"], "an
 
     Answer with the letter alone.
 
-and the answer ``"B"``. ``choices`` is a list, several columns (``choices: [opa, opb]``), or ARC's mapping of ``text``
-and ``label``; ``answer`` is a position from 0, a label (without labels, a letter), or the text of a choice. A
-column for the role ``context`` stands above the question.
+and the answer ``"B"``. ``choices`` is a list of texts, several columns (``choices: [opa, opb]``), a mapping of labels
+to texts (``{"A": "cold", "B": "heat"}``), or ARC's texts and labels (``{"text": [...], "label": [...]}``, also one
+mapping a choice). ``answer`` is a label (without labels, a letter), a position from 0, or the text of a choice. Where
+the data count from 1: ``answer: "{{ answer | int - 1 }}"``. A column for the role ``context`` stands above the
+question; the role ``instruction`` stands in place of the last line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from malora_cli.data.formats._base import Example, Format, RowError, paragraphs
+from malora_cli.data.formats._base import Example, Format, RowError, as_text, paragraphs
+from malora_cli.data.typed import ClassName
+
+_FROM_0 = "the number of its choices as the answer, and choices are counted from 0"
+_FROM_1 = """`answer: "{{ COLUMN | int - 1 }}"`"""
 
 
 def _example(row: Mapping[str, Any]) -> Example:
     texts, labels = _choices(row["choices"])
     right = _position(row["answer"], texts, labels)
     listed = "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False))
-    prompt = paragraphs((row["context"], row["question"], listed, "Answer with the letter alone."))
+    instruction = "Answer with the letter alone." if row["instruction"] is None else row["instruction"]
+    prompt = paragraphs((row["context"], row["question"], listed, instruction))
     return Example.single(prompt, ascii_uppercase[right])
 
 
 def _choices(given: Any) -> tuple[list[str], list[str]]:
     """The texts of the choices and what the data call them."""
-    labels: Any = None
-    if isinstance(given, dict):
-        given, labels = given.get("text"), given.get("label")
-    if not isinstance(given, Sequence) or isinstance(given, str) or not 2 <= len(given) <= len(ascii_uppercase):
+    if isinstance(given, str):
+        raise RowError("""choices that are one text; part it, as in `choices: "{{ COLUMN.split(';') }}"`""")
+    choices, labels = _texts_and_labels(given)
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(ascii_uppercase):
         raise RowError("no list of 2 to 26 choices")
-    if any(choice is None or isinstance(choice, list | dict) or not str(choice).strip() for choice in given):
-        raise RowError("a choice without text")
-    if labels is None:
-        labels = list(ascii_uppercase[: len(given)])
-    if not isinstance(labels, list) or len(labels) != len(given):
+    if not isinstance(labels, list) or len(labels) != len(choices):
         raise RowError("not as many labels as choices")
-    return [str(choice) for choice in given], [str(label) for label in labels]
+    while not _said(choices[-1]) and len(choices) > 2:  # a column or field that only rows of more choices fill
+        choices = choices[:-1]
+    if not all(_said(choice) for choice in choices):
+        raise RowError("a choice without text")
+    return [str(as_text(choice)) for choice in choices], [_plain(label) for label in labels[: len(choices)]]
+
+
+def _texts_and_labels(given: Any) -> tuple[Any, Any]:
+    labels: Any = None
+    if isinstance(given, list) and given and all(isinstance(choice, Mapping) for choice in given):
+        labels = [choice.get("label") for choice in given]
+        given = [choice.get("text") for choice in given]
+    elif isinstance(given, Mapping) and "text" in given:
+        given, labels = given["text"], given.get("label")
+    elif isinstance(given, Mapping):
+        given, labels = list(given.values()), list(given)
+    if labels is None and isinstance(given, list):
+        labels = list(ascii_uppercase[: len(given)])
+    return given, labels
+
+
+def _said(choice: Any) -> bool:
+    return bool((as_text(choice) or "").strip())
+
+
+def _plain(value: Any) -> str:
+    """A label or an answer, whole numbers without a fraction."""
+    return re.sub(r"^(\d+)\.0*$", r"\1", str(value).strip(), flags=re.ASCII)
 
 
 def _position(answer: Any, texts: Sequence[str], labels: Sequence[str]) -> int:
-    text = str(answer).strip()
-    found = [number for number, label in enumerate(labels) if label == text and not isinstance(answer, int)]
-    if not found and text.isdecimal() and text.isascii():
-        found = [int(text)] if len(text) < 3 and int(text) < len(texts) else []
-    found = found or [number for number, choice in enumerate(texts) if choice == text]
-    if not found:
-        raise RowError(f"the answer '{text[:40]}', which is none of its {len(texts)} choices")
-    return found[0]
+    text = _plain(answer)
+    stripped = [choice.strip() for choice in texts]
+    if text in labels:
+        return labels.index(text)
+    number = int(text) if re.fullmatch(r"\d{1,2}", text, re.ASCII) else None
+    if isinstance(answer, ClassName) and (number is not None or text not in stripped):
+        number = answer.number
+    if number is not None and number < len(texts):
+        return number
+    if text in stripped:
+        return stripped.index(text)
+    if text.upper() in labels:
+        return labels.index(text.upper())
+    if number == len(texts):
+        raise RowError(f"{_FROM_0} (if from 1, {_FROM_1})")
+    raise RowError(f"the answer '{text[:40]}', which is none of its {len(texts)} choices")
 
 
-FORMAT = Format(roles=("question",), structured=("choices", "answer"), optional=("context",), example=_example)
+def _wrong(answers: Collection[str], reasons: Collection[str]) -> tuple[str, str] | None:
+    if any(reason.startswith(_FROM_0) for reason in reasons) and ascii_uppercase[0] not in answers:
+        return "answers reach the number of choices and are never 0, so they are counted from 1", f"Write {_FROM_1}."
+    return None
+
+
+FORMAT = Format(
+    roles=("question",),
+    structured=("choices", "answer"),
+    optional=("context", "instruction"),
+    mapped=("instruction",),
+    example=_example,
+    wrong=_wrong,
+)
