@@ -198,3 +198,76 @@ def test_pictures_are_no_text(tmp_path: Path) -> None:
     assert examples(tmp_path / "rows.parquet", columns)[0].completion == "y"
     with pytest.raises(DataError, match=r"rows.parquet: the column 'pages' holds pictures, which is not text"):
         examples(tmp_path / "rows.parquet", {**columns, "prompt": "{{ q }} {{ pages[0] }}"})
+
+
+ANSWERS = {
+    "q": "Who?",
+    "answers": {"text": ["Ada", "", "Ada", None, "Lovelace"], "answer_start": [1, 2]},
+    "spans": [{"text": "Ada"}, {"text": "Lovelace"}],
+    "instances": [{"output": "first"}, {"output": "second"}],
+    "one": "Ada",
+    "two": None,
+    "three": ["Lovelace", 3],
+    "deep": [["Ada"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("one", ("Ada",)),
+        ("answers.text", ("Ada", "Lovelace")),
+        ("answers.text.0", ("Ada",)),
+        ("spans.text", ("Ada", "Lovelace")),
+        ("spans.1.text", ("Lovelace",)),
+        ("instances.0.output", ("first",)),
+        (("one", "two", "three"), ("Ada", "Lovelace", "3")),
+        (("{{ one | upper }}", "spans.1.text"), ("ADA", "Lovelace")),
+        ("{{ answers.text | select | unique | list }}", ("Ada", "Lovelace")),
+        ("{{ three | join(', ') }}", ("Lovelace, 3",)),
+    ],
+)
+def test_any_answer_of_a_list_is_right(completion: Any, expected: tuple[str, ...]) -> None:
+    assert read(ANSWERS, {"prompt": "q", "completion": completion}, "prompt-completion").references == expected
+    columns = {"instruction": "q", "output": completion}
+    assert read(ANSWERS, columns, "alpaca").references == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"completion": "answers.text.9"}, "no 'answers.text.9'"),
+        ({"completion": "one.text"}, "no 'one.text'"),
+        ({"completion": "two.text"}, "no 'two.text'"),
+        ({"completion": "deep"}, "no text as 'deep', but a list"),
+        ({"completion": "spans"}, "no text as 'spans', but a dict"),
+        ({"completion": "one", "prompt": "spans.text"}, "no text as 'spans.text', but a list; `{{ spans.text | join"),
+    ],
+)
+def test_a_path_that_leads_to_no_text(columns: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RowError) as caught:
+        read(ANSWERS, {"prompt": "q", **columns}, "prompt-completion")
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "expected"),
+    [
+        ("prompt-completion", {"prompt": "{{ q }} ({{ one }})", "completion": "one"}, "Who? (Ada)"),
+        ("alpaca", {"instruction": "{{ q }}", "input": "{% if two %}{{ two }}{% endif %}", "output": "one"}, "Who?"),
+        ("alpaca", {"instruction": "q", "input": "As {{ two }}:", "output": "one"}, "Who?"),
+        ("template", {"prompt": "q", "completion": "one"}, "Who?"),
+    ],
+)
+def test_templates_and_columns_stand_side_by_side(name: str, columns: dict[str, Any], expected: str) -> None:
+    example = read(ANSWERS, columns, name)
+    assert (example.prompt, example.completion) == (expected, "Ada")
+
+
+def test_a_template_for_a_list_finds_the_list() -> None:
+    row = {"turns": [["user", "2 + 3?"], ["assistant", "5"]]}
+    template = "{{ turns }}"
+    with pytest.raises(RowError, match="no list of messages"):
+        read(row, {"messages": template}, "messages")
+    row = {"turns": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}, {"role": "user"}]}
+    assert read(row, {"messages": "{{ turns[:2] }}"}, "messages").completion == "5"

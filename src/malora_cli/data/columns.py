@@ -115,7 +115,7 @@ class RowReader:
         if role not in self._parts:
             return None
         parts = self._parts[role]
-        value = [part(row) for part in parts] if isinstance(parts, tuple) else parts(row)
+        value = self._together(role, [part(row) for part in parts]) if isinstance(parts, tuple) else parts(row)
         several = isinstance(value, list) and role == self.form.answer
         if several:
             value = self._answers(value) or None
@@ -128,10 +128,15 @@ class RowReader:
             )
         return value if several or role in self.form.structured else self._text(role, value)
 
+    def _together(self, role: str, values: list[Any]) -> list[Any]:
+        """The cells of several columns: as an answer, what is in those that are lists stands beside the others."""
+        if role != self.form.answer:
+            return values
+        return [item for value in values for item in (value if isinstance(value, list) else [value])]
+
     def _answers(self, values: Sequence[Any]) -> list[str]:
-        """Right answers: what of a list, or of lists in it, is a text, each once."""
-        flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
-        texts = [self._text(self.form.answer, value) for value in flat if value is not None and value == value]
+        """Right answers, each once; nulls and empty texts are none."""
+        texts = [self._text(self.form.answer, value) for value in values if value is not None and value == value]
         return [text for text in dict.fromkeys(texts) if text.strip()]
 
     def _text(self, role: str, value: Any) -> str:
