@@ -227,15 +227,21 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         ["tiny.yaml", "mix.temperature=2"],
         r".*a temperature goes with 'weighting: ",
     ),
-    "neither test nor holdout": (
+    "a mix": (
         nothing,
-        ["tiny.yaml", "mix.tasks.add.test=null"],
-        r".*exactly one of test and holdout must be given, and neither is",
+        ["mix.yaml"],
+        r"mix\.yaml: this is a mix, and a recipe is wanted\. Name it in a recipe, as `mix: mix\.yaml`, or over a "
+        r"shipped one's: `malora check quickstart mix=mix\.yaml`\.$",
+    ),
+    "groups and strata": (
+        nothing,
+        ["tiny.yaml", "mix.tasks.add.test=null", "mix.tasks.add.holdout={rows: 3, stratify: a, group: b}"],
+        r".*one of stratify and group may be set",
     ),
     "test and holdout": (
         nothing,
         ["tiny.yaml", "mix.tasks.add.holdout={rows: 3}"],
-        r".*exactly one of test and holdout must be given, and test is there too",
+        r".*one of test and holdout may be given, and test is there too",
     ),
     "a holdout of two sizes": (
         nothing,

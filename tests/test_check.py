@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from malora_cli.data.statement import longest_step, rendered, state
 from malora_cli.train.materials import gather, prepare_model
 from malora_cli.train.probe import measure_longest_step
 from malora_cli.train.run import train
-from train_runs import SilentView, load, losses, same_weights, train_run, workplace
+from train_runs import SilentView, load, losses, rewrite, same_weights, train_run, workplace
 
 
 @pytest.fixture
@@ -51,6 +52,23 @@ def test_the_figures_are_those_of_a_slow_count(recipe: Path) -> None:
     assert statement.step_tokens == pytest.approx(sum(tokens) / 6)
     assert statement.micro_batches == pytest.approx(sum(packed) / 6)
     assert statement.filled == pytest.approx(sum(tokens) / (100 * sum(packed)))
+
+
+def test_a_task_that_says_nothing_of_test_rows_and_domain_has_both(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def less(mix: dict[str, Any]) -> None:
+        for name in ("test", "domain"):
+            del mix["tasks"]["add"][name]
+
+    rewrite(recipe.parent / "mix.yaml", less)
+    said = "add: neither test nor holdout is given, so 2 rows are held out to test on (5%, at most 200, by mix.seed)"
+    printed = _plain(_out(capsys, "check", str(recipe), "--no-step"))
+    assert said in printed
+    assert printed.count("neither test nor holdout") == 1
+    loaded = load(recipe)
+    assert (loaded.recipe.mix.tasks["add"].domain, loaded.recipe.mix.tasks["copy"].domain) == ("add", "words")
+    assert loaded.provenance["mix.tasks.add.domain"] == "default"
 
 
 def test_no_step_is_longer_than_the_longest(recipe: Path) -> None:

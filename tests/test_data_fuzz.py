@@ -65,7 +65,7 @@ def used_or_refused() -> Iterator[None]:
     except InvalidRecipeError as error:
         problems = error.problems
     except MaloraError as error:
-        problems = (str(error),)
+        problems = tuple(str(error).splitlines())
     assert problems
     assert all(problem and "\n" not in problem and "Traceback" not in problem for problem in problems)
 

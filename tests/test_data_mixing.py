@@ -10,16 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from malora_cli.data.encoding import Encoder
+from malora_cli.data.holdout import hold_out
 from malora_cli.data.mixture import Mixture, lay_out
 from malora_cli.data.order import MixtureOrder, Shuffle
+from malora_cli.data.rows import Places, Rows
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import DataError
-from malora_cli.recipe import TrainSettings
+from malora_cli.recipe import SourceSettings, TrainSettings
 from train_runs import load, workplace
 
 SIZES = {"copy": 18, "upper": 30, "add": 30}
@@ -151,6 +154,35 @@ def test_strata_keep_their_proportions(place: Path) -> None:
         tasks_of(place, *overrides, "mix.tasks.add.holdout={rows: 3, stratify: kid}")
     with pytest.raises(DataError, match="has 100 rows, so 100 cannot be held out"):
         tasks_of(place, *overrides, "mix.tasks.add.holdout={rows: 100}")
+
+
+@pytest.mark.parametrize(("rows", "held"), [(30, 2), (1, None), (4000, 200), (5000, 200)])
+def test_some_rows_are_held_out_where_nothing_is_said_of_them(rows: int, held: int | None) -> None:
+    dataset = Dataset.from_dict({"q": list(range(rows))})
+    whole = Rows(dataset, SourceSettings(path="x"), Places("x"))
+    if held is None:
+        with pytest.raises(DataError, match="x: has 1 row, so 1 cannot be held out"):
+            hold_out(whole, None, 0)
+        return
+    train, test = hold_out(whole, None, 0)
+    assert (len(train.dataset), len(test.dataset)) == (rows - held, held)
+    assert sorted([*train.dataset["q"], *test.dataset["q"]]) == list(range(rows))
+    assert test.dataset["q"] != hold_out(whole, None, 1)[1].dataset["q"]
+
+
+def test_rows_of_one_group_stay_on_one_side(place: Path) -> None:
+    rows = [{"question": f"{n % 10}?", "answer": f"{n}"} for n in range(95)]  # five groups of ten, five of nine
+    (place.parent / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = ["mix.tasks.add.test=null", f"mix.tasks.add.train={place.parent / 'groups.jsonl'}"]
+    for count, held in ((9, {9}), (20, {18, 19, 20}), (94, {85, 86})):
+        task = tasks_of(place, *overrides, f"mix.tasks.add.holdout={{rows: {count}, group: question}}")["add"]
+        train, test = set(task.train.rows["prompt"]), set(task.test.rows["prompt"])
+        assert not train & test
+        assert len(task.test) in held
+    with pytest.raises(DataError, match="the smallest group has 9 rows, more than the 8 to hold out"):
+        tasks_of(place, *overrides, "mix.tasks.add.holdout={rows: 8, group: question}")
+    with pytest.raises(DataError, match="no column 'questoin' to group by; did you mean 'question'"):
+        tasks_of(place, *overrides, "mix.tasks.add.holdout={rows: 9, group: questoin}")
 
 
 def _long(place: Path) -> list[str]:

@@ -246,7 +246,7 @@ def test_long_values_are_cut_and_lines_stay_lines() -> None:
         (b"model: {base: x\ntrain: 1\n", "r.yaml:2:6: no YAML: expected ',' or '}', but got ':'"),
         (b"a: 1\n b: 2\n", "r.yaml:2:3: no YAML: mapping values are not allowed here"),
         (b"a: 1\n---\nb: 1\n", "r.yaml:2:1: no YAML: but found another document"),
-        (b"a: *x\n", "r.yaml:1:4: no YAML: found undefined alias 'x'"),
+        (b"a: *x\n", "r.yaml:1:4: no YAML: found undefined alias 'x'. Put text that begins with * in quotes."),
         (b"a: \x01\n", "r.yaml: no YAML: special characters are not allowed. Save it as plain text."),
     ],
 )  # fmt: skip

@@ -68,7 +68,22 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
     for line in console.start(lines):
         console.print(Text(line), soft_wrap=True)
     console.tell_left_out(len(lines), "lines on rows that are not used")
+    for line in console.start(_usual_tests(statement)):
+        console.print(Text(line), soft_wrap=True)
     console.print(Text("\n" + _packing(statement)), soft_wrap=True)
+
+
+def _usual_tests(statement: Statement) -> list[str]:
+    """What is held out of tasks whose mix does not say what to test on."""
+    from malora_cli.data.holdout import USUAL_ROWS, USUAL_SHARE
+
+    tasks = [entry.task for entry in statement.tasks]
+    return [
+        f"{task.name}: neither test nor holdout is given, so {len(task.test):,} rows are held out to test on "
+        f"({USUAL_SHARE:.0%}, at most {USUAL_ROWS}, by mix.seed)"
+        for task in tasks
+        if task.settings.test is None and task.settings.holdout is None
+    ]
 
 
 def _told(unused: UnusedRows, split: str) -> str:

@@ -19,6 +19,10 @@ from malora_cli.data.splits import Encoding, Split
 from malora_cli.errors import DataError
 from malora_cli.recipe import LengthPolicy, MixSettings, SourceSettings, TaskSettings
 
+_KEPT_TOGETHER = " (`holdout: {group: COLUMN}` keeps rows of one prompt on one side)"
+#: Faults that are shown at once.
+_FAULTS = 20
+
 
 @dataclass(frozen=True)
 class Task:
@@ -37,14 +41,20 @@ def load_tasks(mix: MixSettings, encoder: Encoder, *, max_length: int) -> list[T
     Rows that are left out, and test rows that training gives away, are counted and warned of.
 
     Raises:
-        DataError: A source is missing or unreadable, a column or a value is missing, or nothing is left of a task.
+        DataError: A source is missing or unreadable, a column or a value is missing, or nothing is left of a task; of
+            every task that has such a fault, in a line each.
     """
     splits: dict[str, tuple[Split, Split]] = {}
+    faults: dict[str, DataError] = {}
     for name, settings in mix.tasks.items():
         try:
             splits[name] = _load_task(name, settings, mix, encoder, max_length)
         except DataError as error:
-            raise DataError(error.what, where=f"task '{name}': {error.where}", fix=error.fix) from error
+            # What is wrong with every task alike, such as a full disk, is told of the first.
+            located = DataError(error.what, where=f"task '{name}': {error.where}", fix=error.fix)
+            faults.setdefault(str(error), located)
+    if faults:
+        raise _all_of(list(faults.values()))
     found = overlaps(splits)
     tasks = [Task(name, mix.tasks[name], train, test, found[name]) for name, (train, test) in splits.items()]
     for task in tasks:
@@ -52,12 +62,19 @@ def load_tasks(mix: MixSettings, encoder: Encoder, *, max_length: int) -> list[T
     return tasks
 
 
+def _all_of(faults: list[DataError]) -> DataError:
+    if len(faults) == 1:
+        return faults[0]
+    lines = [str(fault) for fault in faults[:_FAULTS]]
+    more = [f"and {len(faults) - _FAULTS:,} more tasks with a fault in their data"] if len(faults) > _FAULTS else []
+    return DataError("\n".join(lines + more))
+
+
 def _load_task(
     name: str, settings: TaskSettings, mix: MixSettings, encoder: Encoder, max_length: int
 ) -> tuple[Split, Split]:
     rows = load_rows(settings.train, split="train")
     if settings.test is None:
-        assert settings.holdout is not None  # the settings have one or the other
         rows, held = hold_out(rows, settings.holdout, mix.seed)
         tested = settings.train
     else:
@@ -87,7 +104,7 @@ def _warn(task: Task) -> None:
     if task.overlap.exact:
         warnings.warn(
             f"task '{task.name}': {task.overlap.exact:,} of {len(task.test):,} test rows are also training rows; "
-            f"its score is too good by what was memorised",
+            f"its score is too good by what was memorised{_KEPT_TOGETHER if task.settings.test is None else ''}",
             stacklevel=3,
         )
     if task.overlap.runs > task.overlap.exact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from malora_cli.recipe.files import read_document
+from malora_cli.errors import RecipeError
+from malora_cli.recipe.files import read_document, shown_path
 from malora_cli.recipe.mix import existing, inline_mix, resolve_sources, spell_out_tasks
 from malora_cli.recipe.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
 from malora_cli.recipe.problems import InvalidRecipeError, describe_errors, show
@@ -64,6 +66,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, vocabulary: Vocabu
         RecipeError: The file is no recipe at all.
     """
     document = read_document(path, "recipe")
+    if "tasks" in document.data and "mix" not in document.data:
+        raise _is_a_mix(path)
     parsed, problems = parse_overrides(overrides)
     document.problems += problems
     has_mix = _assemble(document, parsed)
@@ -81,6 +85,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, vocabulary: Vocabu
     if document.problems:
         raise InvalidRecipeError(document.problems)
     return LoadedRecipe(recipe, path, _provenance(recipe, document))
+
+
+def _is_a_mix(path: Path) -> RecipeError:
+    given = shlex.quote(shown_path(path))
+    fix = f"Name it in a recipe, as `mix: {given}`, or over a shipped one's: `malora check quickstart mix={given}`."
+    return RecipeError("this is a mix, and a recipe is wanted", where=shown_path(path), fix=fix)
 
 
 def _assemble(document: Document, overrides: Sequence[Override]) -> bool:

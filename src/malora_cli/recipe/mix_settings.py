@@ -81,6 +81,11 @@ class HoldoutSettings(Settings):
     stratify: Text | None = Field(
         default=None, description="Column whose values keep their proportions; null holds out whichever rows"
     )
+    group: Text | None = Field(
+        default=None,
+        description="Column whose equal values stay together, such as that of the prompt: whole groups are held out, "
+        "as many rows as asked for at most; null parts any two rows",
+    )
 
     @field_validator("share")
     @classmethod
@@ -89,17 +94,26 @@ class HoldoutSettings(Settings):
             raise ValueError("exactly one of rows and share must be set")
         return share
 
+    @field_validator("group")
+    @classmethod
+    def _whole_groups(cls, group: str | None, info: ValidationInfo) -> str | None:
+        if group is not None and info.data.get("stratify") is not None:
+            raise ValueError("one of stratify and group may be set: whole groups keep no proportions")
+        return group
+
 
 class TaskSettings(Settings):
     """One task: its rows, how they become text, how often they are drawn, and how answers are scored."""
 
-    domain: Text = Field(description="Domain whose average this task counts towards")
+    domain: Text = Field(
+        default="", description="Domain whose average this task counts towards; left out, it is the task's name"
+    )
     train: SourceSettings = Field(description="Rows to train on")
     test: SourceSettings | None = Field(default=None, description="Held-out rows to evaluate on; this or holdout")
     holdout: HoldoutSettings | None = Field(
         default=None,
-        validate_default=True,
-        description="Training rows to evaluate on instead of training; this or test",
+        description="Training rows to evaluate on instead of training; this or test. With neither, 5% are held out, at "
+        "most 200",
     )
     columns: Columns = Field(
         default_factory=dict,
@@ -149,9 +163,8 @@ class TaskSettings(Settings):
     @field_validator("holdout")
     @classmethod
     def _one_test(cls, holdout: HoldoutSettings | None, info: ValidationInfo) -> HoldoutSettings | None:
-        if "test" in info.data and (info.data["test"] is None) == (holdout is None):
-            have = "neither is" if holdout is None else "test is there too"
-            raise ValueError(f"exactly one of test and holdout must be given, and {have}")
+        if holdout is not None and info.data.get("test") is not None:
+            raise ValueError("one of test and holdout may be given, and test is there too")
         return holdout
 
 
@@ -197,6 +210,11 @@ class MixSettings(Settings):
             if other != name:
                 raise ValueError(f"'{other}' and '{name}' are one file name where case does not count; rename one")
         return tasks
+
+    @field_validator("tasks")
+    @classmethod
+    def _in_a_domain(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
+        return {name: task if task.domain else task.model_copy(update={"domain": name}) for name, task in tasks.items()}
 
     @field_validator("tasks")
     @classmethod
