@@ -119,6 +119,28 @@ def test_a_system_prompt_of_nulls_is_left_out() -> None:
     assert [turn.role for turn in read(NULLS, columns).turns] == ["user", "assistant"]
 
 
+@pytest.mark.parametrize(
+    ("cell", "template", "expected"),
+    [
+        ("18.0", "{{ x | int }}", "18"),
+        (18.7, "{{ x | int }}", "18"),
+        ("0x12", "{{ x | int(base=16) }}", "18"),
+        ("1,234", "{{ x | int(0) }}", "0"),
+        ("1.50", "{{ x | float }}", "1.5"),
+        ("1,234", "{{ x | int }}", None),
+        ("n/a", "{{ x | float }}", None),
+        ([18], "{{ x | int }}", None),
+    ],
+)
+def test_no_number_is_made_of_what_is_none(cell: Any, template: str, expected: str | None) -> None:
+    columns = {"prompt": "{{ x }}", "completion": template}
+    if expected is not None:
+        assert read({"x": cell}, columns).completion == expected
+        return
+    with pytest.raises(RowError, match=r"the template of 'completion' cannot take \(.* is not a number\)"):
+        read({"x": cell}, columns)
+
+
 def test_tojson_is_for_models_and_not_for_web_pages() -> None:
     row = {"x": {"b": "ä & <b>", "a": 1}}
     assert read(row, {"prompt": "{{ x | tojson }}", "completion": "{{ x.a }}"}).prompt == '{"b": "ä & <b>", "a": 1}'
@@ -241,12 +263,13 @@ def test_any_answer_of_a_list_is_right(completion: Any, expected: tuple[str, ...
         ({"completion": "two.text"}, "no 'two.text'"),
         ({"completion": "deep"}, "no text as 'deep', but a list"),
         ({"completion": "spans"}, "no text as 'spans', but a dict"),
+        ({"prompt": "answers"}, "no text as 'answers', but a dict; `{{ answers | tojson }}` makes one text of it"),
         ({"completion": "one", "prompt": "spans.text"}, "no text as 'spans.text', but a list; `{{ spans.text | join"),
     ],
 )
 def test_a_path_that_leads_to_no_text(columns: dict[str, Any], expected: str) -> None:
     with pytest.raises(RowError) as caught:
-        read(ANSWERS, {"prompt": "q", **columns}, "prompt-completion")
+        read(ANSWERS, {"prompt": "q", "completion": "one", **columns}, "prompt-completion")
     assert str(caught.value).startswith(expected)
 
 

@@ -14,6 +14,8 @@ from malora_cli.registry import did_you_mean
 
 #: Characters of a row: about a million tokens of English.
 _LONGEST = 4_000_000
+#: Filters that make one text of what is none.
+_WAYS: dict[type, str] = {list: " | join(', ')", dict: " | tojson"}
 
 
 class RowReader:
@@ -143,8 +145,10 @@ class RowReader:
         text = as_text(value)
         if text is None:
             given = self.columns[role]
-            way = f"; `{{{{ {given} | join(', ') }}}}` makes one text of it" if isinstance(value, list) else ""
-            raise RowError(f"no text as '{given}', but a {type(value).__name__}{way}")
+            way = _WAYS.get(type(value), "")
+            raise RowError(
+                f"no text as '{given}', but a {type(value).__name__}; `{{{{ {given}{way} }}}}` makes one text of it"
+            )
         return text
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, StrictUndefined, nodes, pass_eval_context
 from jinja2.environment import TemplateExpression
-from jinja2.filters import do_join
+from jinja2.filters import do_float, do_int, do_join
 from jinja2.nodes import EvalContext
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -57,6 +57,21 @@ def _to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent, default=_from_null)
 
 
+def _int(value: Any, default: Any = None, base: int = 10) -> Any:
+    return _number(value, do_int(value, default, base))
+
+
+def _float(value: Any, default: Any = None) -> Any:
+    return _number(value, do_float(value, default))
+
+
+def _number(value: Any, found: Any) -> Any:
+    """The number that was found; Jinja's own filters make 0 of what is none."""
+    if found is None:
+        raise ValueError(f"'{str(value)[:40]}' is not a number")
+    return found
+
+
 def _from_null(value: object) -> None:
     if not _is_null(value):
         raise TypeError(f"a {type(value).__name__} is not JSON")
@@ -86,7 +101,7 @@ class Templates(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self._shown)
         del self.globals["lipsum"]  # which goes on for as long as it is told to
-        self.filters |= {"counted": self._counted, "join": _join, "tojson": _to_json}
+        self.filters |= {"counted": self._counted, "int": _int, "float": _float, "join": _join, "tojson": _to_json}
         self.tests["none"] = _is_null
         self._left = _STEPS
         self._nulls: list[bool] = []  # of what is shown, whether it is null

@@ -117,8 +117,9 @@ class TaskSettings(Settings):
     )
     columns: Columns = Field(
         default_factory=dict,
-        description="Column of the data for each role of the format (a.b is a field of a column, a list makes a list "
-        "of columns); a role left out is a column of the same name",
+        description="What of the data each role of the format is: a column, a field or position within one (a.b, "
+        "a.0.b), a Jinja template over columns ('{{ a }}: {{ b | trim }}'), or a list of these; a role left out is a "
+        "column of the same name",
     )
     format: Text = Field(description="Prompt format")
     metric: SerializeAsAny[MetricSettings] = Field(
