@@ -18,6 +18,7 @@ import pytest
 from malora_cli.data.sources import load_rows
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
+from malora_cli.recipe.mix import existing
 
 ROWS = [{"q": "1+1", "a": "2"}, {"q": "2+2", "a": "vier ü"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -101,7 +102,48 @@ def test_a_folder_in_hub_layout_has_splits_and_configs(tmp_path: Path) -> None:
     assert _load(tmp_path / "hub", "test", split="train[1:2]") == ROWS[1:]  # the source's own split comes first
     assert "Unknown split" in (message := _message(tmp_path / "hub", split="validation"))
     assert "name a config and split that it has" in message
-    assert "'main' not found" in _message(tmp_path / "hub", config="main")
+    assert _message(tmp_path / "hub", config="main").startswith(
+        f"{tmp_path / 'hub'}: has no config 'main'; it has default."
+    )
+
+
+def test_the_configs_of_a_dataset_are_listed(tmp_path: Path) -> None:
+    names = [f"level-{number}" for number in range(30)]
+    card = "".join(f"- {{config_name: {name}, data_files: {name}.jsonl}}\n" for name in names)
+    _write(tmp_path / "hub" / "README.md", f"---\nconfigs:\n{card}---\n")
+    for name in names:
+        _write(tmp_path / "hub" / f"{name}.jsonl", json.dumps({"q": name}))
+    fix = "Name one, as in `train: {path: PATH, config: NAME}`."
+    known = ", ".join(names)
+    assert (
+        _message(tmp_path / "hub") == f"{tmp_path}/hub: has several configs, and none is named; it has {known}. {fix}"
+    )
+    assert _message(tmp_path / "hub", config="x") == f"{tmp_path}/hub: has no config 'x'; it has {known}. {fix}"
+    assert _load(tmp_path / "hub", config="level-7") == [{"q": "level-7"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.jsonl", lambda path: _write(path, LINES)),
+        ("rows.csv.gz", lambda path: _write(path, gzip.compress(TABLE.encode(), mtime=0))),
+        ("rows.parquet", lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path)),
+        ("hub/train.jsonl", lambda path: _write(path, LINES)),
+        ("hub/train.parquet", lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path)),
+    ],
+)
+def test_a_link_is_read_by_its_own_name(name: str, write: Callable[[Path], None], tmp_path: Path) -> None:
+    """As they lie in the hub's cache and in those of DVC: a store of files that are named after their hash."""
+    (tmp_path / "blobs").mkdir()
+    write(tmp_path / "blobs" / "0123abc")
+    link = tmp_path / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / "blobs" / "0123abc")
+    given = name.partition("/")[0]
+    for path in (existing(given, tmp_path), existing(f"./{given}", tmp_path), existing(str(link), tmp_path)):
+        assert _load(path) == ROWS
+    if given == name:
+        assert _load(existing("row*", tmp_path)) == ROWS
 
 
 def test_settings_of_a_hub_dataset_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

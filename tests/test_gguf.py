@@ -69,6 +69,7 @@ def test_a_gguf_file_becomes_the_model_it_holds(tied: bool, tmp_path: Path) -> N
 
 def test_a_quantised_gguf_is_trainable_float32(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
+    file.symlink_to(tmp_path / "0123abc")  # as in the hub's cache; its own name says what it is
     tiny_gguf.write(tiny_gguf.llama(tied=True), file, quantised=True)
     folder = Path(resolve_base(ModelSettings(base=str(file))).location)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -50,6 +50,28 @@ def test_a_folder_of_rows_is_a_data_path(tmp_path: Path) -> None:
     assert load().recipe.mix.tasks["minus"].train.path == str(tmp_path / "mixes" / "data" / "minus")
 
 
+def test_links_keep_the_names_that_say_what_they_are(tmp_path: Path) -> None:
+    """A store such as the hub's cache or DVC's names files after their hash."""
+    store, shown = tmp_path / "store", tmp_path / "shown"
+    for folder in (store, shown):
+        folder.mkdir()
+    change("base: tiny", "base: model.gguf")
+    for number, name in enumerate(("sums.yaml", "mixes/sums.yaml", "mixes/plus.jsonl", "model.gguf")):
+        (tmp_path / name).touch()
+        (tmp_path / name).rename(store / f"{number}")
+        (shown / name).parent.mkdir(exist_ok=True)
+        (shown / name).symlink_to(store / f"{number}")
+    recipe = load(path="shown/sums.yaml").recipe
+    assert recipe.model.base == str(shown / "model.gguf")
+    assert recipe.mix.tasks["plus"].train.path == str(shown / "mixes" / "plus.jsonl")
+
+
+def test_a_link_to_a_recipe_elsewhere_means_what_that_recipe_means(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "linked.yaml").symlink_to(tmp_path / "sums.yaml")
+    assert load(path="far/linked.yaml").recipe.mix == load().recipe.mix
+
+
 def test_data_paths_from_the_command_line_are_relative_to_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").touch()
     recipe = load("mix.tasks.plus.train=mine.jsonl", "mix.tasks.minus.test.path=mine.jsonl").recipe

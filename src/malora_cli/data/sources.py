@@ -40,6 +40,8 @@ from malora_cli.recipe import SourceSettings
 _KINDS = (*TEXT_KINDS, ".parquet", ".arrow")
 _USE = f"Use one of {', '.join(_KINDS)}, as it is or compressed ({', '.join(COMPRESSED)})."
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+#: How `datasets` ends where a config has to be chosen.
+_CONFIGS = re.compile(r"[Aa]vailable(?: configs)?: \[(.*)\]")
 _LOT = 10_000
 _STREAMED = "rows.arrow"
 #: What the config of a dataset says beside how its files are read.
@@ -233,6 +235,14 @@ def _unreadable(source: SourceSettings, error: Exception) -> DataError:
         root = root.__cause__
     if "corresponds to no data" in str(root):
         return DataError("has no rows", where=source.path)
+    configs = _CONFIGS.search(str(root))
+    if configs:
+        what = f"has no config '{source.config}'" if source.config else "has several configs, and none is named"
+        return DataError(
+            f"{what}; it has {configs[1].replace(chr(39), '')}",
+            where=source.path,
+            fix="Name one, as in `train: {path: PATH, config: NAME}`.",
+        )
     path, named = Path(source.path), files_of(source.path)
     if not path.exists() and not named:
         return DataError(

@@ -35,8 +35,7 @@ def read_document(path: Path, what: Literal["recipe", "mix"]) -> Document:
     Raises:
         RecipeError: There is no such file, or it is no text, no YAML, empty or no mapping.
     """
-    shown = shown_path(path)
-    folder = path.resolve().parent
+    shown, folder = shown_path(path), _folder_of(path)
     try:
         document = read_yaml(_text(path, shown), lambda line: Origin(f"{shown}:{line}", folder))
     except yaml.MarkedYAMLError as error:
@@ -50,6 +49,12 @@ def read_document(path: Path, what: Literal["recipe", "mix"]) -> Document:
         where = document.origins[()].where
         raise RecipeError(f"got {show(document.data)}; a {what} is a mapping", where=where, fix=_FIX[what])
     return document
+
+
+def _folder_of(path: Path) -> Path:
+    """What paths in a file are relative to: where a link leads, unless that is a store of files without their names."""
+    file = path.resolve()
+    return file.parent if file.suffix == path.suffix else path.parent.resolve()
 
 
 def _text(path: Path, shown: str) -> str:

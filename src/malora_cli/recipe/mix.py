@@ -106,11 +106,16 @@ def existing(given: str, folder: Path) -> str:
     """
     certain = given.startswith(("~", "./", "../")) or glob.has_magic(given)
     try:
-        path = (folder / os.path.expanduser(given)).resolve()  # noqa: PTH111 (as above)
+        path = _absolute(folder / os.path.expanduser(given))  # noqa: PTH111 (as above)
         return str(path) if certain or (given and path.exists()) else given
     # Too long for a path, with a character that paths cannot have, or links that go round in circles.
     except (OSError, ValueError, RuntimeError):
         return given
+
+
+def _absolute(path: Path) -> Path:
+    """A path in full, a link at its end left: its own name says what it is, and what it leads to may say nothing."""
+    return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
 
 
 def _tasks(document: Document) -> Iterator[tuple[DataPath, dict[str, Any]]]:
