@@ -17,11 +17,17 @@ from malora_cli.cli._terminal import say
 from malora_cli.errors import MaloraError
 
 if TYPE_CHECKING:
-    from malora_cli.recipe import LoadedRecipe, Vocabulary
+    from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary
     from malora_cli.results import RunRecord
 
 RunArgument = Annotated[
     Path | None, typer.Argument(metavar="[RUN]", help="Run folder, or its name under --runs; the newest when left out.")
+]
+MovedArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Where files lie now that were moved: model.base, mix.", show_default=False
+    ),
 ]
 OverridesArgument = Annotated[
     list[str] | None,
@@ -112,8 +118,11 @@ def find_and_tell(run: Path | None, folder: Path) -> RunRecord:
     Raises:
         RunError: There is no such run.
     """
+    from malora_cli.errors import RunError
     from malora_cli.results import find_run
 
+    if run is not None and "=" in str(run) and not run.exists():
+        raise RunError("the run stands before what has moved", where=str(run), fix=f"Write RUN {run}.")
     record = find_run(run, folder)
     if run is None:
         say(f"newest run: {record.path}")
@@ -160,9 +169,46 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> LoadedReci
     """
     from malora_cli.recipe import load_recipe
 
-    loaded = load_recipe(recipe_file(recipe), overrides, vocabulary=vocabulary())
+    path = recipe_file(recipe)
+    loaded = load_recipe(path, overrides, vocabulary=vocabulary(), was=_where_it_was(path))
     tell_of_code(loaded)
     return loaded
+
+
+def _where_it_was(recipe: Path) -> Path | None:
+    """Where the run lay whose own recipe this is; None for any other recipe."""
+    from malora_cli.results import RunRecord
+
+    record = RunRecord(recipe.parent)
+    return record.was_at if recipe.name == record.recipe_path.name else None
+
+
+def recipe_of_run(record: RunRecord, overrides: Sequence[str], *, trust: bool) -> Recipe:
+    """The recipe of a run, with what the command line says of where its files lie now.
+
+    Raises:
+        MaloraError: The recipe is wrong, or an override would make another run of it.
+    """
+    loaded = read_recipe(record.recipe_path, [*overrides, *granted(trust)])
+    prepare_libraries()
+    if overrides:
+        from malora_cli.train.resuming import check_same_recipe
+
+        check_same_recipe(record, loaded, may_move=True)
+    return loaded.recipe
+
+
+@contextmanager
+def telling_of_moves(recipe: Recipe) -> Iterator[None]:
+    """Where a file of a run's recipe is no longer there, say how to name another place for it."""
+    from malora_cli.places import gone
+
+    try:
+        yield
+    except MaloraError as error:
+        if any(path in (error.where or "") for path in gone(recipe.model_dump(mode="json"))):
+            error.fix = "Put it back, or add to the command where it lies now: model.base=FOLDER or mix=FILE."
+        raise
 
 
 def granted(trust: bool) -> list[str]:

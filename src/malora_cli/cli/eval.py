@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from malora_cli.cli._common import FullOption, RunArgument, RunsOption, StepOption, TrustOption
+from malora_cli.cli._common import FullOption, MovedArgument, RunArgument, RunsOption, StepOption, TrustOption
 
 if TYPE_CHECKING:
     from malora_cli.results import EvalResult
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     run: RunArgument = None,
+    moved: MovedArgument = None,
     tasks: Annotated[
         str | None, typer.Option(metavar="A,B", help="Tasks to evaluate; all of the run's when left out.")
     ] = None,
@@ -38,12 +39,11 @@ def evaluate(
 
     Example: malora eval runs/quickstart --tasks chain_sum,words_sorted --limit 20
     """
-    from malora_cli.cli._common import find_and_tell, granted, names_in, prepare_libraries, read_recipe
+    from malora_cli.cli._common import find_and_tell, names_in, recipe_of_run, telling_of_moves
     from malora_cli.cli._terminal import result_console, say
 
     record = find_and_tell(run, runs)
-    recipe = read_recipe(record.recipe_path, granted(trust)).recipe
-    prepare_libraries()
+    recipe = recipe_of_run(record, moved or [], trust=trust)
     from malora_cli.cli._tables import evaluation_table
     from malora_cli.evals.evaluate import evaluate_run
     from malora_cli.reports import check_writable, write_report
@@ -51,7 +51,7 @@ def evaluate(
     if out is None:
         check_writable(record)
     console = result_console(full=full)
-    with console.status("loading") as status:
+    with telling_of_moves(recipe), console.status("loading") as status:
 
         def show(result: EvalResult) -> None:
             status.stop()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from malora_cli.cli._common import RunArgument, RunsOption, StepOption, TrustOption
+from malora_cli.cli._common import MovedArgument, RunArgument, RunsOption, StepOption, TrustOption
 
 
 class Target(StrEnum):
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def merge_export(
     run: RunArgument = None,
+    moved: MovedArgument = None,
     to: Annotated[
         Target,
         typer.Option(help="adapter: as trained, in PEFT's format. lora: a LoRA for fixed gates, for plain PEFT."),
@@ -44,25 +45,26 @@ def merge_export(
 
     Example: malora merge-export runs/quickstart --to lora --gates task:chain_sum
     """
-    from malora_cli.cli._common import find_and_tell, granted, prepare_libraries, read_recipe
+    from malora_cli.cli._common import find_and_tell, recipe_of_run, telling_of_moves
     from malora_cli.cli._terminal import result_console, say
     from malora_cli.errors import RecipeError
 
     if to is Target.ADAPTER and gates is not None:
         raise RecipeError("an adapter keeps its routers and takes no gates", where="--gates", fix="Use --to lora.")
     record = find_and_tell(run, runs)
-    recipe = read_recipe(record.recipe_path, granted(trust)).recipe
-    prepare_libraries()
+    recipe = recipe_of_run(record, moved or [], trust=trust)
     from malora_cli.cli._tables import merge_table
     from malora_cli.export.merge import export_adapter, export_lora
 
     if to is Target.ADAPTER:
         folder = out or record.path / "export" / "adapter"
-        export_adapter(record, recipe, folder, step=step)
+        with telling_of_moves(recipe):
+            export_adapter(record, recipe, folder, step=step)
     else:
         gates = gates or "mix"
         folder = out or record.path / "export" / f"lora-{gates.removeprefix('task:')}"
-        costs = export_lora(record, recipe, folder, gates=gates, step=step)
+        with telling_of_moves(recipe):
+            costs = export_lora(record, recipe, folder, gates=gates, step=step)
         say("held-out loss, nats a token:")
         result_console().print(merge_table(costs))
     say(f"exported: {folder}")

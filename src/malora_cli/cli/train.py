@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from shlex import quote
 from typing import Annotated
 
@@ -32,7 +33,7 @@ def train(
 
     Example: malora train recipes/quickstart.yaml train.steps=200 output.name=longer
     """
-    from malora_cli.cli._common import granted, interruptible, prepare_libraries, read_recipe
+    from malora_cli.cli._common import granted, interruptible, prepare_libraries, read_recipe, telling_of_moves
     from malora_cli.cli._terminal import result_console, say
 
     overrides = [*(overrides or []), *granted(trust)]
@@ -67,7 +68,7 @@ def train(
         console.print()
         print_cost(cost, statement, console)
 
-    with interruptible(run_of(loaded, resume=resume)):
+    with interruptible(run_of(loaded, resume=resume)), telling_of_moves(loaded.recipe) if resume else nullcontext():
         record = run_training(loaded, view_for(console), resume=resume, announce=announce)
     if writes():
         say(f"run:     {record.path}")

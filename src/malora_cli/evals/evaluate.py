@@ -20,7 +20,7 @@ from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import DataError, RecipeError, RunError
 from malora_cli.evals.metrics._base import Metric
 from malora_cli.evals.predict import MORE_MEMORY, predict
-from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base
+from malora_cli.modeling import base_of_run, load_adapter, load_base, load_tokenizer
 from malora_cli.modeling.heldout import HeldOut, held_out
 from malora_cli.modeling.memory import fitting
 from malora_cli.recipe import MixSettings, Recipe
@@ -80,7 +80,7 @@ def evaluate_run(
     started = time.perf_counter()
     mix = choose_tasks(recipe.mix, tasks)
     rows = limit if limit is not None else recipe.eval.rows
-    base = resolve_base(recipe.model, commit=record.manifest.base_model_commit)
+    base = base_of_run(recipe.model, record.manifest)
     encoder = Encoder(load_tokenizer(base, recipe.model))
     loaded = load_tasks(mix, encoder, max_length=recipe.train.max_length)
     _check_same_data(record, loaded)

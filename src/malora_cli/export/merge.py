@@ -21,7 +21,7 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, in_lots, load_tasks
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.export.static import export_static_lora
-from malora_cli.modeling import check_adapter, load_adapter, load_base, load_tokenizer, resolve_base
+from malora_cli.modeling import base_of_run, check_adapter, load_adapter, load_base, load_tokenizer
 from malora_cli.modeling.heldout import held_out
 from malora_cli.recipe import Recipe
 from malora_cli.registry import did_you_mean
@@ -55,7 +55,7 @@ def export_adapter(record: RunRecord, recipe: Recipe, folder: Path, *, step: int
         RunError: There is no such adapter, or the folder is in the way.
     """
     adapter = _check(record, folder, step)
-    base = resolve_base(recipe.model, commit=record.manifest.base_model_commit)
+    base = base_of_run(recipe.model, record.manifest)
     check_adapter(adapter, cast(AdapterSettings, recipe.method))
     with _appearing_whole(folder) as scratch:
         scratch.mkdir()
@@ -90,7 +90,7 @@ def export_lora(
     """
     adapter = _check(record, folder, step)
     names = _tasks_of(gates, recipe)
-    base = resolve_base(recipe.model, commit=record.manifest.base_model_commit)
+    base = base_of_run(recipe.model, record.manifest)
     tasks = load_tasks(recipe.mix, Encoder(load_tokenizer(base, recipe.model)), max_length=recipe.train.max_length)
     model = load_adapter(load_base(base, recipe.model), adapter, cast(AdapterSettings, recipe.method))
     if routing_of(model) is None:

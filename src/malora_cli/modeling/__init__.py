@@ -9,14 +9,25 @@ from malora_cli.modeling.adapter import (
     save_adapter,
     wrap,
 )
-from malora_cli.modeling.base import BaseModel, empty_base, load_base, load_config, load_tokenizer, resolve_base
+from malora_cli.modeling.base import (
+    BaseModel,
+    base_of_run,
+    empty_base,
+    known_commit,
+    load_base,
+    load_config,
+    load_tokenizer,
+    resolve_base,
+)
 
 __all__ = [
     "BaseModel",
     "ParameterCount",
+    "base_of_run",
     "check_adapter",
     "count_parameters",
     "empty_base",
+    "known_commit",
     "load_adapter",
     "load_base",
     "load_config",

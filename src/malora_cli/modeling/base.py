@@ -34,6 +34,7 @@ from malora_cli.modeling.reason import does_not_fit, first_line
 from malora_cli.modeling.weights import weight_files, weights_sha256
 from malora_cli.recipe import ModelSettings
 from malora_cli.registry import did_you_mean
+from malora_cli.results import Manifest
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: What transformers raises for models that are not there, are damaged, or need what is not installed.
@@ -156,6 +157,31 @@ def resolve_base(settings: ModelSettings, *, commit: str | None = None) -> BaseM
         return BaseModel(name, name, hub.commit_of(name, commit or settings.revision))
     except _LOADING_ERRORS as error:
         raise _unavailable(name, error) from error
+
+
+def base_of_run(settings: ModelSettings, manifest: Manifest) -> BaseModel:
+    """Find the base model that a run was trained on, wherever it lies by now.
+
+    Args:
+        settings: Those of the run's recipe.
+        manifest: The run's own.
+
+    Raises:
+        ModelError: It is not there, or another one lies in its place.
+    """
+    base = resolve_base(settings, commit=known_commit(manifest, settings))
+    if not manifest.stands_on(base.sha256(), base.commit):
+        raise ModelError(
+            "this is not the base model that the run was trained on",
+            where=f"model '{base.name}'",
+            fix="Put that one back, or say where it lies: model.base=FOLDER.",
+        )
+    return base
+
+
+def known_commit(manifest: Manifest, settings: ModelSettings) -> str | None:
+    """The commit that a run's base model is taken at, where its recipe still names the same one."""
+    return manifest.base_model_commit if settings.base == manifest.base_model else None
 
 
 def _arguments(base: BaseModel, settings: ModelSettings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from malora_cli.errors import RecipeError
+from malora_cli.places import follow
 from malora_cli.recipe.files import read_document, shown_path
 from malora_cli.recipe.mix import existing, inline_mix, resolve_sources, spell_out_tasks
 from malora_cli.recipe.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
@@ -49,7 +50,9 @@ class LoadedRecipe:
         return write_yaml(self.recipe.model_dump(mode="json"))
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), *, vocabulary: Vocabulary) -> LoadedRecipe:
+def load_recipe(
+    path: Path, overrides: Sequence[str] = (), *, vocabulary: Vocabulary, was: Path | None = None
+) -> LoadedRecipe:
     """Read a recipe, put its mix inside, apply overrides and check everything.
 
     A run's own ``recipe.yaml`` is read the same way, but for one thing: it never grants ``model.trust_remote_code``.
@@ -60,6 +63,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, vocabulary: Vocabu
         overrides: ``section.setting=value`` texts, later ones over earlier ones. Paths in them are relative to the
             current folder, paths in a file to the folder of that file.
         vocabulary: The names a recipe may use.
+        was: Of a run's own recipe, where the run lay when it was written.
 
     Raises:
         InvalidRecipeError: Something is wrong in it; every problem has its line.
@@ -68,6 +72,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, vocabulary: Vocabu
     document = read_document(path, "recipe")
     if "tasks" in document.data and "mix" not in document.data:
         raise _is_a_mix(path)
+    if was is not None:
+        follow(document.data, was, path.resolve().parent)
     parsed, problems = parse_overrides(overrides)
     document.problems += problems
     has_mix = _assemble(document, parsed)

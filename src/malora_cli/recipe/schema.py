@@ -25,11 +25,6 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Number format of the frozen weights"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        default="auto",
-        description="What computes: auto is a CUDA GPU where there is one, else the CPU; Apple's GPU is taken only by "
-        "its name, mps",
-    )
     quantise: Literal["nf4", "int8"] | None = Field(
         default=None, description="Frozen weights in 4 or 8 bits, by bitsandbytes; null keeps them in dtype"
     )
@@ -41,6 +36,11 @@ class ModelSettings(Settings):
         description="Chat template: a Jinja file, or plain for none; null is the tokenizer's own",
     )
     trust_remote_code: bool = Field(default=False, description="Run Python code that comes with a hub model")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto",
+        description="What computes: auto is a CUDA GPU where there is one, else the CPU; Apple's GPU is taken only by "
+        "its name, mps",
+    )
 
 
 def _whole_batch(data: dict[str, Any]) -> int:

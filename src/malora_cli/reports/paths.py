@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from malora_cli.places import PLACES
 from malora_cli.results import Manifest, TaskData
 
 #: Settings of a recipe that are paths.
-_SETTINGS = frozenset(("base", "chat_template", "path", "folder"))
+_SETTINGS = PLACES | {"folder"}
 
 
 def shared(text: str, project: Path) -> str:

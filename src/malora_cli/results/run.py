@@ -29,6 +29,7 @@ import yaml
 from pydantic import Field
 
 from malora_cli.errors import RunError
+from malora_cli.places import follow
 from malora_cli.results.contents import ADAPTER_FILES, checkpoint_damage, difference
 from malora_cli.results.evaluation import EvalResult
 from malora_cli.results.files import damaged, is_scratch, read_json, shown, write_json, write_text
@@ -70,6 +71,7 @@ class Manifest(Record):
 
     run_id: str | None = Field(default=None, description="of this run alone; its checkpoints bear it too")
     status: RunStatus
+    folder: str | None = Field(default=None, description="where the run lay when this was written")
     created: str = Field(description="UTC, ISO 8601")
     steps: int = Field(description="optimiser steps done")
     method: str
@@ -89,6 +91,10 @@ class Manifest(Record):
     remedies: dict[str, str] = Field(default={}, description="what each remedy of the recipe does, as a sentence")
     task_share: dict[str, float] = Field(description="each task's share of the training examples, sums to 1")
     train_seconds: float = Field(default=0.0, description="spent training, evaluations during it included")
+
+    def stands_on(self, sha256: str | None, commit: str | None) -> bool:
+        """Whether the run's base model is that of a hash or commit; older versions did not note commits."""
+        return self.base_model_sha256 == sha256 and self.base_model_commit in (None, commit)
 
 
 def checkpoint_name(step: int) -> str:
@@ -212,13 +218,23 @@ class RunRecord:
         except (ValueError, OSError) as error:
             raise damaged(path, "manifest", error) from error
 
+    @property
+    def was_at(self) -> Path | None:
+        """Where the run lay when it was trained; None where it does not say.
+
+        Raises:
+            RunError: The manifest cannot be read.
+        """
+        folder = self.manifest.folder if self.exists else None
+        return None if folder is None else Path(folder)
+
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest atomically."""
         write_json(self.manifest_path, manifest.model_dump(mode="json"))
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe as plain data.
+        """The resolved recipe as plain data, with paths as they are now that the run may have been moved.
 
         Raises:
             RunError: It is not there or damaged.
@@ -233,6 +249,8 @@ class RunRecord:
                     raise ValueError(f"{section}: not a mapping, got {shown(settings)}")
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise damaged(path, "recipe", error) from error
+        if (was := self.was_at) is not None:
+            follow(document.data, was, self.path.resolve())
         return document.data
 
     def write_recipe(self, text: str) -> None:

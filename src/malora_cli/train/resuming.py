@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from malora_cli.errors import RunError
+from malora_cli.places import PLACES
 from malora_cli.recipe import COMMAND_LINE, LoadedRecipe
 from malora_cli.recipe.problems import show
 from malora_cli.results import Manifest, RunRecord, TaskData, check_not_written, why_unwritable
@@ -112,7 +113,7 @@ def resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
     may_change = WATCHING | _LENGTH
     if any(remedy.goes_by_evaluations for remedy in loaded.recipe.remedies.chosen.values()):
         may_change -= _WATCHED
-    check_same_recipe(record, loaded, may_change=may_change)
+    check_same_recipe(record, loaded, may_change=may_change, may_move=True)
     checkpoint = checkpoints.newest_intact(record.checkpoints_dir, record.manifest.run_id)
     if checkpoint is not None and checkpoints.processes_of(checkpoint) != processes.world_size():
         raise RunError(
@@ -141,7 +142,7 @@ def continued(record: RunRecord, manifest: Manifest) -> Manifest:
     changed = [
         *(f"the training rows of '{name}'" for name in _changed(before.train_data, manifest.train_data)),
         *(f"the test rows of '{name}'" for name in _changed(before.test_data, manifest.test_data)),
-        *(["the base model"] if before.base_model_sha256 != manifest.base_model_sha256 else []),
+        *([] if before.stands_on(manifest.base_model_sha256, manifest.base_model_commit) else ["the base model"]),
     ]
     if changed:
         raise RunError(
@@ -156,22 +157,27 @@ def _changed(before: dict[str, TaskData], now: dict[str, TaskData]) -> list[str]
     return [name for name in now if now[name].sha256 != before[name].sha256]
 
 
-def check_same_recipe(record: RunRecord, loaded: LoadedRecipe, *, may_change: Collection[str] = WATCHING) -> None:
+def check_same_recipe(
+    record: RunRecord, loaded: LoadedRecipe, *, may_change: Collection[str] = WATCHING, may_move: bool = False
+) -> None:
     """Make sure that a run is what a recipe asks for, as far as what is learned goes.
 
     Args:
         record: The run.
         loaded: The recipe.
-        may_change: Settings of ``train`` that may differ; those of ``eval`` and ``output`` always may.
+        may_change: Settings of ``train`` that may differ; those of ``eval``, ``output`` and the device always may.
+        may_move: Whether files may lie elsewhere, where hashes are going to say whether they are the same.
 
     Raises:
         RunError: It differs; every setting is named with both values.
     """
-    allowed = {f"train.{setting}" for setting in may_change}
+    allowed = {"model.device", *(f"train.{setting}" for setting in may_change)}
     changed = [
         f"{path} (was {show(before)}, is {show(now)})"
         for path, before, now in _differences(record.recipe, loaded.recipe.model_dump(mode="json"))
-        if path not in allowed and not path.startswith(("eval.", "output."))
+        if path not in allowed
+        and not path.startswith(("eval.", "output."))
+        and not (may_move and path.rpartition(".")[2] in PLACES)
     ]
     if changed:
         raise RunError(

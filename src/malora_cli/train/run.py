@@ -15,7 +15,7 @@ from peft import PeftModel
 from malora_cli.adapters.analysis import analyse_experts
 from malora_cli.data.splits import Split
 from malora_cli.errors import StoppedError
-from malora_cli.modeling import count_parameters, save_adapter
+from malora_cli.modeling import count_parameters, known_commit, save_adapter
 from malora_cli.modeling.reason import first_line
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
@@ -76,7 +76,7 @@ def _train(
     recipe, checkpoint, commit = loaded.recipe, None, None
     if resume:
         checkpoint = processes.by_the_writer(lambda: resume_point(record, loaded))
-        commit = processes.by_the_writer(lambda: record.manifest.base_model_commit)
+        commit = processes.by_the_writer(lambda: known_commit(record.manifest, recipe.model))
     with processes.one_first():
         materials = gather(recipe, commit=commit)
     if checkpoint is not None:
@@ -210,6 +210,7 @@ def _manifest(record: RunRecord, recipe: Recipe, materials: Materials, model: Pe
     manifest = Manifest(
         run_id=uuid4().hex,
         status=RunStatus.RUNNING,
+        folder=str(record.path.resolve()),
         created=utc_now(),
         steps=0,
         method=recipe.method.name,
