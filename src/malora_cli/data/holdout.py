@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from datasets import Dataset
@@ -47,7 +48,7 @@ def hold_out(rows: Rows, settings: HoldoutSettings | None, seed: int) -> tuple[R
         groups = [np.arange(total)] if column is None else _groups(rows, column, "stratify by")
         test = _of_each(groups, count, seed)
     train = np.setdiff1d(np.arange(total), test, assume_unique=True)
-    return rows.select(train), rows.select(test)
+    return rows.select(train), replace(rows.select(test), unused=())  # which are told of once
 
 
 def _of_each(groups: Sequence[Ints], count: int, seed: int) -> Ints:

@@ -14,6 +14,7 @@ from malora_cli.data.order import Ints
 from malora_cli.data.typed import no_text
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
+from malora_cli.results import UnusedRows
 
 _LOT = 10_000
 
@@ -84,11 +85,13 @@ class Rows:
         dataset: All columns, memory-mapped.
         settings: Where they are.
         places: Where each of them stands there.
+        unused: Rows of the source that are not among them, by reason.
     """
 
     dataset: Dataset
     settings: SourceSettings
     places: Places
+    unused: tuple[UnusedRows, ...] = ()
 
     @property
     def source(self) -> str:
@@ -97,7 +100,7 @@ class Rows:
 
     def select(self, rows: Ints) -> Rows:
         """Some of the rows."""
-        return Rows(self.dataset.select(rows), self.settings, self.places.select(rows))
+        return replace(self, dataset=self.dataset.select(rows), places=self.places.select(rows))
 
     def used(self, columns: Sequence[str]) -> Dataset:
         """Some columns of the rows.

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import nlargest
@@ -50,6 +50,8 @@ _CHARACTERS = 4_000_000
 _LOT = 100_000
 _SAMPLES = 5
 _REASONS = 20
+#: What to do about a row that is no example.
+MEND_ROW = "Mend or remove the row, or set the task's bad_rows to drop."
 _CAP = 2  # what a random stream is for, beside the seed
 
 
@@ -232,10 +234,10 @@ class Encoding:
             source=rows.source,
             key=key,
             sha256=about["sha256"],
-            read=about["read"],
+            read=about["read"] + sum(unused.rows for unused in rows.unused),
             longest=about["longest"],
             cut=about["cut"],
-            left_out=left_out,
+            left_out=(*rows.unused, *left_out),
             totals=(about["tokens"], about["label_tokens"]),
             places=rows.places,
         )
@@ -269,7 +271,7 @@ class Encoding:
             "label_tokens": pc.sum(encoded.data.column("label_tokens")).as_py() or 0,
             "longest": pc.max(tokens).as_py() or 0,
             "cut": sum(note["cut"] for note in notes),
-            "left_out": _together(notes),
+            "left_out": together(notes),
             "sha256": _sha256(encoded),
         }
 
@@ -354,11 +356,11 @@ class _EncodeBatch:
 
     def _bad(self, what: str, number: int) -> str:
         if self.encoding.bad_rows == "error":
-            raise _RowFaultError(number, what, "Mend or remove the row, or set the task's bad_rows to drop.")
+            raise _RowFaultError(number, what, MEND_ROW)
         return what
 
 
-def _together(notes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def together(notes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that were not used, by reason, most frequent first; rows are counted from 0 here."""
     counts: Counter[str] = Counter()
     samples: dict[str, list[int]] = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from malora_cli.data.batch import TrainExample
 from malora_cli.data.columns import RowReader
 from malora_cli.data.encoding import Encoder
+from malora_cli.data.filters import kept
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.holdout import hold_out
 from malora_cli.data.overlap import RUN, Overlap, overlaps
@@ -73,12 +74,12 @@ def _all_of(faults: list[DataError]) -> DataError:
 def _load_task(
     name: str, settings: TaskSettings, mix: MixSettings, encoder: Encoder, max_length: int
 ) -> tuple[Split, Split]:
-    rows = load_rows(settings.train, split="train")
+    rows = _rows(name, settings.train, "train", settings.bad_rows)
     if settings.test is None:
         rows, held = hold_out(rows, settings.holdout, mix.seed)
         tested = settings.train
     else:
-        held, tested = load_rows(settings.test, split="test"), settings.test
+        held, tested = _rows(name, settings.test, "test", settings.bad_rows), settings.test
     system = settings.system if settings.system is not None else mix.system
 
     def encode(rows: Rows, source: SourceSettings, policy: LengthPolicy) -> Split:
@@ -91,6 +92,13 @@ def _load_task(
     # A question that was cut is another question, and pieces of one row would be scored as rows.
     test = encode(held, tested, "error" if settings.too_long == "error" else "drop")
     return train.capped(settings.max_rows, [mix.seed, zlib.crc32(name.encode())]), test
+
+
+def _rows(name: str, source: SourceSettings, split: str, bad_rows: str) -> Rows:
+    rows = kept(load_rows(source, split=split), bad_rows)
+    if source.where is not None and not rows.unused:
+        warnings.warn(f"task '{name}': {source.path}: `{source.where}` holds for every row", stacklevel=3)
+    return rows
 
 
 def _warn(task: Task) -> None:

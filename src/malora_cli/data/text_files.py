@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 import pyarrow as pa
 import pyarrow.json
@@ -267,13 +267,7 @@ def lots_of_rows(rows: Dataset, records: Sequence[Records]) -> Iterator[Lot]:
         LineError: A row has something else where the records should be.
         ShapeError: There are none.
     """
-    tables = rows.with_format("arrow").iter(_LOT_ROWS)
-    values = (json.dumps(row, default=_as_json) for table in tables for row in table.to_pylist())
-    return _lots(_records_of_lines(values, records))
-
-
-def _as_json(value: Any) -> str | None:
-    return None if isinstance(value, bytes) else str(value)
+    return _lots(_records_of_lines((json.dumps(row, default=str) for row in rows), records))
 
 
 def _records_of_lines(lines: Iterable[str], records: Sequence[Records]) -> Iterator[tuple[int, Cells]]:

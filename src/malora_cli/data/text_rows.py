@@ -21,6 +21,7 @@ from malora_cli.data.json_text import LineError, ShapeError
 from malora_cli.data.records import Records, records_of
 from malora_cli.data.rows import Places, Rows, TextFile, joined
 from malora_cli.data.text_files import Lot, header_of, kind_of, lots_of, lots_of_rows
+from malora_cli.data.typed import no_text
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 
@@ -175,9 +176,11 @@ def records_in_rows(dataset: Dataset, source: SourceSettings) -> Rows:
         DataError: There are none, or a row has something else in their place.
     """
     records = records_of(source.records)
+    texts = [name for name, feature in dataset.features.items() if no_text(feature) is None]
+    rows = dataset.select_columns(texts)
 
     def fill(scratch: Path) -> dict[str, Any]:
-        return {"source": source.path, **_copy(_checked(source.path, lots_of_rows(dataset, records)), scratch, None)}
+        return {"source": source.path, **_copy(_checked(source.path, lots_of_rows(rows, records)), scratch, None)}
 
     read = _copied(*cached(key_of("records", dataset._fingerprint, records), fill), source.path)
     if read is None:

@@ -57,6 +57,11 @@ class SourceSettings(Settings):
         "name, and _key is the name that a * stands for. A list of paths is of lists that lie side by side, each a "
         "column; null is one row after another",
     )
+    where: Text | None = Field(
+        default=None,
+        description="Condition over the columns, in Jinja, of the rows to use, as label and not image, or "
+        "score | float > 0.5: what a text file has between quotes, and all of a CSV, is text; null uses all",
+    )
     columns: Columns | None = Field(default=None, description="Columns of this source, where they are not the task's")
     format: Text | None = Field(default=None, description="Prompt format of this source, where it is not the task's")
 
