@@ -19,7 +19,7 @@ from malora_cli.data.typed import ClassName
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 
-NULLS = {"x": None, "y": "text", "tags": ["a", None, "b"], "meta": {"deep": None}}
+NULLS = {"x": None, "y": "text", "blank": " ", "tags": ["a", None, "b"], "meta": {"deep": None}}
 
 
 def read(row: dict[str, Any], columns: dict[str, Any], name: str = "template") -> Example:
@@ -52,6 +52,8 @@ def examples(path: Path, columns: dict[str, Any], name: str = "prompt-completion
         ("{{ '-' if x is none else x }}", "-"),
         ("{{ '-' if x == none else x }}", "-"),
         ("{{ '-' if x is not none else '+' }}", "+"),
+        ("{% if x != '' %}{{ x }}{% else %}-{% endif %}", "-"),
+        ("{{ x | replace('a', 'b') }}{{ x | title }}{{ x | truncate(9) }}{{ '%s' | format(x) }}{{ x | e }}", ""),
         ("{% for item in x %}{{ item }}{% endfor %}", ""),
         ("{{ x | length }}", "0"),
         ("{{ x | tojson }}", "null"),
@@ -74,7 +76,7 @@ def test_nan_is_null() -> None:
     row = {"x": float("nan"), "y": "text", "tags": ["a", np.nan]}
     columns = {"prompt": "{{ x }}{{ x | trim }}{{ tags | join('+') }}", "completion": "{{ y }}"}
     assert read(row, columns).prompt == "a"
-    with pytest.raises(RowError, match=r"^no 'completion': its template has nothing but nulls"):
+    with pytest.raises(RowError, match=r"^no 'completion': all cells of its template are empty"):
         read(row, {"prompt": "{{ y }}", "completion": "{{ x }}"})
 
 
@@ -90,6 +92,7 @@ def test_nothing_is_reckoned_from_null(template: str) -> None:
         "{{ x }}",
         "{{ x | trim }}",
         "The answer is {{ x }}.",
+        "The answer is {{ blank }}{{ x }}.",
         "{{ 'yes' if x else 'no' }}",
         "{% if x %}yes{% else %}no{% endif %}",
         "The answer is {{ meta.deep }}.",
@@ -97,7 +100,7 @@ def test_nothing_is_reckoned_from_null(template: str) -> None:
     ],
 )
 def test_an_answer_of_nulls_is_none(template: str) -> None:
-    with pytest.raises(RowError, match=r"^no 'completion': its template has nothing but nulls"):
+    with pytest.raises(RowError, match=r"^no 'completion': all cells of its template are empty"):
         read(NULLS, {"prompt": "{{ y }}", "completion": template})
 
 
@@ -106,6 +109,7 @@ def test_an_answer_of_nulls_is_none(template: str) -> None:
     [
         ("{{ x or 'none' }}", "none"),
         ("{{ x | default('none') }}", "none"),
+        ("{{ (blank | trim) or 'none' }}", "none"),
         ("{% if x is none %}none{% else %}{{ x }}{% endif %}", "none"),
         ("{{ x }}{{ y }}", "text"),
     ],
@@ -115,8 +119,9 @@ def test_an_answer_may_say_what_null_is(template: str, expected: str) -> None:
 
 
 def test_a_system_prompt_of_nulls_is_left_out() -> None:
-    columns = {"prompt": "y", "completion": "y", "system": "About {{ x }}:"}
-    assert [turn.role for turn in read(NULLS, columns).turns] == ["user", "assistant"]
+    for system in ("About {{ x }}:", "About {{ blank }}:", "About {{ meta.deep }}:", "x"):
+        columns = {"prompt": "y", "completion": "y", "system": system}
+        assert [turn.role for turn in read(NULLS, columns).turns] == ["user", "assistant"]
 
 
 @pytest.mark.parametrize(

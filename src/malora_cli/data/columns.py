@@ -126,7 +126,7 @@ class RowReader:
                 return None
             given = self.columns[role]
             raise RowError(
-                f"no '{role}': its template has nothing but nulls" if is_template(str(given)) else f"no '{given}'"
+                f"no '{role}': all cells of its template are empty" if is_template(str(given)) else f"no '{given}'"
             )
         return value if several or role in self.form.structured else self._text(role, value)
 

@@ -103,7 +103,7 @@ class Filled:
         role: What it is for, for messages.
         text: The template.
         columns: Those it names.
-        may_be_none: Whether it is None, and no text, where all that it names or shows is null.
+        may_be_none: Whether it is None, and no text, where all cells that it names are empty.
         lists: Whether one that is a single expression stands for the list that this finds.
         values: Whether it stands for whatever this finds.
     """
@@ -128,7 +128,7 @@ class Filled:
     def _is_none(self, row: Mapping[str, Any]) -> bool:
         if not self.may_be_none or not self.columns or _minds_nulls(self.text):
             return False
-        return all(row[column] is None for column in self.columns)
+        return all(_is_empty(row[column]) for column in self.columns)
 
     def _filled(self, row: Mapping[str, Any]) -> Any:
         expression = _expression(self.text) if self.lists or self.values else None
@@ -137,6 +137,11 @@ class Filled:
             return None if self.may_be_none and _JINJA.showed_nulls_only else found
         value = expression(row)
         return value if self.values or value is None or isinstance(value, list) else str(value)
+
+
+def _is_empty(cell: Any) -> bool:
+    """Whether a cell is null, as tables and JSON have it, or empty, as CSV has it."""
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
 def is_template(text: str) -> bool:

@@ -30,7 +30,7 @@ class Null(ChainableUndefined):
         return self
 
     def __eq__(self, other: object) -> bool:
-        return other is None or isinstance(other, Null)
+        return other is None or other == "" or isinstance(other, Null)
 
     __hash__ = ChainableUndefined.__hash__
 
