@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -361,8 +361,34 @@ def test_lots(limit: int | None, size: int, expected: list[int], place: Path, en
     lots = list(in_lots(split, 2, limit=limit, size=size))
     assert [len(lot) for lot in lots] == expected
     together = list(chain.from_iterable(lots))
-    assert [example.input_ids for example in together] == list(split.rows["input_ids"])[: len(together)]
+    assert [example.input_ids for example in together] == split.rows.select(split.sample(limit))["input_ids"]
     assert {example.task for example in together} == {2}
+
+
+def test_a_sample_is_the_same_for_every_run_and_a_part_of_a_larger_one(place: Path, encoder: Encoder) -> None:
+    """It is of all of a sorted file, not of its head; and another one for another seed or task."""
+    rows = [{"question": f"{number:03}", "answer": str(number)} for number in range(300)]
+    for name in ("add", "copy"):
+        (place / f"{name}.train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def samples(*overrides: str) -> dict[str, list[int]]:
+        tasks = load_tasks(_mix(place, *overrides), encoder, max_length=512)
+        return {task.name: list(task.train.sample(60)) for task in tasks}
+
+    first, split = samples(), _tasks(place, encoder)["add"].train
+    assert first == samples()
+    assert first["add"] != first["copy"]
+    assert first["add"] != samples("mix.seed=1")["add"]
+    assert first["add"] == sorted(set(first["add"]))
+    for third in range(3):
+        assert 10 < sum(number // 100 == third for number in first["add"]) < 30
+    for few, more in pairwise((1, 4, 16, 60, 300)):
+        assert set(split.sample(few)) < set(split.sample(more))
+    assert list(split.sample(None)) == list(split.sample(1000)) == list(range(300))
+    capped = split.capped(100)
+    assert max(capped.sample(50)) < 100
+    shown = [reference for [reference] in capped.rows.select(capped.sample(50))["references"]]
+    assert len(set(shown)) == 50
 
 
 def test_tasks_of_one_file_stand_in_the_order_of_the_mix(place: Path, encoder: Encoder) -> None:

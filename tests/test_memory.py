@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -138,6 +138,9 @@ class OneTask:
     def __len__(self) -> int:
         return len(examples())
 
+    def sample(self, rows: int) -> range:
+        return range(len(self))
+
     def examples(self, rows: range, task: int) -> list[Any]:
         return [examples()[row] for row in rows]
 
@@ -151,9 +154,18 @@ def test_an_evaluation_halves_and_leaves_the_model_in_training(monkeypatch: pyte
     assert (found.tokens, found.examples) == (whole.tokens, whole.examples)
     assert found.nats == pytest.approx(whole.nats, rel=1e-5)
     assert model.training
+
+
+def test_training_goes_on_where_memory_does_not_suffice_to_measure_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = routed("malora"), cast(Any, OneTask())
     monkeypatch.setattr(loss_module, "token_nats", limited(token_nats, 3))
-    with pytest.raises(RunError, match=r"^the held-out rows: a micro-batch of one row does not fit into memory"):
-        measuring.evaluation(model, [OneTask()], Packer(4), rows=9, step=1, seconds=0)  # type: ignore[list-item]
+    monkeypatch.setattr(conflict_module, "token_nats", limited(token_nats, 3))
+    small = r"a micro-batch of one row does not fit into memory. Training goes on without that. Set train.max_length"
+    with pytest.warns(UserWarning, match=rf"^the held-out rows of 'task' at step 7: {small}"):
+        event = measuring.evaluation(model, [task], Packer(4), rows=9, step=7, seconds=0)
+    assert (event.step, event.tasks, event.expert_load) == (7, {}, None)
+    with pytest.warns(UserWarning, match=rf"^comparing the gradients of step 7: {small}"):
+        assert measuring.conflict(model, [task, task], Packer(4), rows=9, step=7) is None
     assert all(module.training for module in model.modules())
 
 

@@ -105,8 +105,7 @@ def _check_same_rows(records: Sequence[RunRecord], results: Sequence[EvalResult]
         known = result.tasks.keys() <= hashes.keys() & first.keys()
         same = (
             known
-            and {task: result.tasks[task].rows for task in result.tasks}
-            == {task: results[0].tasks[task].rows for task in results[0].tasks}
+            and _rows(result) == _rows(results[0])
             and all(hashes[task].sha256 == first[task].sha256 for task in result.tasks)
         )
         if not same:
@@ -115,6 +114,10 @@ def _check_same_rows(records: Sequence[RunRecord], results: Sequence[EvalResult]
                 where=str(record.path),
                 fix="Evaluate both with the same tasks and limit: malora eval RUN --limit N",
             )
+
+
+def _rows(result: EvalResult) -> dict[str, tuple[int, str | None]]:
+    return {name: (task.rows, task.sample) for name, task in result.tasks.items()}
 
 
 def _seconds_a_step(record: RunRecord) -> float | None:

@@ -52,7 +52,7 @@ _SAMPLES = 5
 _REASONS = 20
 #: What to do about a row that is no example.
 MEND_ROW = "Mend or remove the row, or set the task's bad_rows to drop."
-_CAP = 2  # what a random stream is for, beside the seed
+_CAP, _SAMPLE = 2, 3  # what a random stream is for, beside the seed
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Split:
         left_out: Rows that were not used, by reason.
         totals: Tokens and label tokens of all encoded rows.
         places: Where the rows of the source stand in it.
+        seed: What its rows are drawn by.
         picked: Position among the encoded rows of each row of the split; None for all in their order.
     """
 
@@ -85,6 +86,7 @@ class Split:
     left_out: tuple[UnusedRows, ...]
     totals: tuple[int, int]
     places: Places
+    seed: tuple[int, ...] = ()
     picked: Ints | None = None
 
     def __len__(self) -> int:
@@ -165,12 +167,26 @@ class Split:
         samples = [self.places.number(number) for number in numbers]
         return [*self.left_out, UnusedRows(reason="beyond max_rows", rows=len(beyond), samples=samples)]
 
-    def capped(self, rows: int | None, seed: Sequence[int]) -> Split:
-        """At most so many rows, chosen by a seed: a smaller cap keeps a part of what a larger one does."""
+    def capped(self, rows: int | None) -> Split:
+        """At most so many rows, chosen at random: a smaller cap keeps a part of what a larger one does."""
         if rows is None or rows >= len(self.encoded):
             return self
-        picked = np.sort(Shuffle(len(self.encoded), [*seed, _CAP])(np.arange(rows)))
-        return replace(self, picked=picked)
+        return replace(self, picked=_drawn(rows, len(self.encoded), [*self.seed, _CAP]))
+
+    def sample(self, rows: int | None) -> Sequence[int]:
+        """Numbers of at most so many rows, chosen at random: a smaller sample is a part of a larger one.
+
+        Files are often sorted, so their first rows stand for nothing but themselves.
+        """
+        if rows is None or rows >= len(self):
+            return range(len(self))
+        drawn: list[int] = _drawn(rows, len(self), [*self.seed, _SAMPLE]).tolist()
+        return drawn
+
+
+def _drawn(rows: int, of: int, seed: Sequence[int]) -> Ints:
+    """Some of so many numbers in ascending order, the same for the same seed."""
+    return np.sort(Shuffle(of, seed)(np.arange(rows)))
 
 
 _LONGER = "longer than"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from malora_cli.data.batch import TrainExample
 from malora_cli.data.columns import RowReader
@@ -86,12 +86,13 @@ def _load_task(
         form = source.format or settings.format
         columns = settings.columns if source.columns is None else source.columns
         reader = RowReader(form, FORMATS[form], columns, rows.dataset.column_names, rows.source)
-        return Encoding(reader, encoder, system, max_length, policy, settings.bad_rows).split(rows)
+        split = Encoding(reader, encoder, system, max_length, policy, settings.bad_rows).split(rows)
+        return replace(split, seed=(mix.seed, zlib.crc32(name.encode())))
 
     train = encode(rows, settings.train, settings.too_long)
     # A question that was cut is another question, and pieces of one row would be scored as rows.
     test = encode(held, tested, "error" if settings.too_long == "error" else "drop")
-    return train.capped(settings.max_rows, [mix.seed, zlib.crc32(name.encode())]), test
+    return train.capped(settings.max_rows), test
 
 
 def _rows(name: str, source: SourceSettings, split: str, bad_rows: str) -> Rows:
@@ -124,7 +125,7 @@ def _warn(task: Task) -> None:
 
 
 def in_lots(split: Split, task: int, *, limit: int | None, size: int) -> Iterator[list[TrainExample]]:
-    """The first ``limit`` rows of a split in lots of ``size``, as examples of task number ``task``."""
-    rows = range(len(split) if limit is None else min(limit, len(split)))
+    """At most ``limit`` rows of a split in lots of ``size``, as examples of task number ``task``."""
+    rows = split.sample(limit)
     for start in range(0, len(rows), size):
         yield split.examples(rows[start : start + size], task)

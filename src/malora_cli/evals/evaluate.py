@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -66,7 +67,7 @@ def evaluate_run(
         tasks: Tasks to evaluate; None is all.
         limit: Held-out rows a task at most, over the recipe's ``eval.rows``.
         step: Take the checkpoint of this step instead of the finished adapter.
-        base_from: An evaluation on the same rows whose scores of the base model are taken instead of measured.
+        base_from: An evaluation whose scores of the base model are taken instead of measured, if its rows are the same.
         out: Folder to write them into instead.
         on_task: Told of each model (``"base"``, ``"adapter"``) and task before it is measured.
         on_result: Given the result before it is written, which may fail.
@@ -87,11 +88,13 @@ def evaluate_run(
     model = load_adapter(load_base(base, recipe.model), adapter, cast(AdapterSettings, recipe.method))
     packer = Packer(recipe.eval.batch_size, recipe.train.micro_batch_tokens)
     evaluator = _Evaluator(model, encoder, rows, packer, on_task)
-    if base_from is None:
+    samples = {task.name: _sample(task, rows) for task in loaded}
+    known = base_from.tasks if base_from is not None else {}
+    if all(name in known and known[name].sample == sample for name, sample in samples.items()):
+        base_scores = {name: known[name].base for name in samples}
+    else:
         with model.disable_adapter():
             base_scores = {name: scores for name, (scores, _) in evaluator.measure_all("base", loaded).items()}
-    else:
-        base_scores = {task.name: base_from.tasks[task.name].base for task in loaded}
     adapted = evaluator.measure_all("adapter", loaded)
     routing = routing_of(model)
     tallies = {name: held.tally for name, (_, held) in adapted.items() if held.tally is not None}
@@ -106,6 +109,7 @@ def evaluate_run(
                 domain=task.settings.domain,
                 metric=str(task.settings.metric),
                 rows=adapted[task.name][1].loss.examples,
+                sample=samples[task.name],
                 base=base_scores[task.name],
                 adapter=adapted[task.name][0],
             )
@@ -119,6 +123,14 @@ def evaluate_run(
     finally:  # also where nobody can be shown it
         _keep(folder, result, evaluator.lines())
     return result
+
+
+def _sample(task: Task, limit: int | None) -> str | None:
+    """A hash of which rows of a task are evaluated; None is all of them."""
+    sample = task.test.sample(limit)
+    if len(sample) == len(task.test):
+        return None
+    return hashlib.sha256(json.dumps(list(sample)).encode()).hexdigest()[:16]
 
 
 def _check_writable(folder: Path) -> None:
@@ -189,8 +201,8 @@ class _Evaluator:
 
     def measure(self, which: str, task: Task) -> tuple[Scores, HeldOut]:
         """Score and loss of one task under the model as it stands."""
-        count = len(task.test) if self.limit is None else min(self.limit, len(task.test))
-        examples = task.test.examples(range(count), 0)
+        sample = task.test.sample(self.limit)
+        examples = task.test.examples(sample, 0)
         loss, self.packer = fitting(
             lambda packer: held_out(self.model, map(collate, packer.parted(examples))),
             self.packer,
@@ -205,11 +217,11 @@ class _Evaluator:
             max_new_tokens=task.settings.max_new_tokens,
             batch_size=self.packer.rows,
         )
-        rows = task.test.rows.select(range(len(examples)))
+        rows = task.test.rows.select(sample)
         references: list[list[str]] = rows["references"]
         scores = cast(Metric, task.settings.metric).scores(predictions, references)
-        for row, (prompt, rights, answer, score) in enumerate(
-            zip(rows["prompt"], references, predictions, scores, strict=True)
+        for row, prompt, rights, answer, score in zip(
+            sample, rows["prompt"], references, predictions, scores, strict=True
         ):
             line = self.answers.setdefault((task.name, row), {"task": task.name, "row": row, "prompt": prompt})
             line |= {"reference": rights[0]} if len(rights) == 1 else {"references": rights}

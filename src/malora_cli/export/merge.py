@@ -140,7 +140,7 @@ def _losses(model: PeftModel, tasks: Iterable[Task], limit: int | None, size: in
 
 
 def _mean_gates(model: PeftModel, tasks: Iterable[Task], share: Mapping[str, float], rows: int, size: int) -> Tensor:
-    """Mean gates of every router over the first training rows of some tasks, each weighing its share of the mix.
+    """Mean gates of every router over training rows of some tasks, each weighing its share of the mix.
 
     Returns:
         Gates, shape ``(routers, experts)``.

@@ -26,6 +26,7 @@ class TaskEval(Record):
     domain: str
     metric: str
     rows: int
+    sample: str | None = Field(default=None, description="which rows these are, as a hash; None is all of them")
     base: Scores
     adapter: Scores
 

@@ -120,8 +120,11 @@ class MaloraTrainer(SavingTrainer):
         self.pace.tick(step)
 
     def _compare_gradients(self, step: int) -> None:
-        if (rows := self.pace.settings.conflict_rows) is not None:
-            self.pace.report(measuring.conflict(self.model, self.tasks, self.packer, rows=rows, step=step))
+        rows = self.pace.settings.conflict_rows
+        if rows is None:
+            return
+        if (event := measuring.conflict(self.model, self.tasks, self.packer, rows=rows, step=step)) is not None:
+            self.pace.report(event)
 
     def _get_num_items_in_batch(self, batch_samples: list[list[TrainExample]], device: torch.device) -> Tensor:
         tokens = sum(example.label_tokens for step in batch_samples for example in step)
