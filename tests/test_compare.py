@@ -357,16 +357,19 @@ def test_runs_that_cannot_be_compared(
     lora, malora = compared[0][0], compared[2][0]
     copies = {
         name: RunRecord(Path(shutil.copytree(malora.path, tmp_path / name)))
-        for name in ("running", "fewer", "rows", "silent")
+        for name in ("running", "fewer", "drawn", "rows", "silent")
     }
     rewrite(copies["running"].path / "manifest.json", lambda m: m.update(status="running"))
     [path] = set(copies["fewer"].eval_dir.glob("*.json"))
     rewrite(path, lambda result: result["tasks"]["add"].update(rows=1))
+    [drawn] = set(copies["drawn"].eval_dir.glob("*.json"))
+    rewrite(drawn, lambda result: result["tasks"]["add"].update(sample="0" * 16))
     rewrite(copies["rows"].path / "manifest.json", lambda m: m["test_data"]["add"].update(sha256="0" * 64))
     shutil.rmtree(copies["silent"].eval_dir)
     for name, message in {
         "running": "is not finished, so it has no adapter yet. Go on with it: malora train ",
         "fewer": "was evaluated on other rows than tiny-lora-seed0. Evaluate both with the same tasks and limit",
+        "drawn": "was evaluated on other rows than tiny-lora-seed0",
         "rows": "was evaluated on other rows than tiny-lora-seed0",
         "silent": f"this run has not been evaluated. Do so: malora eval {copies['silent'].path}",
         "nowhere": "there is no run here",

@@ -112,7 +112,7 @@ def test_merge_keys_carry_one_tasks_settings_to_the_next() -> None:
     loaded = load()
     plus, times = loaded.recipe.mix.tasks["plus"], loaded.recipe.mix.tasks["times"]
     assert times == plus.model_copy(update={"domain": "products"})
-    assert loaded.provenance["mix.tasks.times.metric.name"] == "mixes/sums.yaml:10"
+    assert loaded.provenance["mix.tasks.times.metric"] == "mixes/sums.yaml:10"
     assert loaded.provenance["mix.tasks.times.domain"] == "mixes/sums.yaml:20"
 
 

@@ -147,6 +147,8 @@ def test_formats_and_metrics_are_those_of_the_vocabulary() -> None:
 def test_a_metric_has_its_own_options() -> None:
     metric = load("mix.tasks.minus.metric={name: exact-match, ignore: [case]}").recipe.mix.tasks["minus"].metric
     assert metric == VOCABULARY.metrics["exact-match"](ignore=("case",))
+    assert "metric: exact-match\n" in load().to_yaml()
+    assert "name: exact-match\n" in load("mix.tasks.minus.metric.ignore=[case]").to_yaml()
     assert load("mix.tasks.minus.metric.ignore=[case]").recipe.mix.tasks["minus"].metric == metric
     assert load("mix.tasks.minus.metric=rouge-l").recipe.mix.tasks["minus"].metric == VOCABULARY.metrics["rouge-l"]()
 

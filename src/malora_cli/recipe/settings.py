@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from malora_cli.registry import did_you_mean
 
@@ -55,11 +64,23 @@ class MetricSettings(Settings):
         return name
 
     def __str__(self) -> str:
-        """The name, and the options that are not left as they are."""
-        chosen = self.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
-        listed = {name: " and ".join(value) if isinstance(value, list) else value for name, value in chosen.items()}
-        options = ", ".join(f"{name}: {value}" for name, value in listed.items())
+        """The name, and the options that are chosen."""
+        listed = (
+            (option, " and ".join(value) if isinstance(value, tuple) else value) for option, value in self._chosen
+        )
+        options = ", ".join(f"{option}: {value}" for option, value in listed)
         return f"{self.name} ({options})" if options else self.name
+
+    @property
+    def _chosen(self) -> list[tuple[str, Any]]:
+        """Options that are not left as they are."""
+        options = {name: field.default for name, field in type(self).model_fields.items() if name != "name"}
+        return [(name, getattr(self, name)) for name, default in options.items() if getattr(self, name) != default]
+
+    @model_serializer(mode="wrap")
+    def _short(self, whole: SerializerFunctionWrapHandler) -> Any:
+        """The name alone where no option is chosen, as people write it."""
+        return whole(self) if self._chosen else self.name
 
     def reads(self, reference: str) -> bool:
         """Whether an answer can be right where this text is: some metrics look for a number or a letter in it."""
