@@ -53,6 +53,12 @@ class RowReader:
         )
 
     @property
+    def needed(self) -> set[str]:
+        """Columns without which no row is an example."""
+        parts = [part for role, part in self._parts.items() if role not in self.form.optional]
+        return {column for part in parts if not isinstance(part, tuple) for column in part.columns}
+
+    @property
     def fingerprint(self) -> list[Any]:
         """What decides the example of a row."""
         return [self.name, sorted(self.columns.items())]

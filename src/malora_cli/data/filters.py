@@ -56,7 +56,8 @@ def kept(rows: Rows, bad_rows: str) -> Rows:
 
 def _condition(where: str, rows: Rows) -> Filled:
     text = where if is_template(where) else f"{{{{ {where} }}}}"
-    columns = columns_of_template(text, "where", rows.dataset.column_names, rows.source)
+    columns = columns_of_template(text, "where", rows.columns, rows.source)
+    rows.check(columns, ())
     if Templates().expression(text) is None:
         raise DataError(
             "`where` is no condition, but a text", where=rows.source, fix="Write one, such as `label and not image`."

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, ReadInstruction, concatenate_datasets
 
 from malora_cli.data.cache import cached, key_of
 from malora_cli.data.order import Ints
@@ -20,18 +23,26 @@ _LOT = 10_000
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """A text file of rows.
+class File:
+    """A file of rows.
 
     Args:
         name: The file.
         rows: How many it has, or how many are read of it.
-        lines: The line of each, from 1; None where several stand on one line.
+        types: Its columns, and what each holds.
+        lines: The line of each row, from 1; None where they have none, or several stand on one.
+        unit: What a number stands for in messages.
     """
 
     name: str
     rows: int
-    lines: pa.ChunkedArray | None
+    types: Mapping[str, str]
+    lines: pa.ChunkedArray | None = None
+    unit: str = "row"
+
+
+#: Files, and the rows of all of them.
+Part = tuple[Sequence[File], Dataset]
 
 
 @dataclass(frozen=True)
@@ -40,30 +51,30 @@ class Places:
 
     Args:
         source: Where they come from.
-        files: Text files of rows in their order; none for rows of another kind.
+        files: Files of rows in their order; none for rows that lie otherwise.
         picked: Which rows of the source these are; None for all in their order.
     """
 
     source: str
-    files: Sequence[TextFile] = ()
+    files: Sequence[File] = ()
     picked: Ints | None = None
 
     def number(self, row: int) -> int:
-        """The line of a row in its text file; in another source, how many rows stand before it, and one."""
-        file, row = self._found(row)
-        return row + 1 if file is None or file.lines is None else file.lines[row].as_py()
+        """The line of a row in its text file; elsewhere, how many rows stand before it there, and one."""
+        file, at = self._found(row)
+        return at + 1 if file is None or file.lines is None else file.lines[at].as_py()
 
     def name(self, row: int) -> str:
-        """A row by its number, for messages; it is a record where that is no line of its text file."""
+        """A row by its number, for messages."""
         file, _ = self._found(row)
-        return f"{'record' if file is not None and file.lines is None else 'row'} {self.number(row)}"
+        return f"{'row' if file is None else file.unit} {self.number(row)}"
 
     def file(self, row: int) -> str:
-        """The text file of a row, or the source."""
+        """The file of a row, or the source."""
         file, _ = self._found(row)
         return self.source if file is None else file.name
 
-    def _found(self, row: int) -> tuple[TextFile | None, int]:
+    def _found(self, row: int) -> tuple[File | None, int]:
         """The file of a row and its place there, or in the source."""
         at = row if self.picked is None else int(self.picked[row])
         for file in self.files:
@@ -97,6 +108,38 @@ class Rows:
     def source(self) -> str:
         """Where they are, for messages."""
         return self.settings.path
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of all files, also those in which these do not agree."""
+        return [
+            *dict.fromkeys([*self.dataset.column_names, *(name for file in self.places.files for name in file.types)])
+        ]
+
+    def check(self, used: Collection[str], needed: Collection[str]) -> None:
+        """Make sure that what is used of the rows is alike in all files.
+
+        Args:
+            used: Columns.
+            needed: Those of them without which a row is no example.
+
+        Raises:
+            DataError: A file has one as another type, or lacks one that is needed.
+        """
+        for column in used:
+            having = [file for file in self.places.files if column in file.types]
+            if column not in self.dataset.column_names:
+                first, *others = having
+                other = next((file for file in others if file.types[column] != first.types[column]), others[0])
+                raise DataError(
+                    f"has '{column}' as {other.types[column]}, and {Path(first.name).name} as {first.types[column]}",
+                    where=other.name,
+                    fix="Save them alike, or name the files that are.",
+                )
+            lacking = [file for file in self.places.files if column in needed and column not in file.types]
+            if lacking:
+                what = f"has no column '{column}', which {Path(having[0].name).name} has"
+                raise DataError(what, where=lacking[0].name, fix="Add it, or name the files that have it.")
 
     def select(self, rows: Ints) -> Rows:
         """Some of the rows."""
@@ -143,3 +186,28 @@ class Rows:
 def joined(parts: Sequence[Dataset]) -> Dataset:
     """Datasets one behind another; what one of them lacks is missing in its rows."""
     return parts[0] if len(parts) == 1 else concatenate_datasets(list(parts))
+
+
+def of_splits(read: Mapping[str, Sequence[Part]], source: SourceSettings, split: str) -> Rows:
+    """Rows of some splits, or of parts of splits.
+
+    Args:
+        read: What was read of each split, no more than the source is to be read of.
+        source: Where they are.
+        split: Which splits or parts of them.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    counts = {name: sum(len(rows) for _, rows in parts) for name, parts in read.items()}
+    taken = ReadInstruction.from_spec(split).to_absolute(counts)
+    total = sum(counts.values())
+    if not total:
+        raise DataError("has no rows", where=source.path)
+    parts = [part for name in read for part in read[name]]
+    places = Places(source.path, [file for files, _ in parts for file in files])
+    rows = Rows(joined([rows for _, rows in parts]), source, places)
+    begins = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
+    picked = np.concatenate([begins[part.splitname] + np.arange(part.from_, part.to) for part in taken])
+    picked = picked[: source.stream]
+    return rows if np.array_equal(picked, np.arange(total)) else rows.select(picked)

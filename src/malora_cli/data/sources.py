@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 from datasets import (
     BuilderConfig,
     Dataset,
@@ -28,11 +25,11 @@ from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
 
-from malora_cli.data.cache import cached, key_of
 from malora_cli.data.rows import Places, Rows
 from malora_cli.data.text_files import COMPRESSED, TEXT_KINDS, kind_of
 from malora_cli.data.text_rows import reason_of, records_in_rows, text_rows
 from malora_cli.data.typed import as_people_write
+from malora_cli.data.typed_rows import built, typed_rows
 from malora_cli.data.variables import error_as_given, rows_as_given, with_values
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
@@ -42,8 +39,6 @@ _USE = f"Use one of {', '.join(_KINDS)}, as it is or compressed ({', '.join(COMP
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 #: How `datasets` ends where a config has to be chosen.
 _CONFIGS = re.compile(r"[Aa]vailable(?: configs)?: \[(.*)\]")
-_LOT = 10_000
-_STREAMED = "rows.arrow"
 #: What the config of a dataset says beside how its files are read.
 _WHERE = ("name", "version", "data_dir", "data_files", "description")
 
@@ -83,16 +78,21 @@ def _read(source: SourceSettings, split: str) -> Rows:
         _check_files(files)
         if kind_of(files[0]) in TEXT_KINDS:
             return text_rows({"train": files}, source, "train")
-        paths = {"train": [str(file) for file in files]}
-        # The batch size is by default that of the first row group, which may be 0.
-        parquet = kind_of(files[0]) == ".parquet"
-        builder = Parquet(data_files=paths, batch_size=_LOT) if parquet else Arrow(data_files=paths)
-        return _typed_rows(builder, source, "train")
+        return _with_records(typed_rows({"train": files}, source, "train"))
     if (Path(source.path) / "state.json").is_file():
-        return _saved(source)
+        return _with_records(_saved(source))
     builder = load_dataset_builder(_dataset_of(source), name=source.config, revision=source.revision)
-    texts = _text_files_of(builder, source)
-    return _typed_rows(builder, source, split) if texts is None else text_rows(texts, source, split)
+    local = _files_of_splits(builder, source)
+    kinds = {kind_of(file) for files in local.values() for file in files}
+    if kinds & set(TEXT_KINDS):
+        return text_rows(local, source, split)
+    if local:
+        return _with_records(typed_rows(local, source, split))
+    return _with_records(_rows_of(built(builder, split, source.stream), source))
+
+
+def _with_records(rows: Rows) -> Rows:
+    return rows if rows.settings.records is None else records_in_rows(rows.dataset, rows.settings)
 
 
 def files_of(path: str) -> list[Path]:
@@ -138,21 +138,23 @@ def _check_files(files: Sequence[Path]) -> None:
             raise DataError("the file is empty", where=str(file))
 
 
-# ---------------------------------------------------------------- text files
+# ---------------------------------------------------------------- folders and hub datasets
 
 
-def _text_files_of(builder: DatasetBuilder, source: SourceSettings) -> dict[str, list[Path]] | None:
-    """The files of each split of a folder or hub dataset; None where these are not for us to read."""
-    if not isinstance(builder, Csv | Json) or builder.info.features is not None:
-        return None
+def _files_of_splits(builder: DatasetBuilder, source: SourceSettings) -> dict[str, list[Path]]:
+    """The files of each split of a folder or hub dataset; none where they are not for us to read."""
+    if not isinstance(builder, Csv | Json | Parquet | Arrow) or builder.info.features is not None:
+        return {}
     named = {str(split): [str(file) for file in files] for split, files in builder.config.data_files.items()}
     if any("://" in name for names in named.values() for name in names):
-        if source.stream is not None:  # a part of a file is to be fetched, and datasets can do that
-            return None
+        # A part of a file is to be fetched, or what `datasets` can read without copies; both are its business.
+        if source.stream is not None or isinstance(builder, Parquet | Arrow):
+            return {}
         named = DownloadManager().download(named)
     files = {split: [Path(name) for name in names] for split, names in named.items()}
     kinds = {kind_of(file) for found in files.values() for file in found}
-    return files if kinds <= set(TEXT_KINDS) and _as_usual(builder.config, kinds) else None
+    known = set(TEXT_KINDS) if isinstance(builder, Csv | Json) else {".parquet", ".arrow"}
+    return files if kinds <= known and _as_usual(builder.config, kinds) else {}
 
 
 def _as_usual(config: BuilderConfig, kinds: set[str]) -> bool:
@@ -161,39 +163,8 @@ def _as_usual(config: BuilderConfig, kinds: set[str]) -> bool:
     return config == usual or (kinds == {".tsv"} and config == replace(usual, sep="\t"))
 
 
-# ---------------------------------------------------------------- what datasets reads
-
-
-def _typed_rows(builder: DatasetBuilder, source: SourceSettings, split: str) -> Rows:
-    if source.stream is None:
-        builder.download_and_prepare()
-        return _rows_of(builder.as_dataset(split), source)
-    # The folder it would keep its rows in is named after all that decides them, a revision or a file's time included.
-    key = key_of("stream", builder.cache_dir, split, source.stream)
-    folder, _ = cached(key, lambda scratch: _stream(builder, split, source, scratch))
-    return _rows_of(Dataset.from_file(str(folder / _STREAMED)), source)
-
-
 def _rows_of(dataset: Dataset, source: SourceSettings) -> Rows:
-    rows = as_people_write(dataset)
-    return Rows(rows, source, Places(source.path)) if source.records is None else records_in_rows(rows, source)
-
-
-def _stream(builder: DatasetBuilder, split: str, source: SourceSettings, scratch: Path) -> dict[str, Any]:
-    """Write the first rows of a source, a lot at a time."""
-    rows = builder.as_streaming_dataset(split=split).take(source.stream).with_format("arrow").iter(_LOT)
-    count = 0
-    with ExitStack() as stack:
-        writer = None
-        for table in rows:
-            if writer is None:
-                file = stack.enter_context((scratch / _STREAMED).open("wb"))
-                writer = stack.enter_context(pa.ipc.new_stream(file, table.schema))
-            writer.write_table(table)
-            count += len(table)
-    if not count:
-        raise DataError("has no rows", where=source.path)
-    return {"source": source.path, "rows": count}
+    return Rows(as_people_write(dataset), source, Places(source.path))
 
 
 def _saved(source: SourceSettings) -> Rows:

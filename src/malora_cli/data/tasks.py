@@ -85,7 +85,8 @@ def _load_task(
     def encode(rows: Rows, source: SourceSettings, policy: LengthPolicy) -> Split:
         form = source.format or settings.format
         columns = settings.columns if source.columns is None else source.columns
-        reader = RowReader(form, FORMATS[form], columns, rows.dataset.column_names, rows.source)
+        reader = RowReader(form, FORMATS[form], columns, rows.columns, rows.source)
+        rows.check(reader.used, reader.needed)
         split = Encoding(reader, encoder, system, max_length, policy, settings.bad_rows).split(rows)
         return replace(split, seed=(mix.seed, zlib.crc32(name.encode())))
 

@@ -7,19 +7,17 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from datasets import Dataset, ReadInstruction
+from datasets import Dataset
 
 from malora_cli.data.cache import cached, key_of
 from malora_cli.data.cells import decoded
 from malora_cli.data.json_text import LineError, ShapeError
 from malora_cli.data.records import Records, records_of
-from malora_cli.data.rows import Places, Rows, TextFile, joined
+from malora_cli.data.rows import File, Part, Places, Rows, joined, of_splits
 from malora_cli.data.text_files import Lot, header_of, kind_of, lots_of, lots_of_rows
 from malora_cli.data.typed import no_text
 from malora_cli.errors import DataError
@@ -29,9 +27,6 @@ _LINES = "lines.arrow"
 _LINE = pa.schema([("line", pa.int64())])
 #: What reading a file that is damaged, compressed or out of reach ends in.
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
-
-#: A text file and its rows.
-_Read = tuple[TextFile, Dataset]
 
 
 def text_rows(files: dict[str, list[Path]], source: SourceSettings, split: str) -> Rows:
@@ -46,28 +41,18 @@ def text_rows(files: dict[str, list[Path]], source: SourceSettings, split: str) 
         DataError: One cannot be read, or has no rows.
     """
     read = {name: _all_read(files[name], source) if name in split else [] for name in files}
-    counts = {name: sum(file.rows for file, _ in parts) for name, parts in read.items()}
-    taken = ReadInstruction.from_spec(split).to_absolute(counts)
-    total = sum(counts.values())
-    if not total:
-        raise DataError("has no rows", where=source.path)
-    parts = [part for name in read for part in read[name]]
-    dataset = joined([rows for _, rows in parts])
-    dataset.set_transform(decoded)
-    rows = Rows(dataset, source, Places(source.path, [file for file, _ in parts]))
-    begins = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
-    picked = np.concatenate([begins[part.splitname] + np.arange(part.from_, part.to) for part in taken])
-    picked = picked[: source.stream]
-    return rows if np.array_equal(picked, np.arange(total)) else rows.select(picked)
+    rows = of_splits(read, source, split)
+    rows.dataset.set_transform(decoded)
+    return rows
 
 
-def _all_read(files: Sequence[Path], source: SourceSettings) -> list[_Read]:
+def _all_read(files: Sequence[Path], source: SourceSettings) -> list[Part]:
     """The rows of some files, no more than the source is to be read of."""
     if kind_of(files[0]) in (".csv", ".tsv"):
         if source.records is not None:
             raise DataError("a table of texts has no records inside", where=str(files[0]), fix="Remove `records`.")
         _check_headers(files)
-    found: list[_Read] = []
+    found: list[Part] = []
     left, records = source.stream, records_of(source.records)
     for file in files:
         if left == 0:
@@ -75,11 +60,11 @@ def _all_read(files: Sequence[Path], source: SourceSettings) -> list[_Read]:
         read = _read_text(file, left, records)
         if read is not None:
             found.append(read)
-            left = None if left is None else left - read[0].rows
+            left = None if left is None else left - len(read[1])
     return found
 
 
-def _read_text(file: Path, limit: int | None, records: Sequence[Records]) -> _Read | None:
+def _read_text(file: Path, limit: int | None, records: Sequence[Records]) -> Part | None:
     """The first rows of a text file, kept in the cache; None where there are none."""
     known = file.stat()
     # The name as it is given says how the file is read, also where it is a link.
@@ -95,12 +80,9 @@ def _read_text(file: Path, limit: int | None, records: Sequence[Records]) -> _Re
 
 
 def _check_headers(files: Sequence[Path]) -> None:
-    headers = [_header(file) for file in files]
-    for file, header in zip(files, headers, strict=True):
-        if not header:
+    for file in files:
+        if not _header(file):
             raise DataError("has no rows", where=str(file))
-        if set(header) != set(headers[0]):
-            raise DataError(f"has other columns than {files[0].name}", where=str(file))
 
 
 def _header(file: Path) -> list[str]:
@@ -142,13 +124,16 @@ def _copy(lots: Iterable[Lot], scratch: Path, limit: int | None, *, counted: boo
     return {"rows": count, "files": names, "shared": shared}
 
 
-def _copied(folder: Path, about: dict[str, Any], name: str) -> _Read | None:
+def _copied(folder: Path, about: dict[str, Any], name: str) -> Part | None:
     """What was written; None where there are no rows."""
     if not about["rows"]:
         return None
     rows = joined([Dataset.from_file(str(folder / file)) for file in about["files"]])
     lines = pa.ipc.open_stream(pa.memory_map(str(folder / _LINES))).read_all()
-    return TextFile(name, about["rows"], None if about["shared"] else lines["line"]), rows
+    types = dict.fromkeys(rows.column_names, "text")
+    if about["shared"]:
+        return [File(name, about["rows"], types, unit="record")], rows
+    return [File(name, about["rows"], types, lines["line"])], rows
 
 
 def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -186,7 +171,7 @@ def records_in_rows(dataset: Dataset, source: SourceSettings) -> Rows:
     if read is None:
         raise DataError("has no rows", where=source.path)
     read[1].set_transform(decoded)
-    return Rows(read[1], source, Places(source.path, [read[0]]))
+    return Rows(read[1], source, Places(source.path, read[0]))
 
 
 def reason_of(error: BaseException) -> str:
