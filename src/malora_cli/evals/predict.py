@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from malora_cli.data.batch import Packer
 from malora_cli.modeling.memory import Attempt, halved
+from malora_cli.modeling.positions import most_positions
 
 MORE_MEMORY = "Evaluate on a device with more memory."
 
@@ -29,10 +30,10 @@ def predict(
 
     Args:
         model: In evaluation mode.
-        tokenizer: The model's, with a padding token.
+        tokenizer: The model's.
         prompts: Tokens of each prompt; similar lengths are put together, padded on the left.
         stop_ids: Tokens that end an answer.
-        max_new_tokens: Longest answer.
+        max_new_tokens: Longest answer; shorter where the model has no position for more.
         batch_size: Prompts at once; fewer where memory does not suffice.
 
     Returns:
@@ -52,11 +53,15 @@ def predict(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
     start, size = 0, Packer(batch_size)
+    # Padding is masked, and so of any token; some models have none for it, or one that they have no embedding of.
+    greedy.pad_token_id = pad = min(stops, default=0)
+    limit = most_positions(model)
     while start < len(order):
         lot = order[start : start + size.rows]
-        padded = tokenizer.pad(
-            {"input_ids": [list(prompts[index]) for index in lot]}, padding_side="left", return_tensors="pt"
-        ).to(device)
+        if limit is not None and len(prompts[lot[-1]]) + max_new_tokens > limit + 1:
+            lot = [index for index in lot if len(prompts[index]) == len(prompts[lot[0]])]  # each has all its room
+            greedy.max_new_tokens = min(max_new_tokens, limit + 1 - len(prompts[lot[0]]))
+        padded = _padded([prompts[index] for index in lot], pad).to(device)
         with Attempt() as attempt, _generating_by(model, greedy):
             output = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
         if attempt.out_of_memory:
@@ -68,6 +73,14 @@ def predict(
             answers[index] = tokenizer.decode(new_ids[:end], skip_special_tokens=True)
         start += len(lot)
     return answers
+
+
+def _padded(prompts: Sequence[Sequence[int]], pad: int) -> BatchEncoding:
+    """Prompts as one batch, padded on the left."""
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return BatchEncoding({"input_ids": ids, "attention_mask": mask}, tensor_type="pt")
 
 
 @contextmanager

@@ -214,7 +214,7 @@ def _unavailable(name: str, error: Exception) -> ModelError:
 
 
 def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token.
+    """The model's tokenizer, with or without tokens for padding and the end.
 
     Raises:
         ModelError: It cannot be had, or the chat template of the recipe cannot.
@@ -223,8 +223,6 @@ def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokeni
         tokenizer = AutoTokenizer.from_pretrained(base.location, **_arguments(base, settings))
     except _LOADING_ERRORS as error:
         raise _unavailable(base.name, error) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if settings.chat_template is not None:
         tokenizer.chat_template = _chat_template(settings.chat_template)
     return tokenizer

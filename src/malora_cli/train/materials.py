@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -23,7 +24,7 @@ from malora_cli.modeling import (
     resolve_base,
     wrap,
 )
-from malora_cli.modeling.positions import check_positions
+from malora_cli.modeling.positions import check_positions, check_rows
 from malora_cli.recipe import Recipe, TrainSettings
 
 
@@ -51,7 +52,14 @@ def gather(recipe: Recipe, *, commit: str | None = None) -> Materials:
     base = resolve_base(recipe.model, commit=commit)
     check_positions(load_config(base, recipe.model), recipe.train.max_length)
     tokenizer = load_tokenizer(base, recipe.model)
-    tasks = load_tasks(recipe.mix, Encoder(tokenizer), max_length=recipe.train.max_length)
+    encoder = Encoder(tokenizer)
+    if not encoder.stop_ids:
+        warnings.warn(
+            "the tokenizer has no end token (eos_token), and the chat template ends no turn with one: answers are "
+            "trained without an end, so that the model goes on until max_new_tokens",
+            stacklevel=2,
+        )
+    tasks = load_tasks(recipe.mix, encoder, max_length=recipe.train.max_length)
     packer = Packer(recipe.train.micro_batch_size, recipe.train.micro_batch_tokens)
     return Materials(base, tokenizer, tasks, lay_out(tasks, recipe.mix, recipe.train), packer)
 
@@ -59,6 +67,7 @@ def gather(recipe: Recipe, *, commit: str | None = None) -> Materials:
 def prepare_model(recipe: Recipe, materials: Materials, checkpoint: Path | None = None) -> PeftModel:
     """The base model with a fresh adapter, the same for every run of the recipe's seed, or with a checkpoint's."""
     base, method = load_base(materials.base, recipe.model), cast(AdapterSettings, recipe.method)
+    check_rows(base, max(max(task.train.longest, task.test.longest) for task in materials.tasks))
     if checkpoint is not None:  # whose adapter needs no initial values, the slow part of wrapping
         return load_adapter(base, checkpoint, method, trainable=True)
     set_seed(seeds(recipe.train)["init"])
