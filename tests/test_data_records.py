@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from malora_cli.data import text_files
+from malora_cli.data.columns import RowReader
+from malora_cli.data.formats import FORMATS
+from malora_cli.data.formats._base import RowError
 from malora_cli.data.rows import Rows
 from malora_cli.data.sources import load_rows
 from malora_cli.errors import DataError, RecipeError
@@ -297,3 +300,13 @@ def test_a_recipe_says_where_the_records_are(tmp_path: Path, tiny_model: Path) -
     (tmp_path / "mix.yaml").write_text("tasks:\n  add: {train: {path: x.json, records: *}}\n")
     with pytest.raises(RecipeError, match=r"mix\.yaml:2:\d+: no YAML: .*Put text that begins with \* in quotes\."):
         load(tmp_path / "tiny.yaml")
+
+
+def test_a_path_through_a_list_is_told_of_records(tmp_path: Path) -> None:
+    rows = _load(_write(tmp_path / "x.json", TATQA))
+    columns = {"prompt": "questions.q", "completion": "questions.answer"}
+    reader = RowReader("prompt-completion", FORMATS["prompt-completion"], columns, rows.columns, "x")
+    with pytest.raises(
+        RowError, match=r"no text as 'questions.q', but a list; `records: questions.\*` makes a row of each"
+    ):
+        reader(rows.dataset[0])

@@ -151,10 +151,10 @@ class RowReader:
         text = as_text(value)
         if text is None:
             given = self.columns[role]
-            way = _WAYS.get(type(value), "")
-            raise RowError(
-                f"no text as '{given}', but a {type(value).__name__}; `{{{{ {given}{way} }}}}` makes one text of it"
-            )
+            way = f"`{{{{ {given}{_WAYS.get(type(value), '')} }}}}` makes one text of it"
+            if isinstance(value, list) and given not in self.available and "." in given:
+                way = f"`records: {str(given).partition('.')[0]}.*` makes a row of each item"
+            raise RowError(f"no text as '{given}', but a {type(value).__name__}; {way}")
         return text
 
 
