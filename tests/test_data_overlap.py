@@ -16,6 +16,8 @@ from malora_cli.data.overlap import Overlap, _Words
 from malora_cli.data.tasks import load_tasks
 from train_runs import load, workplace
 
+HAN = "天地玄黄宇宙洪荒日月盈昃辰宿列张"
+THAI = "ประเทศไทยมีอากาศร้อน"
 WORDS = [f"w{number}" for number in range(400)]
 
 
@@ -49,6 +51,10 @@ def _text(start: int, count: int) -> str:
         (_text(0, 20), _text(7, 20), (0, 1)),  # 13 words in common
         (_text(0, 20), _text(8, 20), (0, 0)),  # 12
         (_text(0, 20).upper(), _text(5, 20), (0, 1)),
+        ("北京" + HAN[:13], "上海" + HAN[:13], (0, 1)),  # of scripts without spaces, characters are words
+        ("北京" + HAN[:12], "上海" + HAN[:12], (0, 0)),
+        (f"see {HAN[:6]} and {HAN[6:11]} now", f"look: {HAN[:6]} and {HAN[6:11]} now", (0, 1)),
+        ("ก" + THAI, "ข" + THAI, (0, 1)),
     ],
 )
 def test_what_counts(train: str, test: str, expected: tuple[int, int], place: Path) -> None:

@@ -47,6 +47,7 @@ def test_variables_stay_variables_in_all_that_is_written_and_shown(
     source = record.manifest.train_data["copy"].source
     assert source == f"{secret.parent}/$NEAR/copy.train.jsonl"
     assert record.manifest.test_data["add"].source == "$PLACE/a*d.test.jsonl"
+    assert record.manifest.test_data["add"].also_trained == 0
     written = [path for path in record.path.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
     assert record.report_path in written
     for text in [captured.out, captured.err, *(path.read_text() for path in written)]:

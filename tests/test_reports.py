@@ -108,6 +108,20 @@ def test_scores_name_tasks_domains_and_the_overall_mean(full: RunRecord) -> None
     assert "at most 5.0 points" in shown.text("scores")  # 0.5 / sqrt(100)
 
 
+def test_scores_say_which_rows_were_trained_on(full: RunRecord) -> None:
+    manifest = full.manifest
+    told = {"cipher": {"also_trained": 28, "shares_words": 30}, "strings": {"also_trained": 0, "shares_words": 5}}
+    changed = {name: data.model_copy(update=told.get(name, {})) for name, data in manifest.test_data.items()}
+    full.write_manifest(manifest.model_copy(update={"test_data": changed}))
+    shown = page(full)
+    assert "100 (35% also trained)" in " ".join(shown.row("scores", "cipher"))
+    text = shown.text("scores")
+    assert (
+        "cipher: 28 of its 80 test rows are also training rows, so its score is too good by what was memorised." in text
+    )
+    assert text.count("also train") == 2
+
+
 def test_scores_quote_the_newest_of_the_fullest_evaluations(full: RunRecord) -> None:
     evaluation(TASKS, created="2026-01-03T00:00:00+00:00", limit=40).save(full.eval_dir / "b.json")
     evaluation({"sums": "arithmetic"}, created="2026-01-04T00:00:00+00:00").save(full.eval_dir / "c.json")

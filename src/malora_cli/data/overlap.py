@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from malora_cli.data.cache import cached, key_of
 from malora_cli.data.splits import Split
+from malora_cli.words import UNSPACED
 
 #: Words of a run that tells (Brown et al., Language Models are Few-Shot Learners, appendix C).
 RUN = 13
@@ -131,13 +132,18 @@ def _hashed(texts: pa.Array) -> Hashes:
 
 @dataclass(frozen=True)
 class _Words:
-    """The words of some texts, one text after another: the hash of each, case aside, and the text it is in."""
+    """The words of some texts, one text after another: the hash of each, case aside, and the text it is in.
+
+    Of scripts that are written without spaces, every character is a word.
+    """
 
     hashes: Hashes
     text: NDArray[np.int64]
 
     @classmethod
     def of(cls, texts: pa.Array) -> _Words:
+        if not pc.all(pc.string_is_ascii(texts)).as_py():
+            texts = pc.replace_substring_regex(texts, f"({UNSPACED})", r" \1 ")
         words = pc.utf8_split_whitespace(pc.utf8_lower(pc.utf8_trim_whitespace(texts)))
         encoded = words.flatten().dictionary_encode()
         lengths = words.value_lengths().to_numpy()

@@ -64,6 +64,10 @@ class TaskData(Record):
     read: int | None = Field(default=None, description="rows of the source")
     cut: int = Field(default=0, description="rows of which the length policy used a part, or made several")
     unused: list[UnusedRows] = Field(default=[])
+    also_trained: int | None = Field(default=None, description="test rows whose prompt is also a training prompt")
+    shares_words: int | None = Field(
+        default=None, description="test rows that share a run of words with a training row"
+    )
 
 
 class Manifest(Record):

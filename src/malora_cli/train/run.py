@@ -13,6 +13,7 @@ from uuid import uuid4
 from peft import PeftModel
 
 from malora_cli.adapters.analysis import analyse_experts
+from malora_cli.data.overlap import Overlap
 from malora_cli.data.splits import Split
 from malora_cli.errors import StoppedError
 from malora_cli.modeling import count_parameters, known_commit, save_adapter
@@ -196,7 +197,7 @@ def _close(record: RunRecord, model: PeftModel, manifest: Manifest) -> None:
 def _manifest(record: RunRecord, recipe: Recipe, materials: Materials, model: PeftModel, *, resume: bool) -> Manifest:
     """What the run is; that of a resumed one is checked against what it was."""
 
-    def data(split: Split) -> TaskData:
+    def data(split: Split, overlap: Overlap | None = None) -> TaskData:
         return TaskData(
             source=split.source,
             rows=len(split),
@@ -204,6 +205,8 @@ def _manifest(record: RunRecord, recipe: Recipe, materials: Materials, model: Pe
             read=split.read,
             cut=split.cut,
             unused=split.unused,
+            also_trained=overlap.exact if overlap else None,
+            shares_words=overlap.runs if overlap else None,
         )
 
     count = count_parameters(model)
@@ -223,7 +226,7 @@ def _manifest(record: RunRecord, recipe: Recipe, materials: Materials, model: Pe
         seeds=seeds(recipe.train),
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         train_data={task.name: data(task.train) for task in materials.tasks},
-        test_data={task.name: data(task.test) for task in materials.tasks},
+        test_data={task.name: data(task.test, task.overlap) for task in materials.tasks},
         remedies={name: remedy.sentence() for name, remedy in recipe.remedies.chosen.items()},
         domains={task.name: task.settings.domain for task in materials.tasks},
         task_share=materials.mixture.share,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
-from malora_cli.reports.view import RunView
+from malora_cli.reports.view import SHOWN, RunView
+from malora_cli.results import TaskData
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
@@ -36,7 +37,7 @@ _TEMPLATE = """
 {{ row("domain", domain, "", "", base, adapter, "var(--muted)") }}
 {% for task in tasks if result.tasks[task.name].domain == domain %}
 {% set it = result.tasks[task.name] %}
-{{ row("task", m.chip(task), it.metric, it.rows, it.base, it.adapter, task.colour) }}
+{{ row("task", m.chip(task), it.metric, it.rows ~ shares.get(task.name, ""), it.base, it.adapter, task.colour) }}
 {% endfor %}
 {% endfor %}
 </tbody>
@@ -44,6 +45,9 @@ _TEMPLATE = """
 </table></div>
 <p class="legend"><span><i class="dot hollow"></i>base model</span><span><i class="dot"></i>adapter</span></p>
 {{ m.some(view) -}}
+{% for line in given_away[:most] %}<p class="note">{{ line }}</p>{% endfor %}
+{% if given_away|length > most %}<p class="note">{{ (given_away|length - most)|count }} more such tasks: see
+<code>manifest.json</code>.</p>{% endif %}
 <p class="note">Evaluated {{ result.created[:16]|replace("T", " ") }} UTC after {{ result.step|count }} steps on
 {{ "all rows" if result.limit is none else "at most " ~ result.limit|plural("row") }} a task.
 A domain is the mean of its tasks, the last line the mean of the domains.
@@ -55,11 +59,21 @@ With {{ fewest|plural("row") }} the standard error of a score is at most {{ (50 
 """
 
 
+def _given_away(name: str, data: TaskData) -> str:
+    return (
+        f"{name}: {data.also_trained:,} of its {data.rows:,} test rows are also training rows, so its score is too "
+        "good by what was memorised."
+    )
+
+
 def _render(run: RunView) -> str | None:
     result = run.evaluation
     if result is None:
         return None
     tasks = run.shown(run.ordered(result.tasks))
+    given_away = {
+        name: data for name, data in run.manifest.test_data.items() if data.also_trained and name in result.tasks
+    }
     return render(
         _TEMPLATE,
         view=run,
@@ -68,6 +82,11 @@ def _render(run: RunView) -> str | None:
         domains_shown={result.tasks[task.name].domain for task in tasks},
         domains=result.domains(),
         overall=result.overall(),
+        shares={
+            name: f" ({(data.also_trained or 0) / data.rows:.0%} also trained)" for name, data in given_away.items()
+        },
+        given_away=[_given_away(name, data) for name, data in given_away.items()],
+        most=SHOWN,
         fewest=min((task.rows for task in result.tasks.values()), default=0),
         others=len(run.evaluations) - 1,
     )
