@@ -34,6 +34,7 @@ _PLAIN = [
         (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\1/\2"),
         (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2"),
         (r"[{}\\]", ""),
+        (r"(?<![A-Za-z])([kcdmnμµ]?m|ft|in|yd|mi|s)([23])(?!\d)", r"\1^\2"),  # m2 for square metres
         (r"[⁺⁻⁰¹²³⁴-⁹]+", lambda m: "^" + unicodedata.normalize("NFKC", m[0])),
         (r"(?<=\d)(?=[¼-¾⅐-⅞])", " "),
         (r"[¼-¾⅐-⅞]", lambda m: unicodedata.normalize("NFKC", m[0])),
@@ -60,10 +61,9 @@ _NUMBER = rf"""
 _ONE = regex.compile(_NUMBER, regex.VERBOSE)
 _ANY = regex.compile(
     rf"""
-    (?P<none>
-        \^[(]?[-+]?\d[\d./]* | (?<=[A-Za-z])_\d+  # an exponent of what is no number, an index
-      | (?<![A-Za-z])(?:[kcdmnμ]?m|ft|in|yd|mi|s)[23](?!\d)  # m2 for square metres
-    )
+    (?=[\d.^_(\[√$€£¥₹±+/×*·÷-]|[ ][-+*/×·÷])  # most texts are letters
+    (?:
+    (?P<none>\^[(]?[-+]?\d[\d./]* | (?<=[A-Za-z])_\d+)  # an exponent of what is no number, an index
     | (?P<written>
         [(\[][ ]*(?!{_THOUSANDS}(?:\.\d+)?[ ]*[)\]]) [-+]?\d[\d./]*(?:[ ]*[,;][ ]*[-+]?\d[\d./]*)+ [ ]*[)\]]
       )
@@ -75,6 +75,7 @@ _ANY = regex.compile(
         {_NUMBER} (?:%?(?:[ ]?[-+/÷×x*·±][ ]?|:){_NUMBER})*
       )
       (?P<odd>(?=[ ]?π|[ ]?pi\b|[xyz]\b|√|‰|\^(?!th|st|nd|rd)))?
+    )
     """,
     regex.VERBOSE,
 )

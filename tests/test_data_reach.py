@@ -1,0 +1,52 @@
+"""Test rows that cannot be answered right are told of before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from malora_cli.data.encoding import Encoder
+from malora_cli.data.tasks import load_tasks
+from train_runs import load, workplace
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_model: Path) -> Path:
+    return workplace(tmp_path, tiny_model)
+
+
+def _told(place: Path, answers: list[object], *overrides: str) -> list[str]:
+    """What loading says of task add whose test rows have these answers; the tokenizer's tokens are bytes."""
+    rows = [{"question": f"what is {number}", "answer": answer} for number, answer in enumerate(answers)]
+    (place.parent / "add.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = load(place, *(f"mix.tasks.add.{override}" for override in overrides)).recipe
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        load_tasks(recipe.mix, Encoder(AutoTokenizer.from_pretrained(recipe.model.base)), max_length=512)
+    return [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+
+
+LONG = "have an answer of more than max_new_tokens 6, so generation ends before it"
+
+
+@pytest.mark.parametrize(
+    ("answers", "metric", "told"),
+    [
+        (["123456", "1"], "exact-match", None),  # its end need not be generated
+        (["1234567", "1", "12345678"], "exact-match", f"2 of 3 test rows (row 1, 3) {LONG}"),
+        (["1", "one", "2"], "last-number",
+         "1 of 3 test rows (row 2) have an answer that last-number can read nothing from, so they score 0"),
+        (["B", "heat"], "choice",
+         "1 of 2 test rows (row 2) have an answer that choice can read nothing from, so they score 0"),
+        (["one"], "exact-match", None),
+        (["1234567"] * 600, "rouge-l", "500 of 500 test rows that were looked at (row"),
+    ],
+)  # fmt: skip
+def test_answers_out_of_reach(answers: list[object], metric: str, told: str | None, place: Path) -> None:
+    lines = _told(place, answers, f"metric={metric}")
+    assert len(lines) == (told is not None)
+    assert told is None or lines[0].startswith(f"task 'add': {told}")
