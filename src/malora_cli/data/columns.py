@@ -134,7 +134,12 @@ class RowReader:
             raise RowError(
                 f"no '{role}': all cells of its template are empty" if is_template(str(given)) else f"no '{given}'"
             )
-        return value if several or role in self.form.structured else self._text(role, value)
+        if several or role in self.form.structured:
+            return value
+        if isinstance(parts, Cell) and parts.keys and isinstance(row[parts.column], list) and isinstance(value, list):
+            way = f"`records: {parts.column}.*` makes a row of each item"
+            raise RowError(f"no text as '{parts.path}', but a list; {way}")
+        return self._text(role, value)
 
     def _together(self, role: str, values: list[Any]) -> list[Any]:
         """The cells of several columns: as an answer, what is in those that are lists stands beside the others."""
@@ -152,8 +157,6 @@ class RowReader:
         if text is None:
             given = self.columns[role]
             way = f"`{{{{ {given}{_WAYS.get(type(value), '')} }}}}` makes one text of it"
-            if isinstance(value, list) and given not in self.available and "." in given:
-                way = f"`records: {str(given).partition('.')[0]}.*` makes a row of each item"
             raise RowError(f"no text as '{given}', but a {type(value).__name__}; {way}")
         return text
 
