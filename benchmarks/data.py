@@ -39,11 +39,11 @@ from transformers import PreTrainedTokenizerBase  # noqa: E402
 from malora_cli.cli._terminal import plain_table  # noqa: E402
 from malora_cli.data.batch import Packer  # noqa: E402
 from malora_cli.data.columns import RowReader  # noqa: E402
+from malora_cli.data.encode_rows import Encoding, processes_for  # noqa: E402
 from malora_cli.data.encoding import Encoder  # noqa: E402
 from malora_cli.data.formats import FORMATS  # noqa: E402
 from malora_cli.data.mixture import lay_out  # noqa: E402
 from malora_cli.data.sources import load_rows  # noqa: E402
-from malora_cli.data.splits import Encoding, processes_for  # noqa: E402
 from malora_cli.data.statement import state  # noqa: E402
 from malora_cli.data.tasks import load_tasks  # noqa: E402
 from malora_cli.modeling import load_tokenizer, resolve_base  # noqa: E402

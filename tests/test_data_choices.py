@@ -11,11 +11,12 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoTokenizer
 
 from malora_cli.data.columns import RowReader
+from malora_cli.data.encode_rows import Encoding
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.formats._base import Example, RowError
 from malora_cli.data.sources import load_rows
-from malora_cli.data.splits import Encoding, Split
+from malora_cli.data.splits import Split
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 

@@ -16,7 +16,6 @@ from conftest import CHATML
 from malora_cli.data.batch import TrainExample, collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats._base import Example
-from malora_cli.errors import DataError
 
 EXAMPLE = Example.single("What is 2 + 3?", "5")
 END = "<|im_end|>"
@@ -158,13 +157,14 @@ def test_a_tokenizer_without_an_end_adds_no_word_for_it(tokenizer: PreTrainedTok
         assert _split(_with(tokenizer, template, eos_token=None))[1] == "5"
 
 
-def test_a_template_that_refuses_a_system_prompt_is_one_line(tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize(("system", "begin"), [(None, ""), ("", ""), (" ", ""), ("Be brief.", "Be brief.\n\n")])
+def test_where_there_is_no_system_role_the_user_says_it(
+    tokenizer: PreTrainedTokenizerBase, system: str | None, begin: str
+) -> None:
     encoder = _with(tokenizer, NO_SYSTEM)
-    assert _split(encoder)[1] == f"5{END}"
-    with pytest.raises(DataError, match="System role not supported") as caught:
-        encoder.encode(EXAMPLE, "Be brief.")
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith("Leave `system` out.")
+    user = f"<|im_start|>user\n{begin}{EXAMPLE.prompt}{END}\n<|im_start|>assistant\n"
+    assert _split(encoder, system=system) == (user, f"5{END}")
+    assert bool(encoder.rendered(EXAMPLE, system).remarks) == bool(begin)
 
 
 def test_what_decides_the_tokens_is_in_the_fingerprint(tiny_model: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from conftest import CHATML
+from malora_cli.data.chat.template import APART
 from malora_cli.data.columns import RowReader
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats import FORMATS
@@ -267,12 +268,16 @@ def test_turns_in_plain_text(tiny_model: Any) -> None:
     assert len(encoded.spans) == 2
 
 
-def test_a_template_that_changes_earlier_turns_takes_single_turns_only(tiny_model: Any) -> None:
+def test_under_a_template_that_changes_earlier_turns_each_answer_is_a_row(tiny_model: Any) -> None:
     encoder = Encoder(AutoTokenizer.from_pretrained(tiny_model))
     encoder.tokenizer.chat_template = "{{ messages | length }} turns " + CHATML
     assert encoder.encode(Example.single("a", "b")).label_tokens == 2
-    with pytest.raises(DataError, match="changes earlier turns"):
-        encoder.encode(read("messages", {"messages": MESSAGES}))
+    rendered = encoder.rendered(read("messages", {"messages": MESSAGES}))
+    asked = [[segment.text for segment in row if not segment.supervised] for row in rendered.rows]
+    # What is asked for an answer, not what is written once it is there.
+    assert [row[0].partition("<")[0] for row in asked] == ["1 turns ", "3 turns "]
+    assert [row[-1].text for row in rendered.rows] == ["5<|im_end|>", "10<|im_end|>"]
+    assert rendered.remarks == (APART,)
 
 
 def test_a_rows_own_system_prompt_comes_first(tiny_model: Any) -> None:

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from malora_cli.data.columns import RowReader
+from malora_cli.data.encode_rows import Encoding
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.mixture import lay_out
 from malora_cli.data.sources import load_rows
-from malora_cli.data.splits import Encoding
 from malora_cli.data.tasks import load_tasks
 from malora_cli.errors import MaloraError
 from malora_cli.recipe import InvalidRecipeError, SourceSettings

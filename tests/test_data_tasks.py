@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
+from conftest import CHATML
 from malora_cli.data import cache as cache_module
-from malora_cli.data import splits as splits_module
+from malora_cli.data import encode_rows as encode_rows
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats._base import Example
 from malora_cli.data.mixture import Mixture, lay_out
@@ -28,13 +29,13 @@ from train_runs import load, rewrite, workplace
 
 
 class CountingEncoder(Encoder):
-    """Counts the examples it is asked to encode; the one that finds the end of a turn is not asked for here."""
+    """Counts the examples it is asked to encode."""
 
     encoded = 0
 
-    def segments(self, example: Example, system: str | None = None) -> Any:
+    def rendered(self, example: Example, system: str | None = None, *, last: bool = False) -> Any:
         type(self).encoded += 1
-        return super().segments(example, system)
+        return super().rendered(example, system, last=last)
 
 
 @pytest.fixture
@@ -207,12 +208,15 @@ def test_the_faults_of_all_tasks_are_told_at_once(place: Path, encoder: Encoder)
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_a_template_that_refuses_is_told_with_the_task(place: Path, encoder: Encoder) -> None:
-    encoder.tokenizer.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + "{{ messages }}"
+def test_a_row_that_a_template_refuses_is_told_by_its_number_or_left_out(place: Path, encoder: Encoder) -> None:
+    refusing = "{% for m in messages %}{% if m.content == 'copy bil' %}{{ raise_exception('not bil') }}{% endif %}"
+    encoder.tokenizer.chat_template = refusing + "{% endfor %}" + CHATML
+    assert _refusal(place, encoder) == (
+        f"task 'copy': {place / 'copy.train.jsonl'}: row 9 has a conversation that the model's chat template refuses "
+        "(not bil). Mend or remove the row, or set the task's bad_rows to drop."
     )
-    message = _refusal(place, encoder, "mix.system=Be brief.")
-    assert message.startswith("task 'copy': chat template: the model's chat template refuses")
+    with pytest.warns(UserWarning, match="1 train rows are left out: a conversation that the model's chat template"):
+        assert len(_tasks(place, encoder, "mix.tasks.copy.bad_rows=drop")["copy"].train) == 17
 
 
 def test_a_tasks_own_system_prompt_goes_before_the_mixs(place: Path, encoder: Encoder) -> None:
@@ -250,8 +254,8 @@ def test_several_processes_encode_the_same(place: Path, encoder: Encoder, monkey
     drop = ("mix.tasks.add.bad_rows=drop",)
     alone = _tasks(place, encoder, *drop)["add"].train
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "another cache"))
-    monkeypatch.setattr(splits_module, "_ROWS_A_PROCESS", 20)
-    assert (splits_module.processes_for(80), splits_module.processes_for(39)) == (2, None)
+    monkeypatch.setattr(encode_rows, "_ROWS_A_PROCESS", 20)
+    assert (encode_rows.processes_for(80), encode_rows.processes_for(39)) == (2, None)
     together = _tasks(place, encoder, *drop)["add"].train
     assert (together.sha256, together.left_out) == (alone.sha256, alone.left_out)
     assert together.rows.to_list() == alone.rows.to_list()
@@ -313,9 +317,9 @@ def test_the_hash_is_that_of_the_tokens(place: Path, encoder: Encoder, tmp_path:
 
 def test_the_hash_does_not_depend_on_lots(place: Path, encoder: Encoder) -> None:
     rows = _tasks(place, encoder)["add"].train.rows
-    apart = [splits_module._sha256(rows.select(range(*ends))) for ends in ((0, 15), (15, 30), (0, 30))]
+    apart = [encode_rows._sha256(rows.select(range(*ends))) for ends in ((0, 15), (15, 30), (0, 30))]
     assert len(set(apart)) == 3
-    assert splits_module._sha256(rows.select(list(range(30)))) == splits_module._sha256(rows) == apart[2]
+    assert encode_rows._sha256(rows.select(list(range(30)))) == encode_rows._sha256(rows) == apart[2]
 
 
 @pytest.mark.parametrize(

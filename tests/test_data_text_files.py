@@ -16,12 +16,13 @@ from transformers import AutoTokenizer
 
 from malora_cli.data import text_files
 from malora_cli.data.columns import RowReader
+from malora_cli.data.encode_rows import Encoding
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.holdout import hold_out
 from malora_cli.data.rows import Rows
 from malora_cli.data.sources import load_rows
-from malora_cli.data.splits import Encoding, Split
+from malora_cli.data.splits import Split
 from malora_cli.errors import DataError
 from malora_cli.recipe import HoldoutSettings, SourceSettings
 
@@ -316,8 +317,8 @@ def test_long_rows_go_through_the_tokenizer_few_at_a_time(
     whole = _encoded(rows, encoder, too_long="truncate_left")
     calls: list[int] = []
     tokenise = encoder.tokenise
-    monkeypatch.setattr("malora_cli.data.splits._CHARACTERS", 100)
-    monkeypatch.setattr("malora_cli.data.splits.cached", lambda _, fill: (tmp_path, fill(tmp_path)))
+    monkeypatch.setattr("malora_cli.data.encode_rows._CHARACTERS", 100)
+    monkeypatch.setattr("malora_cli.data.encode_rows.cached", lambda _, fill: (tmp_path, fill(tmp_path)))
     monkeypatch.setattr(encoder, "tokenise", lambda lot: calls.append(len(lot)) or tokenise(lot))
     few = _encoded(rows, encoder, too_long="truncate_left")
     assert sum(calls) == 7

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import memory_processes
 from malora_cli.adapters.routing import let_go_of_gates
 from malora_cli.data.batch import Packer, collate
+from malora_cli.data.encoding import Encoder
 from malora_cli.errors import RunError
 from malora_cli.evals import evaluate as evaluate_module
 from malora_cli.evals.evaluate import evaluate_run
@@ -217,11 +218,12 @@ def test_modes_come_back_whatever_happens() -> None:
 
 def test_generating_halves_and_answers_alike(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    encoder = Encoder(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     prompts = [tokenizer(f"{'word ' * (number % 3)}{number}")["input_ids"] for number in range(9)]
 
     def answers() -> list[str]:
-        return predict(model, tokenizer, prompts, stop_ids=[2], max_new_tokens=4, batch_size=8)
+        return predict(model, encoder, prompts, max_new_tokens=4, batch_size=8)
 
     tried: list[int] = []
     generate, whole = model.generate, answers()

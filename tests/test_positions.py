@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from malora_cli.data.batch import TrainExample, collate
+from malora_cli.data.encoding import Encoder
 from malora_cli.errors import ModelError
 from malora_cli.evals.evaluate import evaluate_run
 from malora_cli.evals.predict import predict
@@ -124,7 +125,7 @@ def test_the_longest_row_of_the_data_counts(tiny_model: Path, tmp_path: Path) ->
 def test_answers_take_the_positions_there_are_whatever_they_are_batched_with(tiny_model: Path) -> None:
     """GPT-2 has no place for more, and no end or padding token is needed, nor an embedding of the one there is."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.pad_token, tokenizer.eos_token = "<pad>", None
+    tokenizer.pad_token, tokenizer.eos_token, tokenizer.chat_template = "<pad>", None, None
     model = tiny("gpt2")
     prompts = [tokens(length, seed=length).tolist() for length in (3, 122, 125, 128, 125)]
     room = [9, 7, 4, 1, 4]
@@ -134,7 +135,7 @@ def test_answers_take_the_positions_there_are_whatever_they_are_batched_with(tin
         for _ in range(length):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
         expected.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
-    assert predict(model, tokenizer, prompts, stop_ids=[], max_new_tokens=9, batch_size=4) == expected
+    assert predict(model, Encoder(tokenizer), prompts, max_new_tokens=9, batch_size=4) == expected
 
 
 def test_a_tokenizer_without_end_and_padding_trains_and_answers_and_is_told_of(

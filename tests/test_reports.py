@@ -17,13 +17,13 @@ from malora_cli.reports.sections.settings import flat
 from malora_cli.results import (
     Change,
     EvalEvent,
+    NotedRows,
     RunRecord,
     RunStatus,
     Scores,
     TaskData,
     TaskEval,
     TrainEvent,
-    UnusedRows,
     change,
     imbalance,
 )
@@ -250,7 +250,7 @@ def test_mixture_counts_rows_and_examples(full: RunRecord) -> None:
 
 
 def test_the_mixture_says_what_was_not_used(bare: RunRecord) -> None:
-    unused = UnusedRows(reason="longer than 512 tokens", rows=1200, samples=[3])
+    unused = NotedRows(reason="longer than 512 tokens", rows=1200, samples=[3])
     data = {"sums": TaskData(source="a.jsonl", rows=5, sha256="0", unused=[unused])}
     bare.write_manifest(bare.manifest.model_copy(update={"train_data": data}))
     assert "1,200 training rows of sums were not used: longer than 512 tokens." in page(bare).text("mixture")

@@ -21,7 +21,7 @@ from malora_cli.cli._statement import print_example
 from malora_cli.cli._tables import comparison_table, evaluation_table
 from malora_cli.cli._terminal import SafeConsole, plain_table, say
 from malora_cli.compare.table import compare
-from malora_cli.results import EvalResult, RunRecord, Scores, TaskData, TaskEval, TrainEvent, UnusedRows
+from malora_cli.results import EvalResult, NotedRows, RunRecord, Scores, TaskData, TaskEval, TrainEvent
 from malora_cli.train.view import LiveView, PlainView
 from report_runs import TASKS, bare_run, loss, manifest, page
 
@@ -155,7 +155,7 @@ def test_overrides_are_shown_harmlessly(tiny_recipe: Path, capsys: pytest.Captur
 
 def test_a_page_has_nothing_that_acts(tmp_path: Path) -> None:
     record = bare_run(tmp_path)
-    unused = [UnusedRows(reason=EVIL, rows=1, samples=[1])]
+    unused = [NotedRows(reason=EVIL, rows=1, samples=[1])]
     data = {name: TaskData(source=EVIL, rows=4, sha256="0a" * 32, unused=unused) for name in TASKS}
     names = {EVIL: EVIL, **TASKS}
     record.write_manifest(manifest(names, method=EVIL, base_model=EVIL, train_data=data, versions={EVIL: EVIL}))

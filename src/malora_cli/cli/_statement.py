@@ -11,7 +11,7 @@ from malora_cli.cli._terminal import SafeConsole, plain_table
 if TYPE_CHECKING:
     from malora_cli.data.statement import Statement
     from malora_cli.data.tasks import Task
-    from malora_cli.results import UnusedRows
+    from malora_cli.results import NotedRows
     from malora_cli.train.probe import StepCost
 
 _GIB = 2**30
@@ -60,14 +60,17 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
     console.print_table(rows)
     console.tell_left_out(len(statement.tasks), "tasks")
     lines = [
-        f"{entry.task.name}: {_told(unused, name)}"
+        f"{entry.task.name}: {line}"
         for entry in statement.tasks
         for name, split in (("train", entry.task.train), ("test", entry.task.test))
-        for unused in split.unused
+        for line in (
+            *(_told(unused, f"{name} rows are not used,") for unused in split.unused),
+            *(_told(noted, f"{name} rows have") for noted in split.remarks),
+        )
     ]
     for line in console.start(lines):
         console.print(Text(line), soft_wrap=True)
-    console.tell_left_out(len(lines), "lines on rows that are not used")
+    console.tell_left_out(len(lines), "lines on rows")
     for line in console.start(_usual_tests(statement)):
         console.print(Text(line), soft_wrap=True)
     console.print(Text("\n" + _packing(statement)), soft_wrap=True)
@@ -86,9 +89,9 @@ def _usual_tests(statement: Statement) -> list[str]:
     ]
 
 
-def _told(unused: UnusedRows, split: str) -> str:
-    samples = ", ".join(f"{number:,}" for number in unused.samples)
-    return f"{unused.rows:,} {split} rows are not used, {unused.reason} (row {samples})"
+def _told(noted: NotedRows, which: str) -> str:
+    samples = ", ".join(f"{number:,}" for number in noted.samples)
+    return f"{noted.rows:,} {which} {noted.reason} (row {samples})"
 
 
 def _packing(statement: Statement) -> str:

@@ -28,20 +28,33 @@ class RowReader:
             role left out is a column of the same name.
         available: Columns of the rows.
         source: Where the rows come from, for messages.
+        speakers: Roles of names in messages that are not usual ones.
 
     Raises:
         DataError: The format has no such role, or the rows no such column.
     """
 
-    def __init__(self, name: str, form: Format, columns: Columns, available: Collection[str], source: str) -> None:
-        unknown = set(columns) - set(form.all_roles)
+    def __init__(
+        self,
+        name: str,
+        form: Format,
+        columns: Columns,
+        available: Collection[str],
+        source: str,
+        speakers: Mapping[str, str] | None = None,
+    ) -> None:
+        known = (*form.all_roles, *form.keys)
+        unknown = set(columns) - set(known)
         if unknown:
             raise DataError(
-                f"format '{name}' has no role '{min(unknown)}'",
-                where=source,
-                fix=f"Its roles: {', '.join(form.all_roles)}.",
+                f"format '{name}' has no role '{min(unknown)}'", where=source, fix=f"Its roles: {', '.join(known)}."
+            )
+        if speakers and not form.keys:
+            raise DataError(
+                f"format '{name}' has no messages that somebody speaks", where=source, fix="Leave speakers out."
             )
         self.name, self.form, self.source, self.available = name, form, source, available
+        self.keys = {key: columns.get(key) for key in form.keys} | ({"speakers": speakers} if form.keys else {})
         absent = {
             role for role in form.optional if role not in columns and (role in form.mapped or role not in available)
         }
@@ -61,7 +74,7 @@ class RowReader:
     @property
     def fingerprint(self) -> list[Any]:
         """What decides the example of a row."""
-        return [self.name, sorted(self.columns.items())]
+        return [self.name, sorted(self.columns.items()), self.keys]
 
     def _part_of(self, role: str, given: str | Sequence[str]) -> Part | tuple[Part, ...]:
         if isinstance(given, str):
@@ -107,16 +120,16 @@ class RowReader:
         Raises:
             RowError: It is none.
         """
-        given = {role: self._value(role, row) for role in self.form.all_roles}
+        given = {role: self._value(role, row) for role in self.form.all_roles} | self.keys
         answers = given.get(self.form.answer)
         if isinstance(answers, list):
             example = self.form.example({**given, self.form.answer: answers[0]})
             example = replace(example, others=tuple(answers[1:]))
         else:
             example = self.form.example(given)
-        if any(turn.role == "assistant" and not turn.text.strip() for turn in example.turns):
+        if any(turn.role == "assistant" and not (turn.text.strip() or turn.extra) for turn in example.turns):
             raise RowError("an empty completion, so nothing of it is supervised")
-        _check_text("".join(turn.text for turn in example.turns))
+        _check_text("".join(f"{turn.text}{turn.extra or ''}" for turn in example.turns))
         return example
 
     def _value(self, role: str, row: Mapping[str, Any]) -> Any:

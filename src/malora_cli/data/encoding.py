@@ -1,19 +1,23 @@
-"""From text to tokens: the tokenizer's chat template, the prompt as context, the answers and their ends supervised."""
+"""From segments of text to tokens, and from generated tokens back to an answer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from jinja2 import TemplateError
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from malora_cli.data.formats._base import Example, with_system
-from malora_cli.errors import DataError
+from malora_cli.data.chat.answers import THINK, spoken
+from malora_cli.data.chat.plain import plain
+from malora_cli.data.chat.template import ChatTemplate, Rendered, Segment
+from malora_cli.data.chat.traits import special_marks
+from malora_cli.data.formats._base import Example
+from malora_cli.data.word_marks import Marks, marks_of, without_marks
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,6 @@ class Encoded:
         return sum(last - max(first, 1) for first, last in self.spans if last > max(first, 1))
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A part of an example's text that is tokenised by itself."""
-
-    text: str
-    supervised: bool
-
-
 class Encoder:
     """Renders and tokenises examples for one model.
 
@@ -60,78 +56,39 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
-    def segments(self, example: Example, system: str | None = None) -> list[Segment]:
-        """The text of an example: what comes before an answer, and the answer with the end of its turn, in turns.
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The tokenizer's chat template."""
+        return ChatTemplate(self.tokenizer) if self.tokenizer.chat_template else None
 
-        Args:
-            example: The conversation.
-            system: System prompt of examples without their own; None leaves it to the template.
+    def rendered(self, example: Example, system: str | None = None, *, last: bool = False) -> Rendered:
+        """The text of an example, as `ChatTemplate.rendered` and `plain` have it."""
+        if self.template is None:
+            return plain(example, system, self._eos, last=last)
+        return self.template.rendered(example, system, last=last)
 
-        Raises:
-            DataError: The template refuses the conversation, or rewrites earlier turns of it.
-        """
-        if self.tokenizer.chat_template is None:
-            return self._plain(with_system(example, system))
-        messages = [{"role": turn.role, "content": turn.text} for turn in example.turns]
-        if system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
-        found: list[Segment] = []
-        rendered = ""  # what the template itself has written of the conversation so far
-        for at, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self._apply(messages[:at], add_generation_prompt=True)
-            if not prompt.startswith(rendered):
-                raise DataError(
-                    "the model's chat template changes earlier turns as the conversation goes on",
-                    where="chat template",
-                    fix="Set model.chat_template to another, or train on single turns.",
-                )
-            whole = self._apply(messages[: at + 1])
-            # Some templates rewrite what came before the answer; then the answer itself is all we can tell.
-            answer = whole[len(prompt) :] if whole.startswith(prompt) else message["content"]
-            answer = answer.rstrip()
-            found.append(Segment(prompt[len(rendered) :], supervised=False))
-            rendered = prompt + answer
-            if answer.strip() == message["content"].strip():  # the template does not end the turn
-                answer += self.tokenizer.eos_token or ""
-            found.append(Segment(answer, supervised=True))
-        return found
+    def references(self, example: Example, rendered: Rendered) -> list[str]:
+        """What may be answered at the end of an example: texts without reasoning, or a tool call as it is written."""
+        if not example.completion:
+            return [self._not_text.sub("", rendered.reference).strip()]
+        return [spoken(spoken(text, THINK), self._thinks) for text in example.references]
 
-    def _plain(self, example: Example) -> list[Segment]:
-        found: list[Segment] = []
-        context = ""
-        for turn in example.turns:
-            if turn.role == "assistant":
-                found += [
-                    Segment(context, supervised=False),
-                    Segment(f"{turn.text}{self.tokenizer.eos_token or ''}", supervised=True),
-                ]
-                context = "\n"
-            else:
-                context += f"{turn.text}\n\n" if turn.role == "system" else f"{turn.text}\n"
-        return found
+    @cached_property
+    def _thinks(self) -> tuple[str, str]:
+        return THINK if self.template is None else self.template.traits.thinks
 
-    def _apply(self, messages: list[dict[str, str]], **options: Any) -> str:
-        try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
-        except TemplateError as error:
-            roles = " and ".join(dict.fromkeys(message["role"] for message in messages)) or "nobody"
-            system = bool(messages) and messages[0]["role"] == "system"
-            raise DataError(
-                f"the model's chat template refuses messages of {roles} ({' '.join(str(error).split())})",
-                where="chat template",
-                fix="Leave `system` out." if system else "Use a model with another template.",
-            ) from error
+    @property
+    def _eos(self) -> str:
+        return str(self.tokenizer.eos_token or "")
 
     def encode(self, example: Example, system: str | None = None) -> Encoded:
-        """Tokens of one example."""
-        return self.tokenise([self.segments(example, system)])[0]
+        """Tokens of one example; of the last answer where each is a row of its own."""
+        return self.tokenise([self.rendered(example, system).rows[-1]])[0]
 
     def tokenise(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded]:
         """Tokens of many examples, in one call of the tokenizer: an order of magnitude faster than one by one."""
-        plain = self.tokenizer.chat_template is None
-        tokens = iter(self._ids([segment.text for row in rows for segment in row], special=False))
+        plain = self.template is None
+        tokens = iter(self._continued(rows))
         # A chat template writes its own special tokens; the beginning of a plain text wants the tokenizer's.
         first = iter(self._ids([row[0].text for row in rows], special=True) if plain else ())
         found = []
@@ -150,6 +107,46 @@ class Encoder:
             found.append(Encoded(ids, spans))
         return found
 
+    def _continued(self, rows: Sequence[Sequence[Segment]]) -> list[list[int]]:
+        """Tokens of every segment as it stands behind those before it."""
+        texts = [segment.text for row in rows for segment in row]
+        if self._marks == "never":
+            return self._ids(texts, special=False)
+        heads = [self._head(row, number) for row in rows for number in range(len(row))]
+        begun = self._ids([text[head:] for text, head in zip(texts, heads, strict=True)], special=False)
+        unmarked = self._unmarked.encode_batch_fast(
+            [text[:head] for text, head in zip(texts, heads, strict=True)], add_special_tokens=False
+        )
+        return [head.ids + rest for head, rest in zip(unmarked, begun, strict=True)]
+
+    def _head(self, row: Sequence[Segment], number: int) -> int:
+        """Characters of a segment that go on from the text before it, and so get no word mark."""
+        text = row[number].text
+        if number == 0:
+            return 0
+        if self._marks == "first":
+            return len(text)
+        if self._special_end.search(row[number - 1].text):
+            return 0
+        found = self._special.search(text)
+        return len(text) if found is None else found.start()
+
+    @cached_property
+    def _marks(self) -> Marks:
+        return marks_of(self.tokenizer.backend_tokenizer) if self.tokenizer.is_fast else "never"
+
+    @cached_property
+    def _unmarked(self) -> Tokenizer:
+        return without_marks(self.tokenizer.backend_tokenizer)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        return special_marks(self.tokenizer)
+
+    @cached_property
+    def _special_end(self) -> re.Pattern[str]:
+        return re.compile(rf"(?:{self._special.pattern})$")
+
     def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
         if not texts:  # which the tokenizer refuses
             return []
@@ -162,12 +159,39 @@ class Encoder:
         return [encoded.ids for encoded in backend.encode_batch_fast(texts, add_special_tokens=special)]
 
     @cached_property
+    def _stops(self) -> tuple[str, ...]:
+        return (self._eos,) if self.template is None else self.template.traits.stops
+
+    @cached_property
     def stop_ids(self) -> list[int]:
-        """Tokens that end an answer: the tokenizer's end of text and the template's end of turn."""
-        last = self.encode(Example.single("?", "!")).input_ids[-1]
-        # Where the turn ends in plain text, its last token is one that answers hold as well.
-        special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
-        return sorted(({last} & special | {self.tokenizer.eos_token_id}) - {None})
+        """Tokens that end an answer: those that its chat template ends a turn with, and the end of text."""
+        ids = [self.tokenizer.convert_tokens_to_ids(text) for text in self._stops if self._special.fullmatch(text)]
+        return sorted({*ids, self.tokenizer.eos_token_id} - {None})
+
+    @cached_property
+    def stop_texts(self) -> list[str]:
+        """Texts that end an answer and are no token of their own."""
+        return [text for text in self._stops if text and not self._special.fullmatch(text)]
+
+    def answer(self, prompt: Sequence[int], generated: Sequence[int]) -> str:
+        """What a model answers: its text up to the end of its turn, without special tokens and reasoning.
+
+        Args:
+            prompt: Tokens that were to be continued.
+            generated: Tokens that continue them, without the one that ends them.
+        """
+        text = self.tokenizer.decode(generated)
+        for stop in self.stop_texts:
+            text = text.partition(stop)[0]
+        opened = self.tokenizer.decode(prompt[-16:]).rstrip().endswith(self._thinks[0])
+        return self._not_text.sub("", spoken(text, self._thinks, opened=opened))
+
+    @cached_property
+    def _not_text(self) -> re.Pattern[str]:
+        """Special tokens that a text holds none of."""
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        marks = sorted(added | {*self.tokenizer.all_special_tokens}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, marks)) or r"(?!)")
 
     @cached_property
     def fingerprint(self) -> str:

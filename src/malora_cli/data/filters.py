@@ -13,15 +13,15 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from malora_cli.data.cache import cached, key_of
+from malora_cli.data.encode_rows import MEND_ROW, together
 from malora_cli.data.formats._base import RowError
 from malora_cli.data.order import Ints
 from malora_cli.data.parts import Filled, columns_of_template, is_template
 from malora_cli.data.rows import Rows
-from malora_cli.data.splits import MEND_ROW, together
 from malora_cli.data.templates import Templates
 from malora_cli.data.typed import no_text
 from malora_cli.errors import DataError, MaloraError
-from malora_cli.results import UnusedRows
+from malora_cli.results import NotedRows
 
 _PICKED = "picked.arrow"
 _BATCH = 1000
@@ -45,7 +45,7 @@ def kept(rows: Rows, bad_rows: str) -> Rows:
     folder, about = cached(key, lambda scratch: _sift(rows, condition, bad_rows, scratch))
     picked = pa.ipc.open_file(pa.memory_map(str(folder / _PICKED))).read_all()["row"].to_numpy()
     unused = tuple(
-        UnusedRows(reason=reason["reason"], rows=reason["rows"], samples=map(rows.places.number, reason["samples"]))
+        NotedRows(reason=reason["reason"], rows=reason["rows"], samples=map(rows.places.number, reason["samples"]))
         for reason in about["left_out"]
     )
     if not len(picked):
@@ -76,11 +76,11 @@ def _sift(rows: Rows, condition: Filled, bad_rows: str, scratch: Path) -> dict[s
     return {"source": rows.source, "rows": len(table), "left_out": left_out}
 
 
-def _notes(rows: Rows, condition: Filled, bad_rows: str, picked: list[Ints]) -> Iterator[dict[str, Any]]:
+def _notes(rows: Rows, condition: Filled, bad_rows: str, picked: list[Ints]) -> Iterator[tuple[str, int]]:
     """Which rows are left out and why, a batch at a time; the others are added to ``picked``."""
     not_so = f"`{rows.settings.where}` does not hold"
     for start, batch in _batches(rows, condition):
-        held, unused = [], []
+        held = []
         for number, row in enumerate(batch, start):
             try:
                 reason = None if condition(row) else not_so
@@ -92,9 +92,8 @@ def _notes(rows: Rows, condition: Filled, bad_rows: str, picked: list[Ints]) -> 
             if reason is None:
                 held.append(number)
             else:
-                unused.append((reason, number))
+                yield reason, number
         picked.append(np.array(held, dtype=np.int64))
-        yield {"unused": unused}
 
 
 def _batches(rows: Rows, condition: Filled) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:

@@ -17,7 +17,7 @@ from malora_cli.data.order import Ints
 from malora_cli.data.typed import no_text
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
-from malora_cli.results import UnusedRows
+from malora_cli.results import NotedRows
 
 _LOT = 10_000
 
@@ -102,7 +102,7 @@ class Rows:
     dataset: Dataset
     settings: SourceSettings
     places: Places
-    unused: tuple[UnusedRows, ...] = ()
+    unused: tuple[NotedRows, ...] = ()
 
     @property
     def source(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from malora_cli.data.batch import TrainExample
 from malora_cli.data.columns import RowReader
+from malora_cli.data.encode_rows import Encoding
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.filters import kept
 from malora_cli.data.formats import FORMATS
@@ -17,7 +18,7 @@ from malora_cli.data.overlap import RUN, Overlap, overlaps
 from malora_cli.data.reach import out_of_reach
 from malora_cli.data.rows import Rows
 from malora_cli.data.sources import load_rows
-from malora_cli.data.splits import Encoding, Split
+from malora_cli.data.splits import Split
 from malora_cli.errors import DataError
 from malora_cli.recipe import LengthPolicy, MixSettings, SourceSettings, TaskSettings
 
@@ -85,17 +86,18 @@ def _load_task(
         held, tested = _rows(name, settings.test, "test", settings.bad_rows), settings.test
     system = settings.system if settings.system is not None else mix.system
 
-    def encode(rows: Rows, source: SourceSettings, policy: LengthPolicy) -> Split:
+    def encode(rows: Rows, source: SourceSettings, policy: LengthPolicy, *, once: bool) -> Split:
         form = source.format or settings.format
         columns = settings.columns if source.columns is None else source.columns
-        reader = RowReader(form, FORMATS[form], columns, rows.columns, rows.source)
+        reader = RowReader(form, FORMATS[form], columns, rows.columns, rows.source, settings.speakers)
         rows.check(reader.used, reader.needed)
-        split = Encoding(reader, encoder, system, max_length, policy, settings.bad_rows).split(rows)
-        return replace(split, seed=(mix.seed, zlib.crc32(name.encode())))
+        last = settings.supervise == "last"
+        encoding = Encoding(reader, encoder, system, max_length, policy, settings.bad_rows, last, once)
+        return replace(encoding.split(rows), seed=(mix.seed, zlib.crc32(name.encode())))
 
-    train = encode(rows, settings.train, settings.too_long)
+    train = encode(rows, settings.train, settings.too_long, once=False)
     # A question that was cut is another question, and pieces of one row would be scored as rows.
-    test = encode(held, tested, "error" if settings.too_long == "error" else "drop")
+    test = encode(held, tested, "error" if settings.too_long == "error" else "drop", once=True)
     return train.capped(settings.max_rows), test
 
 
@@ -113,6 +115,11 @@ def _warn(task: Task) -> None:
             warnings.warn(
                 f"task '{task.name}': {unused.rows:,} {split} rows are left out: {unused.reason} (row {samples})",
                 stacklevel=3,
+            )
+        for noted in rows.remarks:
+            samples = ", ".join(str(number) for number in noted.samples)
+            warnings.warn(
+                f"task '{task.name}': {noted.rows:,} {split} rows have {noted.reason} (row {samples})", stacklevel=3
             )
     if task.overlap.exact:
         warnings.warn(

@@ -211,9 +211,8 @@ class _Evaluator:
         )
         predictions = predict(
             self.model,
-            self.encoder.tokenizer,
+            self.encoder,
             [example.input_ids[: example.prompt_tokens] for example in examples],
-            stop_ids=self.encoder.stop_ids,
             max_new_tokens=task.settings.max_new_tokens,
             batch_size=self.packer.rows,
         )

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
-from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, GenerationConfig, PreTrainedModel
 
 from malora_cli.data.batch import Packer
+from malora_cli.data.encoding import Encoder
 from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.modeling.positions import most_positions
 
@@ -19,10 +20,9 @@ MORE_MEMORY = "Evaluate on a device with more memory."
 @torch.no_grad()
 def predict(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     prompts: Sequence[Sequence[int]],
     *,
-    stop_ids: Sequence[int],
     max_new_tokens: int,
     batch_size: int,
 ) -> list[str]:
@@ -30,25 +30,24 @@ def predict(
 
     Args:
         model: In evaluation mode.
-        tokenizer: The model's.
+        encoder: The model's.
         prompts: Tokens of each prompt; similar lengths are put together, padded on the left.
-        stop_ids: Tokens that end an answer.
         max_new_tokens: Longest answer; shorter where the model has no position for more.
         batch_size: Prompts at once; fewer where memory does not suffice.
 
     Returns:
-        The answers without special tokens.
+        The answers, as `Encoder.answer` has them.
 
     Raises:
         RunError: Memory does not suffice for one prompt.
     """
     device = next(model.parameters()).device
-    stops = set(stop_ids)
+    stops = {*encoder.stop_ids, *_own_stops(model)}
     greedy = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=list(stop_ids),
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(stops) or None,
+        stop_strings=encoder.stop_texts or None,
     )
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
@@ -63,14 +62,15 @@ def predict(
             greedy.max_new_tokens = min(max_new_tokens, limit + 1 - len(prompts[lot[0]]))
         padded = _padded([prompts[index] for index in lot], pad).to(device)
         with Attempt() as attempt, _generating_by(model, greedy):
-            output = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
+            output = model.generate(
+                input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], tokenizer=encoder.tokenizer
+            )
         if attempt.out_of_memory:
             size = halved(size, "generating answers", fix=MORE_MEMORY)
             continue
         for index, new_ids in zip(lot, output[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
-            # What follows the end is padding; the end itself need not be a special token.
-            end = next((at for at, token in enumerate(new_ids) if token in stops), len(new_ids))
-            answers[index] = tokenizer.decode(new_ids[:end], skip_special_tokens=True)
+            end = next((at for at, token in enumerate(new_ids) if token in stops), len(new_ids))  # then padding
+            answers[index] = encoder.answer(prompts[index], new_ids[:end])
         start += len(lot)
     return answers
 
@@ -83,6 +83,18 @@ def _padded(prompts: Sequence[Sequence[int]], pad: int) -> BatchEncoding:
     return BatchEncoding({"input_ids": ids, "attention_mask": mask}, tensor_type="pt")
 
 
+def _own_stops(model: PreTrainedModel | PeftModel) -> list[int]:
+    """Tokens that end an answer by the model's own word; chat models have marks there that their tokenizer lacks."""
+    decoder = _decoder(model)
+    ends = decoder.generation_config.eos_token_id
+    known = decoder.get_input_embeddings().weight.shape[0]  # a default may be of a larger model
+    return [end for end in ([ends] if isinstance(ends, int) else ends or []) if end < known]
+
+
+def _decoder(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 @contextmanager
 def _generating_by(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
     """Put ``config`` in the place of the model's own.
@@ -90,7 +102,7 @@ def _generating_by(model: PreTrainedModel | PeftModel, config: GenerationConfig)
     An argument to ``generate`` would only be laid over the model's own, and many models ship a repetition penalty
     there: what came out would not be greedy.
     """
-    decoder = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder = _decoder(model)
     own, decoder.generation_config = decoder.generation_config, config
     try:
         yield

@@ -130,6 +130,12 @@ class TaskSettings(Settings):
     metric: SerializeAsAny[MetricSettings] = Field(
         description="Metric of the answers; plain text stands for its name alone, a mapping gives options beside it"
     )
+    speakers: dict[Text, Literal["system", "user", "assistant", "tool"]] = Field(
+        default_factory=dict, description="Roles of names in messages that are not usual ones, as in {agent: assistant}"
+    )
+    supervise: Literal["all", "last"] = Field(
+        default="all", description="Which answers of a conversation are trained: all of them, or the last alone"
+    )
     system: str | None = Field(
         default=None, description="System prompt; empty text is an empty one, null takes the mix's"
     )

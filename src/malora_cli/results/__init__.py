@@ -24,10 +24,10 @@ from malora_cli.results.metrics import (
 from malora_cli.results.once import made_once
 from malora_cli.results.run import (
     Manifest,
+    NotedRows,
     RunRecord,
     RunStatus,
     TaskData,
-    UnusedRows,
     checkpoint_name,
     checkpoints_in,
     find_run,
@@ -50,6 +50,7 @@ __all__ = [
     "Manifest",
     "MeanConflict",
     "MetricsLog",
+    "NotedRows",
     "ProjectionGeometry",
     "RunRecord",
     "RunStatus",
@@ -61,7 +62,6 @@ __all__ = [
     "TaskLoss",
     "Thinned",
     "TrainEvent",
-    "UnusedRows",
     "change",
     "changes",
     "check_not_written",

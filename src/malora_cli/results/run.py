@@ -47,8 +47,8 @@ class RunStatus(StrEnum):
     FINISHED = "finished"
 
 
-class UnusedRows(Record):
-    """Rows of a source that were not used, for one reason."""
+class NotedRows(Record):
+    """Rows of a source of which there is one thing to say, such as why they were not used."""
 
     reason: str
     rows: int
@@ -63,7 +63,8 @@ class TaskData(Record):
     sha256: str = Field(description="of the encoded rows, in order")
     read: int | None = Field(default=None, description="rows of the source")
     cut: int = Field(default=0, description="rows of which the length policy used a part, or made several")
-    unused: list[UnusedRows] = Field(default=[])
+    unused: list[NotedRows] = Field(default=[])
+    remarks: list[NotedRows] = Field(default=[], description="rows that were used, and what is to be known of them")
     also_trained: int | None = Field(default=None, description="test rows whose prompt is also a training prompt")
     shares_words: int | None = Field(
         default=None, description="test rows that share a run of words with a training row"

@@ -205,6 +205,7 @@ def _manifest(record: RunRecord, recipe: Recipe, materials: Materials, model: Pe
             read=split.read,
             cut=split.cut,
             unused=split.unused,
+            remarks=list(split.remarks),
             also_trained=overlap.exact if overlap else None,
             shares_words=overlap.runs if overlap else None,
         )

@@ -72,13 +72,14 @@ class Format:
         roles: Texts that the format needs; a mix maps a column to each.
         example: The conversation of a row, given as role to text (or, for structured roles, to what the cell holds).
             A role that may be missing is None then. Raises `RowError` for a row that is no example.
-        optional: Texts that may be missing.
-        structured: Cells that the format needs and takes as they are: lists, mappings, numbers.
+        optional: What may be missing.
+        structured: Cells that the format takes as they are: lists, mappings, numbers.
         answer: The text that is learned; where a row has a list of it, each is a right answer. None by default.
         mapped: Optional texts that only a mix gives, also where the data have a column of that name. One that is words,
             and no column, stands for itself.
         wrong: What is wrong with the rows of a split together, and what to do, where no row shows it; None where
             nothing is. It is given their answers, each once, and the reasons for which rows were left out.
+        keys: What the mix names for the format to look for within cells, such as the keys of messages.
     """
 
     roles: tuple[str, ...]
@@ -88,52 +89,17 @@ class Format:
     answer: str = ""
     mapped: tuple[str, ...] = ()
     wrong: Callable[[Collection[str], Collection[str]], tuple[str, str] | None] | None = None
+    keys: tuple[str, ...] = ()
 
     @property
     def all_roles(self) -> tuple[str, ...]:
         """Every role, needed ones first."""
-        return (*self.roles, *self.structured, *self.optional)
-
-
-def conversation(messages: Any, *, role_key: str, text_key: str, roles: Mapping[str, str]) -> Example:
-    """A list of messages as a conversation.
-
-    Args:
-        messages: A list of mappings, or the mapping of lists that some Arrow files hold instead.
-        role_key: Where a message says who speaks.
-        text_key: Where it says what.
-        roles: Role of each name of a speaker.
-
-    Raises:
-        RowError: It is no conversation that ends with an answer.
-    """
-    if isinstance(messages, dict) and all(isinstance(values, list) for values in messages.values()):
-        messages = [dict(zip(messages, values, strict=False)) for values in zip(*messages.values(), strict=False)]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise RowError("no list of messages")
-    turns = tuple(_turn(message, role_key, text_key, roles) for message in messages)
-    if not turns:
-        raise RowError("a conversation of no message")
-    if turns[-1].role != "assistant":
-        raise RowError(f"a conversation that ends with the {turns[-1].role}, so its end is not answered")
-    if any(turn.role == "system" for turn in turns[1:]):
-        raise RowError("a system message that is not the first")
-    return Example(turns)
-
-
-def _turn(message: Mapping[str, Any], role_key: str, text_key: str, roles: Mapping[str, str]) -> Turn:
-    for key in (role_key, text_key):
-        if not isinstance(message.get(key), str):
-            raise RowError(f"a message without text as '{key}'")
-    speaker = message[role_key]
-    if speaker not in roles:
-        raise RowError(f"a message of the unknown role '{speaker[:40]}' (known: {', '.join(roles)})")
-    return Turn(roles[speaker], message[text_key])
+        return tuple(dict.fromkeys((*self.roles, *self.structured, *self.optional)))
 
 
 def with_system(example: Example, system: str | None) -> Example:
     """``example`` with a system turn in front, where it has none and there is one."""
-    if not system or example.turns[0].role == "system":
+    if not system or example.turns[0].role in ("system", "developer"):
         return example
     return replace(example, turns=(Turn("system", system), *example.turns))
 

@@ -1,0 +1,170 @@
+"""From an example to text in segments: context, and the answers that are supervised, each with the end of its turn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from malora_cli.data.chat.answers import spoken
+from malora_cli.data.chat.messages import Conversation, conversation_of, reasoning_of
+from malora_cli.data.chat.rendering import Message, content, render, shared
+from malora_cli.data.chat.traits import Traits, header, special_marks, special_run, traits_of
+from malora_cli.data.formats._base import Example, RowError, Turn
+
+_ANSWER = "Zq3answer"
+#: Said of conversations of which each answer is a row.
+APART = "several answers, each a row of its own, since the model's chat template rewrites earlier turns"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of an example's text that is tokenised by itself."""
+
+    text: str
+    supervised: bool
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """An example as text.
+
+    Args:
+        rows: Rows to train on, the segments of each. They are several where an answer is seen behind another history
+            than the answer before it, as with templates that show the reasoning of the last answer alone.
+        reference: What the last answer says.
+        remarks: What is to be known of it.
+    """
+
+    rows: Sequence[Sequence[Segment]]
+    reference: str
+    remarks: tuple[str, ...] = ()
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What it does.
+
+        Raises:
+            DataError: It shows no messages.
+        """
+        return traits_of(self.tokenizer)
+
+    @cached_property
+    def _run(self) -> re.Pattern[str]:
+        return special_run(self.tokenizer)
+
+    @cached_property
+    def _ending(self) -> re.Pattern[str]:
+        return re.compile(rf"(?:{special_marks(self.tokenizer).pattern})$")
+
+    def rendered(self, example: Example, system: str | None = None, *, last: bool = False) -> Rendered:
+        """The text of an example.
+
+        Every answer stands behind the text that asks for it where the model is served: the template's own rendering of
+        what was said before.
+
+        Args:
+            example: The conversation.
+            system: System prompt of examples without their own; None leaves it to the template.
+            last: Supervise the last answer alone.
+
+        Raises:
+            RowError: The template refuses the conversation, or leaves out something of it.
+        """
+        told = conversation_of(example, system, self.traits)
+        rows: list[list[Segment]] = []
+        text = answer = ""
+        for at, turn in enumerate(told.turns):
+            if turn.role != "assistant" or not turn.supervised or (last and at < len(told.turns) - 1):
+                continue
+            context, answer = self._answered(told, at)
+            if not rows or not context.startswith(text):
+                rows.append([])
+                text = ""
+            rows[-1] += [Segment(context[len(text) :], supervised=False), Segment(answer, supervised=True)]
+            text = context + answer
+        if not rows:
+            raise RowError("no answer that is to be trained")
+        remarks = told.remarks if len(rows) == 1 else (*told.remarks, APART)
+        return Rendered(rows, spoken(answer.removesuffix(self.traits.end), self.traits.thinks), remarks)
+
+    def _answered(self, told: Conversation, at: int) -> tuple[str, str]:
+        """What stands before an answer, and the answer with its end."""
+        turn = told.turns[at]
+        thought = reasoning_of(turn)
+        settings = {} if thought else self.traits.quiet
+        before = told.messages[:at]
+        # An answer may begin the conversation, and transformers renders nothing of no message.
+        asked = self._text(before, told, ask=True, **settings) if before else self._given(before, told)
+        whole = self._text(told.messages[: at + 1], told, **settings)
+        if thought and thought not in whole:
+            return asked, self._reasoned(turn, thought, asked)
+        context = asked if thought else self._context(before, told, asked)
+        for found in (context, asked, self._shared(asked, whole)):
+            if whole.startswith(found):
+                return found, self._ended(whole[len(found) :], told, at)
+        given = self._given(before, told)  # the template rewrites what came before the answer
+        answer = whole[len(given) :] if whole.startswith(given) else turn.text
+        return context, self._ended(answer, told, at)
+
+    def _text(self, messages: Sequence[Message], told: Conversation, **options: bool) -> str:
+        return render(self.tokenizer, messages, tools=told.tools, **options)
+
+    def _context(self, before: Sequence[Message], told: Conversation, asked: str) -> str:
+        """A prompt with the header of an answer without reasoning."""
+        traits = self.traits
+        if asked.endswith(traits.asked):
+            return asked[: len(asked) - len(traits.asked)] + traits.answered
+        given = self._given(before, told)  # behind a tool's message the header is another one
+        return header(asked, given) if len(asked) - len(shared(asked, given)) <= len(traits.asked) else asked
+
+    def _shared(self, asked: str, whole: str) -> str:
+        """A prompt as far as the answer goes on from it, where no more than its header differs."""
+        alike = shared(asked, whole)
+        return alike if len(asked) - len(alike) <= len(self.traits.asked) else asked
+
+    def _given(self, before: Sequence[Message], told: Conversation) -> str:
+        """What the template writes before the words of an answer."""
+        answer = {"role": "assistant", "content": content(_ANSWER, parts=self.traits.parts)}
+        return self._text([*before, answer], told, **self.traits.quiet).rpartition(_ANSWER)[0]
+
+    def _reasoned(self, turn: Turn, thought: str, prompt: str) -> str:
+        """An answer with the reasoning that the template leaves out, where its prompt has opened a block for it."""
+        traits = self.traits
+        opening, closing = traits.thinks
+        if not prompt.rstrip().endswith(opening):
+            raise RowError("reasoning, which the model's chat template leaves out")
+        return f"{thought}\n{closing}\n\n{spoken(turn.text, traits.thinks)}{traits.end}"
+
+    def _ended(self, answer: str, told: Conversation, at: int) -> str:
+        """An answer with its end, once."""
+        traits, end = self.traits, self.traits.end
+        if traits.close and answer.endswith(traits.close):
+            answer = answer[: -len(traits.close)]
+        elif traits.close.strip() and self._ending.search(answer.rstrip()):  # as a tool call has an end of its own
+            return answer.rstrip()
+        elif traits.close.strip():
+            answer = answer.rstrip()
+        elif told.turns[at].extra.get("tool_calls"):
+            end = self._next_mark(told, at) or end
+        while end and answer.endswith(end):
+            answer = answer.removesuffix(end)
+        return answer + end
+
+    def _next_mark(self, told: Conversation, at: int) -> str | None:
+        """What begins the turn behind a tool call, where that ends it."""
+        said = told.messages[: at + 1]
+        result = {"role": "tool", "name": "", "content": content(_ANSWER, parts=self.traits.parts)}
+        behind = self._text([*said, result], told).removeprefix(self._text(said, told))
+        found = self._run.match(behind)
+        return None if found is None else found.group()

@@ -1,0 +1,145 @@
+"""Lists of messages, as OpenAI, Hugging Face and ShareGPT write them, as conversations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from malora_cli.data.formats._base import Example, RowError, Turn, with_system
+
+#: Where a message says who speaks, and what is said.
+_SPEAKER, _TEXT = ("role", "from", "speaker"), ("content", "value", "text")
+#: What data call the roles, case aside.
+_ROLES = {
+    "system": "system",
+    "developer": "developer",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "ai"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response", "ipython"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), "call"),
+}
+#: What chat templates are given of a message beside who says what.
+_EXTRA = ("name", "tool_call_id")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+#: How data mark an answer that is not to be trained.
+_WEIGHTS = ("weight", "train", "loss")
+
+
+def conversation(row: Mapping[str, Any], messages: Any) -> Example:
+    """A list of messages as a conversation.
+
+    Args:
+        row: What the format is given: ``role`` and ``content`` name the keys of a message where they are not usual
+            ones, ``speakers`` the roles of names that are not; ``tools`` are those that may be called, ``system`` is
+            the system prompt of a conversation without one.
+        messages: A list of mappings, or the mapping of lists that some Arrow files hold instead.
+
+    Raises:
+        RowError: It is no conversation that ends with an answer.
+    """
+    if isinstance(messages, str) and messages.lstrip().startswith("["):
+        messages = _loaded(messages, "a list of messages")
+    if isinstance(messages, dict) and all(isinstance(values, list) for values in messages.values()):
+        messages = [dict(zip(messages, values, strict=False)) for values in zip(*messages.values(), strict=False)]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise RowError("no list of messages")
+    turns = tuple(_turn(message, row) for message in messages)
+    if not turns:
+        raise RowError("a conversation of no message")
+    if turns[-1].role != "assistant":
+        raise RowError(f"a conversation that ends with the {turns[-1].role}, so its end is not answered")
+    if any(turn.role in ("system", "developer") for turn in turns[1:]):
+        raise RowError("a system message that is not the first")
+    return with_system(Example(turns, tools=_tools(row.get("tools"))), row.get("system"))
+
+
+def _turn(message: Mapping[str, Any], row: Mapping[str, Any]) -> Turn:
+    speaker = _key(message, row.get("role"), _SPEAKER)
+    name = message.get(speaker)
+    if not isinstance(name, str):
+        raise RowError(f"a message without text as '{speaker}'")
+    role = (row.get("speakers") or {}).get(name) or _ROLES.get(name.casefold())
+    if role is None:
+        known = ", ".join(_ROLES)
+        raise RowError(f"a message of the unknown role '{name[:40]}' (known: {known}; others by the task's speakers)")
+    key = _key(message, row.get("content"), _TEXT)
+    text = _text(message.get(key), key)
+    extra = _extra(message)
+    if role == "call":
+        role, text, extra = "assistant", "", {**extra, "tool_calls": _calls(_loaded(text or "", "a tool call"))}
+    if text is None and "tool_calls" not in extra:
+        raise RowError(f"a message without text as '{key}'")
+    supervised = not any(key in message and message[key] in (0, False) for key in _WEIGHTS)
+    return Turn(role, text or "", extra, supervised)
+
+
+def _key(message: Mapping[str, Any], given: str | None, usual: Sequence[str]) -> str:
+    """The key of a message that says something: the one that is given, or the first usual one that is there."""
+    if given is not None:
+        if given not in message:
+            raise RowError(f"a message without '{given}'")
+        return given
+    return next((key for key in usual if key in message), usual[0])
+
+
+def _text(said: Any, key: str) -> str | None:
+    """What a message says; None where that is nothing."""
+    if said is None or isinstance(said, str):
+        return said
+    if not isinstance(said, list):
+        raise RowError(f"a message without text as '{key}'")
+    return "".join(_part(part, key) for part in said)
+
+
+def _part(part: Any, key: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if not isinstance(text, str):
+        what = f"a part of the kind '{kind}'" if kind not in (None, "text") else "a part without text"
+        raise RowError(f"a message with {what} in '{key}', and only text is trained")
+    return text
+
+
+def _extra(message: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: message[key] for key in _EXTRA if isinstance(message.get(key), str)}
+    calls = message.get("tool_calls") or message.get("function_call")
+    if calls:
+        found["tool_calls"] = _calls(_loaded(calls, "a tool call"))
+    reasoning = next((message[key] for key in _REASONING if isinstance(message.get(key), str)), "")
+    return found | (dict.fromkeys(_REASONING, reasoning) if reasoning.strip() else {})
+
+
+def _calls(given: Any) -> list[dict[str, Any]]:
+    """Tool calls as OpenAI writes them; a call may also stand by itself, and without the wrapping of its kind."""
+    found = []
+    for call in given if isinstance(given, list) else [given]:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RowError("a tool call that does not name a function")
+        wanted = {"name": function["name"], "arguments": function.get("arguments") or {}}
+        identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        found.append({**identity, "type": "function", "function": wanted})
+    return found
+
+
+def _tools(given: Any) -> tuple[Any, ...]:
+    """Descriptions of tools as OpenAI writes them."""
+    if not given:
+        return ()
+    tools = _loaded(given, "tools")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RowError("tools that are no list of descriptions")
+    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
+
+
+def _loaded(given: Any, what: str) -> Any:
+    """A value that may also be written as JSON."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except ValueError:
+        raise RowError(f"{what} that is not valid JSON") from None
