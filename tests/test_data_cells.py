@@ -269,7 +269,11 @@ def test_any_answer_of_a_list_is_right(completion: Any, expected: tuple[str, ...
         ({"completion": "deep"}, "no text as 'deep', but a list"),
         ({"completion": "spans"}, "no text as 'spans', but a dict"),
         ({"prompt": "answers"}, "no text as 'answers', but a dict; `{{ answers | tojson }}` makes one text of it"),
-        ({"completion": "one", "prompt": "spans.text"}, "no text as 'spans.text', but a list; `{{ spans.text | join"),
+        (
+            {"completion": "one", "prompt": "spans.text"},
+            "no text as 'spans.text', but a list; `{{ spans | map(attribute='text') | join(', ') }}` makes one text of "
+            "it, `records: spans.*` a row of each item",
+        ),
     ],
 )
 def test_a_path_that_leads_to_no_text(columns: dict[str, Any], expected: str) -> None:

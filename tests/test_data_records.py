@@ -307,6 +307,6 @@ def test_a_path_through_a_list_is_told_of_records(tmp_path: Path) -> None:
     columns = {"prompt": "questions.q", "completion": "questions.answer"}
     reader = RowReader("prompt-completion", FORMATS["prompt-completion"], columns, rows.columns, "x")
     with pytest.raises(
-        RowError, match=r"no text as 'questions.q', but a list; `records: questions.\*` makes a row of each"
+        RowError, match=r"but a list; .* makes one text of it, `records: questions.\*` a row of each item"
     ):
         reader(rows.dataset[0])

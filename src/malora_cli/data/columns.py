@@ -150,8 +150,9 @@ class RowReader:
         if several or role in self.form.structured:
             return value
         if isinstance(parts, Cell) and parts.keys and isinstance(row[parts.column], list) and isinstance(value, list):
-            way = f"`records: {parts.column}.*` makes a row of each item"
-            raise RowError(f"no text as '{parts.path}', but a list; {way}")
+            text = f"{{{{ {parts.column} | map(attribute='{'.'.join(parts.keys)}') | join(', ') }}}}"
+            ways = f"`{text}` makes one text of it, `records: {parts.column}.*` a row of each item"
+            raise RowError(f"no text as '{parts.path}', but a list; {ways}")
         return self._text(role, value)
 
     def _together(self, role: str, values: list[Any]) -> list[Any]:
