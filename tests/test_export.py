@@ -22,7 +22,9 @@ from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats._base import Example
+from malora_cli.data.tasks import load_tasks
 from malora_cli.errors import MaloraError, RecipeError, RunError
+from malora_cli.evals.evaluate import choose_tasks
 from malora_cli.export.merge import export_adapter, export_lora
 from malora_cli.export.static import export_static_lora
 from malora_cli.modeling import load_adapter, wrap
@@ -133,10 +135,11 @@ def mean_gates(model: nn.Module, adapter: Path, rows: list[list[int]]) -> dict[s
     return {name: torch.cat(gates).mean(0) for name, gates in seen.items()}
 
 
-def first_rows(recipe: Path, task: str, count: int, model: Path) -> list[list[int]]:
+def some_rows(recipe: Path, task: str, count: int, model: Path) -> list[list[int]]:
     encoder = Encoder(AutoTokenizer.from_pretrained(model))
-    lines = (recipe.parent / f"{task}.train.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-    rows = [json.loads(line) for line in lines]
+    [loaded] = load_tasks(choose_tasks(load(recipe).recipe.mix, [task]), encoder, max_length=1024)
+    lines = (recipe.parent / f"{task}.train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(lines[number]) for number in loaded.train.sample(count)]
     return [encoder.encode(Example.single(row["question"], row["answer"])).input_ids for row in rows]
 
 
@@ -192,7 +195,7 @@ def test_a_lora_is_the_mixture_with_its_mean_gates(
 
     routed = load_adapter(base_model(tiny_model), record.adapter_dir)
     names = ["add"] if gates == "task:add" else ["copy", "upper", "add"]
-    by_task = [mean_gates(routed, record.adapter_dir, first_rows(recipe, task, 5, tiny_model)) for task in names]
+    by_task = [mean_gates(routed, record.adapter_dir, some_rows(recipe, task, 5, tiny_model)) for task in names]
     experts = experts_of(record.adapter_dir)
     mean = {linear: torch.stack([found[linear] for found in by_task]).mean(0) for linear in experts}
     assert all(float(gate.max() - gate.min()) > 0.01 for gate in mean.values())  # a wrong gate would show

@@ -20,6 +20,7 @@ from malora_cli.errors import RunError
 from malora_cli.evals import evaluate as evaluate_module
 from malora_cli.evals.evaluate import evaluate_run
 from malora_cli.evals.predict import predict
+from malora_cli.export import merge
 from malora_cli.modeling import loss as loss_module
 from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import token_nats
@@ -131,7 +132,7 @@ def limited(plain: Any, tokens: int) -> Any:
 class OneTask:
     """As much of a task as an evaluation and a comparison of gradients look at."""
 
-    name = "task"
+    name, source = "task", "file"
 
     def __init__(self) -> None:
         self.train = self.test = self
@@ -168,6 +169,25 @@ def test_training_goes_on_where_memory_does_not_suffice_to_measure_it(monkeypatc
     with pytest.warns(UserWarning, match=rf"^comparing the gradients of step 7: {small}"):
         assert measuring.conflict(model, [task, task], Packer(4), rows=9, step=7) is None
     assert all(module.training for module in model.modules())
+
+
+def test_an_export_packs_by_tokens_and_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = routed("malora"), cast(Any, OneTask())
+    seen: list[int] = []
+    whole = held_out(model, [collate(examples())]).loss.loss
+
+    def counted(model: nn.Module, batch: Any) -> Tensor:
+        seen.append(batch["input_ids"].numel())
+        return limited(token_nats, 24)(model, batch)
+
+    monkeypatch.setattr(loss_module, "token_nats", counted)
+    assert merge._losses(model, [task], None, Packer(99, 24))["task"] == pytest.approx(whole, rel=1e-5)
+    assert max(seen) <= 24
+    assert len(seen) < len(examples())
+    assert merge._losses(model, [task], None, Packer(99))["task"] == pytest.approx(whole, rel=1e-5)
+    monkeypatch.setattr(loss_module, "token_nats", limited(token_nats, 3))
+    with pytest.raises(RunError, match=r"^rows of file: .* one row does not fit into memory\. Export on a device"):
+        merge._losses(model, [task], None, Packer(99))
 
 
 def test_a_comparison_of_gradients_halves(monkeypatch: pytest.MonkeyPatch) -> None:

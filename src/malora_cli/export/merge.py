@@ -16,18 +16,21 @@ from torch import Tensor
 
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.routing import routing_of
-from malora_cli.data.batch import collate
+from malora_cli.data.batch import Batch, Packer
 from malora_cli.data.encoding import Encoder
+from malora_cli.data.splits import Split
 from malora_cli.data.tasks import Task, in_lots, load_tasks
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.export.static import export_static_lora
 from malora_cli.modeling import base_of_run, check_adapter, load_adapter, load_base, load_tokenizer
-from malora_cli.modeling.heldout import held_out
+from malora_cli.modeling.heldout import HeldOut, held_out
+from malora_cli.modeling.memory import fitting
 from malora_cli.recipe import Recipe
 from malora_cli.registry import did_you_mean
 from malora_cli.results import RunRecord, read_json, why_unwritable, write_json
 from malora_cli.results.contents import ADAPTER_FILES
 
+_LOT = 1000
 _MIX = "mix"
 _TASK = "task:"
 _README = "README.md"
@@ -99,15 +102,15 @@ def export_lora(
             where=str(record.path),
             fix="Its adapter is a plain LoRA already: use --to adapter.",
         )
-    size = recipe.eval.batch_size
+    packer = Packer(recipe.eval.batch_size, recipe.train.micro_batch_tokens)
     limit = rows or recipe.eval.rows
-    routed = _losses(model, tasks, limit, size)
+    routed = _losses(model, tasks, limit, packer)
     share = {name: record.manifest.task_share[name] for name in names}
-    gate_LE = _mean_gates(model, tasks, share, rows or recipe.train.eval_rows, size)
+    gate_LE = _mean_gates(model, tasks, share, rows or recipe.train.eval_rows, packer)
     with _appearing_whole(folder) as scratch:
         export_static_lora(model, gate_LE, scratch, base=base.public_name)
         # Read back through plain PEFT, as others will.
-        merged = _losses(load_adapter(load_base(base, recipe.model), scratch), tasks, limit, size)
+        merged = _losses(load_adapter(load_base(base, recipe.model), scratch), tasks, limit, packer)
         costs = [MergeCost(task.name, routed[task.name], merged[task.name]) for task in tasks]
         write_json(
             scratch / "merge.json",
@@ -130,16 +133,28 @@ def _tasks_of(gates: str, recipe: Recipe) -> list[str]:
     return [name]
 
 
-def _losses(model: PeftModel, tasks: Iterable[Task], limit: int | None, size: int) -> dict[str, float]:
+def _held_out(model: PeftModel, rows: Split, limit: int | None, packer: Packer) -> HeldOut:
+    """Loss and gates on at most so many rows, fewer at once where memory does not suffice."""
+
+    def batches(packer: Packer) -> Iterator[Batch]:
+        return (batch for lot in in_lots(rows, 0, limit=limit, size=_LOT) for batch in packer(lot))
+
+    fix = "Export on a device with more memory."
+    return fitting(lambda packer: held_out(model, batches(packer)), packer, f"rows of {rows.source}", fix=fix)[0]
+
+
+def _losses(model: PeftModel, tasks: Iterable[Task], limit: int | None, packer: Packer) -> dict[str, float]:
     found = {}
     for task in tasks:
-        loss = held_out(model, map(collate, in_lots(task.test, 0, limit=limit, size=size))).loss.loss
+        loss = _held_out(model, task.test, limit, packer).loss.loss
         assert loss is not None
         found[task.name] = loss
     return found
 
 
-def _mean_gates(model: PeftModel, tasks: Iterable[Task], share: Mapping[str, float], rows: int, size: int) -> Tensor:
+def _mean_gates(
+    model: PeftModel, tasks: Iterable[Task], share: Mapping[str, float], rows: int, packer: Packer
+) -> Tensor:
     """Mean gates of every router over training rows of some tasks, each weighing its share of the mix.
 
     Returns:
@@ -148,7 +163,7 @@ def _mean_gates(model: PeftModel, tasks: Iterable[Task], share: Mapping[str, flo
     parts = []
     for task in tasks:
         if task.name in share:
-            tally = held_out(model, map(collate, in_lots(task.train, 0, limit=rows, size=size))).tally
+            tally = _held_out(model, task.train, rows, packer).tally
             assert tally is not None
             parts.append(tally.mean_gate_LE * (share[task.name] / sum(share.values())))
     return torch.stack(parts).sum(0)
