@@ -248,6 +248,7 @@ ANSWERS = {
         ("spans.text", ("Ada", "Lovelace")),
         ("spans.1.text", ("Lovelace",)),
         ("instances.0.output", ("first",)),
+        ("instances.-1.output", ("second",)),
         (("one", "two", "three"), ("Ada", "Lovelace", "3")),
         (("{{ one | upper }}", "spans.1.text"), ("ADA", "Lovelace")),
         ("{{ answers.text | select | unique | list }}", ("Ada", "Lovelace")),
@@ -264,6 +265,7 @@ def test_any_answer_of_a_list_is_right(completion: Any, expected: tuple[str, ...
     ("columns", "expected"),
     [
         ({"completion": "answers.text.9"}, "no 'answers.text.9'"),
+        ({"completion": "answers.text.-9"}, "no 'answers.text.-9'"),
         ({"completion": "one.text"}, "no 'one.text'"),
         ({"completion": "two.text"}, "no 'two.text'"),
         ({"completion": "deep"}, "no text as 'deep', but a list"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from malora_cli.registry import did_you_mean
 
 _JINJA = Templates()
 _compiled, _expression, _minds_nulls = cache(_JINJA.compiled), cache(_JINJA.expression), cache(_JINJA.minds_nulls)
+_POSITION = re.compile(r"-?[0-9]{1,9}")
 _FAULTS_OF_TEMPLATES = (
     TemplateError,
     TypeError,
@@ -51,7 +53,8 @@ class Cell:
     Args:
         path: As the mix gives it.
         column: The column.
-        keys: From its cell on: names of fields, positions in lists, fields of all items of a list.
+        keys: From its cell on: names of fields, positions in lists (from 0, or from the end with -1), fields of all
+            items of a list.
     """
 
     path: str
@@ -72,8 +75,8 @@ class Cell:
         for number, key in enumerate(keys):
             if isinstance(value, Mapping):
                 value = value.get(key)
-            elif isinstance(value, list) and key.isdecimal():
-                value = value[int(key)] if int(key) < len(value) else None
+            elif isinstance(value, list) and _POSITION.fullmatch(key):
+                value = value[int(key)] if -len(value) <= int(key) < len(value) else None
             elif isinstance(value, list):
                 return [self._within(item, keys[number:]) for item in value]
             elif isinstance(value, ClassName) and key == "number":
