@@ -25,7 +25,7 @@ from malora_cli.data.lengths import fit
 from malora_cli.data.rows import Rows, joined
 from malora_cli.data.splits import LONGER, SAMPLES, Split
 from malora_cli.errors import DataError, MaloraError
-from malora_cli.recipe import LengthPolicy
+from malora_cli.recipe import LengthPolicy, References
 from malora_cli.results import NotedRows, read_json, write_json
 
 _ENCODED = Features(
@@ -47,6 +47,10 @@ _CHARACTERS = 4_000_000
 _REASONS = 20
 #: What to do about a row that is no example.
 MEND_ROW = "Mend or remove the row, or set the task's bad_rows to drop."
+_SEVERAL = (
+    "several right answers, of which the first is trained (`references` of the task: first or all; a template with "
+    "`| join(', ')` makes one of them)"
+)
 
 
 class _RowFaultError(Exception):
@@ -72,6 +76,7 @@ class Encoding:
         bad_rows: What becomes of rows that are no example.
         last: Supervise the last answer of a conversation alone.
         once: One row an example, that of the last answer: it is what is scored.
+        references: Which of several right answers are trained; None is the first, and says so.
     """
 
     reader: RowReader
@@ -82,6 +87,7 @@ class Encoding:
     bad_rows: str
     last: bool = False
     once: bool = False
+    references: References | None = None
 
     def split(self, rows: Rows) -> Split:
         """The encoded rows, from the cache where they are there.
@@ -90,7 +96,7 @@ class Encoding:
             DataError: A row cannot be used and the mix does not say to drop it, or no row is left.
         """
         parts = [self.reader.fingerprint, self.system, self.encoder.fingerprint]
-        policy = [self.max_length, self.too_long, self.bad_rows, self.last, self.once]
+        policy = [self.max_length, self.too_long, self.bad_rows, self.last, self.once, self.references]
         key = key_of("encoded", rows.sha256(self.reader.used), *parts, *policy)
         try:
             folder, about = cached(key, lambda scratch: self._fill(rows.used(self.reader.used), rows.source, scratch))
@@ -231,10 +237,17 @@ class _EncodeBatch:
         """The rows that an example becomes, and what is to be said of it."""
         example = self.encoding.reader(row)
         encoder = self.encoding.encoder
-        rendered = encoder.rendered(example, self.encoding.system, last=self.encoding.last)
-        references = encoder.references(example, rendered)
-        rows = rendered.rows[-1:] if self.encoding.once else rendered.rows
-        return [_Readable(number, example.prompt, references, segments) for segments in rows], rendered.remarks
+        found: list[_Readable] = []
+        told: dict[str, None] = {}
+        for one in example.each() if self.encoding.references == "all" else (example,):
+            rendered = encoder.rendered(one, self.encoding.system, last=self.encoding.last)
+            references = encoder.references(one, rendered)
+            rows = rendered.rows[-1:] if self.encoding.once else rendered.rows
+            found += [_Readable(number, one.prompt, references, segments) for segments in rows]
+            told |= dict.fromkeys(rendered.remarks)
+        if example.others and self.encoding.references is None and not self.encoding.once:
+            told[_SEVERAL] = None
+        return found, tuple(told)
 
     def _tokenised(self, rows: Sequence[Sequence[Segment]]) -> Iterator[Encoded]:
         """Tokens of many rows, those of a few at a time where the rows are long."""

@@ -92,7 +92,8 @@ def _load_task(
         reader = RowReader(form, FORMATS[form], columns, rows.columns, rows.source, settings.speakers)
         rows.check(reader.used, reader.needed)
         last = settings.supervise == "last"
-        encoding = Encoding(reader, encoder, system, max_length, policy, settings.bad_rows, last, once)
+        references = "first" if once else settings.references
+        encoding = Encoding(reader, encoder, system, max_length, policy, settings.bad_rows, last, once, references)
         return replace(encoding.split(rows), seed=(mix.seed, zlib.crc32(name.encode())))
 
     train = encode(rows, settings.train, settings.too_long, once=False)

@@ -6,6 +6,7 @@ from malora_cli.recipe.mix_settings import (
     HoldoutSettings,
     LengthPolicy,
     MixSettings,
+    References,
     SourceSettings,
     TaskSettings,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "ModelSettings",
     "OutputSettings",
     "Recipe",
+    "References",
     "RemediesSettings",
     "RemedySettings",
     "Settings",

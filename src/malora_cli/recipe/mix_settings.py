@@ -22,6 +22,7 @@ Column = Annotated[
 ]
 Columns = dict[Text, Column]
 Weighting = Literal["proportional", "uniform", "temperature", "explicit"]
+References = Literal["first", "all"]
 LengthPolicy = Literal["error", "drop", "truncate_left", "truncate_right", "split"]
 
 
@@ -135,6 +136,11 @@ class TaskSettings(Settings):
     )
     supervise: Literal["all", "last"] = Field(
         default="all", description="Which answers of a conversation are trained: all of them, or the last alone"
+    )
+    references: References | None = Field(
+        default=None,
+        description="Which of several right answers of a row are trained: the first, or all, each as a row of its own; "
+        "null is the first, and says of which rows. Any of them is right where answers are scored",
     )
     system: str | None = Field(
         default=None, description="System prompt; empty text is an empty one, null takes the mix's"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,6 +62,14 @@ class Example:
     def references(self) -> tuple[str, ...]:
         """Every right answer, that of the conversation first."""
         return (self.completion, *self.others)
+
+    def each(self) -> Iterator[Example]:
+        """An example for each right answer; what comes before it is supervised in the first alone."""
+        yield self
+        asked = tuple(replace(turn, supervised=False) for turn in self.turns[:-1])
+        for answer in self.others:
+            rest = tuple(other for other in self.references if other != answer)
+            yield replace(self, turns=(*asked, replace(self.turns[-1], text=answer)), others=rest)
 
 
 @dataclass(frozen=True)
