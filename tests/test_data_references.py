@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from malora_cli.data.columns import RowReader
 from malora_cli.data.encoding import Encoder
+from malora_cli.data.formats import FORMATS
+from malora_cli.data.formats._base import RowError
 from malora_cli.data.splits import Split
 from malora_cli.data.tasks import load_tasks
+from malora_cli.errors import DataError
 from train_runs import load, workplace
 
 ROWS = [
@@ -69,3 +73,49 @@ def test_it_is_told_that_the_first_is_trained(tmp_path: Path, tiny_model: Path) 
         train, test = splits(tmp_path, tiny_model, ROWS)
     assert answers(train, tiny_model) == ["Ada", "Bob", "here"]
     assert test.remarks == ()
+
+
+ASKED = [{"role": "user", "content": "2 + 3?"}]
+SPOKEN = [{"from": "human", "value": "2 + 3?"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "answer", "expected"),
+    [
+        ("messages", {"messages": ASKED, "chosen": "5"}, "chosen", ("5",)),
+        ("messages", {"messages": ASKED, "chosen": ["5", "five", "5"]}, "chosen", ("5", "five")),
+        ("messages", {"messages": ASKED, "chosen": {"role": "assistant", "content": "5"}}, "chosen", ("5",)),
+        ("messages", {"messages": ASKED, "chosen": [*ASKED, {"role": "assistant", "content": "5"}]}, "chosen", ("5",)),
+        ("messages", {"messages": ASKED, "chosen": 5}, "chosen", ("5",)),
+        ("messages", {"messages": ASKED, "n": 2}, "{{ 'It is ' ~ (n + 3) }}", ("It is 5",)),
+        ("sharegpt", {"conversations": SPOKEN, "chosen": {"from": "gpt", "value": "5"}}, "chosen", ("5",)),
+        ("sharegpt", {"conversations": SPOKEN, "chosen": {"from": "gpt", "value": "5"}}, "chosen.value", ("5",)),
+    ],
+)
+def test_an_answer_beside_the_conversation(
+    name: str, row: dict[str, Any], answer: str, expected: tuple[str, ...]
+) -> None:
+    example = RowReader(name, FORMATS[name], {"answer": answer}, list(row), "rows.jsonl")(row)
+    assert ([turn.role for turn in example.turns], example.references) == (["user", "assistant"], expected)
+
+
+@pytest.mark.parametrize(
+    ("messages", "chosen", "expected"),
+    [
+        (ASKED, None, "a conversation that ends with the user"),
+        (ASKED, [], "an answer that is neither a text nor a message"),
+        (ASKED, ASKED, "a conversation that ends with the user"),
+        ([*ASKED, {"role": "assistant", "content": "5"}], "6", "a conversation that is answered, and another answer"),
+    ],
+)
+def test_no_answer_beside_the_conversation(messages: Any, chosen: Any, expected: str) -> None:
+    row = {"messages": messages, "chosen": chosen}
+    with pytest.raises(RowError, match=expected):
+        RowReader("messages", FORMATS["messages"], {"answer": "chosen"}, list(row), "rows.jsonl")(row)
+
+
+def test_a_column_is_the_answer_only_where_the_mix_says_so() -> None:
+    row = {"messages": [*ASKED, {"role": "assistant", "content": "5"}], "answer": "6"}
+    assert RowReader("messages", FORMATS["messages"], {}, list(row), "rows.jsonl")(row).references == ("5",)
+    with pytest.raises(DataError, match="there is no column 'It is 5' for 'answer'"):
+        RowReader("messages", FORMATS["messages"], {"answer": "It is 5"}, list(row), "rows.jsonl")

@@ -89,7 +89,8 @@ class RowReader:
 
     def _one_part(self, role: str, given: str) -> Part:
         if given in self.available or not is_template(given):
-            words = role in self.form.mapped and given not in self.available and " " in given
+            wording = role in self.form.mapped and role not in self.form.structured
+            words = wording and given not in self.available and " " in given
             return Wording(given) if words else self._cell(role, given)
         columns = columns_of_template(given, role, self.available, self.source)
         needed = role not in self.form.optional

@@ -83,8 +83,8 @@ class Format:
         optional: What may be missing.
         structured: Cells that the format takes as they are: lists, mappings, numbers.
         answer: The text that is learned; where a row has a list of it, each is a right answer. None by default.
-        mapped: Optional texts that only a mix gives, also where the data have a column of that name. One that is words,
-            and no column, stands for itself.
+        mapped: What is optional and only a mix gives, also where the data have a column of that name. A text of
+            several words that is no column stands for itself.
         wrong: What is wrong with the rows of a split together, and what to do, where no row shows it; None where
             nothing is. It is given their answers, each once, and the reasons for which rows were left out.
         keys: What the mix names for the format to look for within cells, such as the keys of messages.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from malora_cli.data.formats._base import Example, RowError, Turn, with_system
+from malora_cli.data.formats._base import Example, RowError, Turn, as_text, with_system
 
 #: Where a message says who speaks, and what is said.
 _SPEAKER, _TEXT = ("role", "from", "speaker"), ("content", "value", "text")
@@ -32,7 +32,7 @@ def conversation(row: Mapping[str, Any], messages: Any) -> Example:
     Args:
         row: What the format is given: ``role`` and ``content`` name the keys of a message where they are not usual
             ones, ``speakers`` the roles of names that are not; ``tools`` are those that may be called, ``system`` is
-            the system prompt of a conversation without one.
+            the system prompt of a conversation without one, ``answer`` the end of one that is not answered.
         messages: A list of mappings, or the mapping of lists that some Arrow files hold instead.
 
     Raises:
@@ -45,13 +45,19 @@ def conversation(row: Mapping[str, Any], messages: Any) -> Example:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise RowError("no list of messages")
     turns = tuple(_turn(message, row) for message in messages)
+    others: tuple[str, ...] = ()
+    if row.get("answer") is not None:
+        if turns and turns[-1].role == "assistant":
+            raise RowError("a conversation that is answered, and another answer beside it")
+        answer, others = _answer(row["answer"], row)
+        turns = (*turns, answer)
     if not turns:
         raise RowError("a conversation of no message")
     if turns[-1].role != "assistant":
         raise RowError(f"a conversation that ends with the {turns[-1].role}, so its end is not answered")
     if any(turn.role in ("system", "developer") for turn in turns[1:]):
         raise RowError("a system message that is not the first")
-    return with_system(Example(turns, tools=_tools(row.get("tools"))), row.get("system"))
+    return with_system(Example(turns, others, tools=_tools(row.get("tools"))), row.get("system"))
 
 
 def _turn(message: Mapping[str, Any], row: Mapping[str, Any]) -> Turn:
@@ -72,6 +78,18 @@ def _turn(message: Mapping[str, Any], row: Mapping[str, Any]) -> Turn:
         raise RowError(f"a message without text as '{key}'")
     supervised = not any(key in message and message[key] in (0, False) for key in _WEIGHTS)
     return Turn(role, text or "", extra, supervised)
+
+
+def _answer(given: Any, row: Mapping[str, Any]) -> tuple[Turn, tuple[str, ...]]:
+    """An answer that stands by itself, and others as right: texts, or a message, the last where there are several."""
+    several = given if isinstance(given, list) else [given]
+    texts = [text for one in several if (text := as_text(one)) is not None]
+    if several and len(texts) == len(several):
+        first, *others = dict.fromkeys(texts)
+        return Turn("assistant", first), tuple(others)
+    if several and isinstance(several[-1], Mapping):
+        return _turn(several[-1], row), ()
+    raise RowError("an answer that is neither a text nor a message")
 
 
 def _key(message: Mapping[str, Any], given: str | None, usual: Sequence[str]) -> str:

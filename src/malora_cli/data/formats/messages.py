@@ -4,7 +4,8 @@ A row such as ``{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "a
 "user", "content": "Twice that?"}, {"role": "assistant", "content": "10"}]}`` is supervised at ``5`` and ``10``. A first
 message of the role ``system`` is the row's own system prompt. Tool calls, what tools answer and a column ``tools``
 reach the chat template as they are; an answer with ``"weight": 0``, ``"train": false`` or ``"loss": false`` is not
-trained.
+trained. Where conversations end with the user, as in preference data, a mix names the column of the ``answer``: a text,
+a message or a list that ends with one (``columns: {answer: chosen}``).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from malora_cli.data.formats._conversation import conversation
 
 FORMAT = Format(
     roles=(),
-    structured=("messages", "tools"),
-    optional=("system", "tools"),
+    structured=("messages", "tools", "answer"),
+    optional=("system", "tools", "answer"),
+    mapped=("answer",),
     keys=("role", "content"),
     example=lambda row: conversation(row, row["messages"]),
 )
