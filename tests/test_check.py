@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 
 from malora_cli.cli import main
 from malora_cli.data.batch import Packer
@@ -184,3 +185,13 @@ def test_the_manifest_counts_and_samples_what_was_not_used(recipe: Path) -> None
     assert [(unused.reason, unused.rows, unused.samples) for unused in data.unused] == [
         ("longer than 500 tokens", 1, [31])
     ]
+
+
+def test_names_of_classes_are_stated(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"question": ["a", "b"], "answer": [0, 1]}
+    features = Features({"question": Value("string"), "answer": ClassLabel(names=["no", "yes"])})
+    Dataset.from_dict(rows, features=features).to_parquet(recipe.parent / "copy.parquet")
+    train = f"mix.tasks.copy.train={recipe.parent / 'copy.parquet'}"
+    out = _out(capsys, "check", str(recipe), train, "--no-step")
+    assert "copy: answer: names of 2 classes (answer.number is the number)" in out
+    assert "»no<|im_end|>«" in out

@@ -15,7 +15,7 @@ from malora_cli.data.columns import RowReader
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.formats._base import Example, RowError
 from malora_cli.data.sources import load_rows
-from malora_cli.data.typed import ClassName
+from malora_cli.data.typed import ClassName, column_notes
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 
@@ -211,6 +211,15 @@ def test_other_names_of_classes_are_other_content(tmp_path: Path) -> None:
     )
     assert one.sha256(["label"]) != other.sha256(["label"])
     assert one.sha256(["q"]) == other.sha256(["q"])
+
+
+def test_what_is_to_be_known_of_columns() -> None:
+    features = Features({**CLASSES, "page": Image(), "pages": List(Image())})
+    assert column_notes(features, ["q", "label"]) == (
+        "label: names of 2 classes (label.number is the number)",
+        "page: pictures, which no role is given, so rows are trained without",
+        "pages: pictures, which no role is given, so rows are trained without",
+    )
 
 
 def test_a_class_travels_to_other_processes() -> None:

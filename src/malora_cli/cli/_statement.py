@@ -71,9 +71,18 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
     for line in console.start(lines):
         console.print(Text(line), soft_wrap=True)
     console.tell_left_out(len(lines), "lines on rows")
-    for line in console.start(_usual_tests(statement)):
+    for line in console.start([*_column_notes(statement), *_usual_tests(statement)]):
         console.print(Text(line), soft_wrap=True)
     console.print(Text("\n" + _packing(statement)), soft_wrap=True)
+
+
+def _column_notes(statement: Statement) -> list[str]:
+    """What is to be known of the columns of every task's sources, once where both have it."""
+    return [
+        f"{entry.task.name}: {note}"
+        for entry in statement.tasks
+        for note in dict.fromkeys((*entry.task.train.column_notes, *entry.task.test.column_notes))
+    ]
 
 
 def _usual_tests(statement: Statement) -> list[str]:

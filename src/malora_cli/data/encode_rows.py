@@ -24,6 +24,7 @@ from malora_cli.data.formats._base import RowError
 from malora_cli.data.lengths import fit
 from malora_cli.data.rows import Rows, joined
 from malora_cli.data.splits import LONGER, SAMPLES, Split
+from malora_cli.data.typed import column_notes
 from malora_cli.errors import DataError, MaloraError
 from malora_cli.recipe import LengthPolicy, References
 from malora_cli.results import NotedRows, read_json, write_json
@@ -127,6 +128,7 @@ class Encoding:
             remarks=remarks,
             totals=(about["tokens"], about["label_tokens"]),
             places=rows.places,
+            column_notes=column_notes(rows.dataset.features, self.reader.used),
         )
 
     def _check(self, encoded: Dataset, source: str, left_out: Sequence[NotedRows]) -> None:

@@ -42,6 +42,7 @@ class Split:
         totals: Tokens and label tokens of all encoded rows.
         places: Where the rows of the source stand in it.
         seed: What its rows are drawn by.
+        column_notes: What is to be known of the columns of the source.
         picked: Position among the encoded rows of each row of the split; None for all in their order.
     """
 
@@ -57,6 +58,7 @@ class Split:
     totals: tuple[int, int]
     places: Places
     seed: tuple[int, ...] = ()
+    column_notes: tuple[str, ...] = ()
     picked: Ints | None = None
 
     def __len__(self) -> int:

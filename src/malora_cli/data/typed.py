@@ -6,7 +6,7 @@ there, and expect in a prompt and an answer, is 18 and not 18.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -110,7 +110,14 @@ def no_text(feature: Any) -> str | None:
     return next((kinds[type(inner)] for inner in _inner(feature) if type(inner) in kinds), None)
 
 
-def classes(features: Features) -> dict[str, int]:
-    """How many classes have names, of each column where they do."""
-    found = {name: [*_inner(feature)] for name, feature in features.items()}
-    return {name: len(inner.names) for name, types in found.items() for inner in types if isinstance(inner, ClassLabel)}
+def column_notes(features: Features, used: Collection[str]) -> tuple[str, ...]:
+    """What is to be known of columns because of their types: names of classes, and what no text can be made of."""
+    notes = []
+    for name, feature in features.items():
+        classes = next((inner for inner in _inner(feature) if isinstance(inner, ClassLabel)), None)
+        what = no_text(feature)
+        if name in used and classes is not None:
+            notes.append(f"{name}: names of {len(classes.names):,} classes ({name}.number is the number)")
+        elif name not in used and what is not None:
+            notes.append(f"{name}: {what}, which no role is given, so rows are trained without")
+    return tuple(notes)
