@@ -132,8 +132,10 @@ def test_classes_as_answers(tmp_path: Path, names: list[str], answer: int, expec
     assert reader(found.dataset[0]).completion == expected
 
 
-def split_of(answers: list[Any], folder: Path, tiny_model: Path, columns: dict[str, Any]) -> Split:
-    rows = [{"question": "What melts ice?", "choices": FOUR, "answer": answer} for answer in answers]
+def split_of(
+    answers: list[Any], folder: Path, tiny_model: Path, columns: dict[str, Any], choices: list[str] = FOUR
+) -> Split:
+    rows = [{"question": "What melts ice?", "choices": choices, "answer": answer} for answer in answers]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = load_rows(SourceSettings(path=str(folder / "rows.jsonl")), split="train")
     reader = RowReader("multiple-choice", FORMATS["multiple-choice"], columns, found.dataset.column_names, found.source)
@@ -153,3 +155,19 @@ def test_answers_that_are_counted_from_1_are_refused(tmp_path: Path, tiny_model:
     assert [references[0] for references in said.rows["references"]] == ["A", "B", "C", "D"]
     stray = split_of([0, 2, 4], tmp_path, tiny_model, {})
     assert (len(stray), stray.left_out[0].rows) == (2, 1)
+
+
+def test_numbers_that_are_positions_and_texts(tmp_path: Path, tiny_model: Path) -> None:
+    """Positions where choices are numbers are told of; where other rows show that answers are texts, it is refused."""
+    numbers = ["2", "4", "8", "16"]
+    positions = split_of([0, 1, 3], tmp_path, tiny_model, {}, numbers)
+    assert (positions.rows["references"][1], positions.remarks) == (["B"], ())
+    doubtful = split_of([0, 2], tmp_path, tiny_model, {}, numbers)
+    assert doubtful.rows["references"][1] == ["C"]
+    assert [(remark.rows, remark.samples) for remark in doubtful.remarks] == [(1, [2])]
+    assert doubtful.remarks[0].reason.startswith("a number as the answer that is the position of a choice")
+    with pytest.raises(DataError, match="positions of choices in some rows and texts of choices in others"):
+        split_of([2, 16], tmp_path, tiny_model, {}, numbers)
+    way = "{{ (choices | map('string') | list).index(answer | string) }}"
+    said = split_of([2, 16], tmp_path, tiny_model, {"answer": way}, numbers)
+    assert list(said.rows["references"]) == [["A"], ["D"]]

@@ -115,7 +115,7 @@ class Encoding:
         )
         if not len(encoded):
             raise _nothing_left(rows.source, left_out)
-        self._check(encoded, rows.source, left_out)
+        self._check(encoded, rows.source, [*left_out, *remarks])
         return Split(
             encoded=encoded,
             source=rows.source,
@@ -131,11 +131,11 @@ class Encoding:
             column_notes=column_notes(rows.dataset.features, self.reader.used),
         )
 
-    def _check(self, encoded: Dataset, source: str, left_out: Sequence[NotedRows]) -> None:
+    def _check(self, encoded: Dataset, source: str, noted: Sequence[NotedRows]) -> None:
         """Refuse rows that their format finds wrong as soon as it sees all of them."""
         if self.reader.form.wrong is not None:
             answers = pc.unique(pc.list_element(encoded.data.column("references"), 0)).to_pylist()
-            wrong = self.reader.form.wrong(answers, [unused.reason for unused in left_out])
+            wrong = self.reader.form.wrong(answers, [note.reason for note in noted])
             if wrong is not None:
                 raise DataError(wrong[0], where=source, fix=wrong[1])
 
@@ -240,7 +240,7 @@ class _EncodeBatch:
         example = self.encoding.reader(row)
         encoder = self.encoding.encoder
         found: list[_Readable] = []
-        told: dict[str, None] = {}
+        told = dict.fromkeys(example.remarks)
         for one in example.each() if self.encoding.references == "all" else (example,):
             rendered = encoder.rendered(one, self.encoding.system, last=self.encoding.last)
             references = encoder.references(one, rendered)

@@ -36,11 +36,13 @@ class Example:
         turns: The conversation.
         others: Right answers beside the one it ends with.
         tools: Descriptions of what may be called, for the chat template.
+        remarks: What is to be known of how the row was read; it stands behind "5 train rows have ".
     """
 
     turns: tuple[Turn, ...]
     others: tuple[str, ...] = ()
     tools: Sequence[Any] = ()
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def single(cls, prompt: str, completion: str, system: str | None = None) -> Example:
@@ -86,7 +88,7 @@ class Format:
         mapped: What is optional and only a mix gives, also where the data have a column of that name. A text of
             several words that is no column stands for itself.
         wrong: What is wrong with the rows of a split together, and what to do, where no row shows it; None where
-            nothing is. It is given their answers, each once, and the reasons for which rows were left out.
+            nothing is. It is given their answers, the reasons for which rows were left out, and the remarks, each once.
         keys: What the mix names for the format to look for within cells, such as the keys of messages.
     """
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
@@ -27,16 +28,19 @@ from malora_cli.data.formats._base import Example, Format, RowError, as_text, pa
 from malora_cli.data.typed import ClassName
 
 _FROM_0 = "the number of its choices as the answer, and choices are counted from 0"
+_BOTH = "a number as the answer that is the position of a choice, as which it is taken, and the text of another"
+_TEXT = "a number as the answer that is no position, so it is taken as the text of a choice"
+_FROM_TEXT = """`answer: "{{ (CHOICES | map('string') | list).index(COLUMN | string) }}"`"""
 _FROM_1 = """`answer: "{{ COLUMN | int - 1 }}"`"""
 
 
 def _example(row: Mapping[str, Any]) -> Example:
     texts, labels = _choices(row["choices"])
-    right = _position(row["answer"], texts, labels)
+    right, remarks = _position(row["answer"], texts, labels)
     listed = "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False))
     instruction = "Answer with the letter alone." if row["instruction"] is None else row["instruction"]
     prompt = paragraphs((row["context"], row["question"], listed, instruction))
-    return Example.single(prompt, ascii_uppercase[right])
+    return replace(Example.single(prompt, ascii_uppercase[right]), remarks=remarks)
 
 
 def _choices(given: Any) -> tuple[list[str], list[str]]:
@@ -78,28 +82,32 @@ def _plain(value: Any) -> str:
     return re.sub(r"^(\d+)\.0*$", r"\1", str(value).strip(), flags=re.ASCII)
 
 
-def _position(answer: Any, texts: Sequence[str], labels: Sequence[str]) -> int:
+def _position(answer: Any, texts: Sequence[str], labels: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+    """Which choice is right, and what is to be known of that."""
     text = _plain(answer)
-    stripped = [choice.strip() for choice in texts]
     if text in labels:
-        return labels.index(text)
-    number = int(text) if re.fullmatch(r"\d{1,2}", text, re.ASCII) else None
-    if isinstance(answer, ClassName) and (number is not None or text not in stripped):
+        return labels.index(text), ()
+    same = next((number for number, choice in enumerate(texts) if choice.strip() == text), None)
+    number = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
+    if isinstance(answer, ClassName) and (number is not None or same is None):
         number = answer.number
     if number is not None and number < len(texts):
-        return number
-    if text in stripped:
-        return stripped.index(text)
+        return number, () if same in (None, number) else (_BOTH,)
+    if same is not None:
+        return same, () if number is None else (_TEXT,)
     if text.upper() in labels:
-        return labels.index(text.upper())
+        return labels.index(text.upper()), ()
     if number == len(texts):
         raise RowError(f"{_FROM_0} (if from 1, {_FROM_1})")
     raise RowError(f"the answer '{text[:40]}', which is none of its {len(texts)} choices")
 
 
-def _wrong(answers: Collection[str], reasons: Collection[str]) -> tuple[str, str] | None:
-    if any(reason.startswith(_FROM_0) for reason in reasons) and ascii_uppercase[0] not in answers:
+def _wrong(answers: Collection[str], notes: Collection[str]) -> tuple[str, str] | None:
+    if any(note.startswith(_FROM_0) for note in notes) and ascii_uppercase[0] not in answers:
         return "answers reach the number of choices and are never 0, so they are counted from 1", f"Write {_FROM_1}."
+    if _BOTH in notes and _TEXT in notes:
+        what = "answers are numbers, which are positions of choices in some rows and texts of choices in others"
+        return what, f"Where they are texts, write {_FROM_TEXT}."
     return None
 
 
