@@ -88,6 +88,7 @@ def test_no_choice(choices: Any, answer: Any, expected: str) -> None:
         ({"answer": "{{ answer | int - 1 }}"}, {}, "B"),
         ({"answer": "{{ 'heat' if answer == 2 else 'cold' }}"}, {}, "B"),
         ({"choices": "{{ joined.split('; ') }}", "answer": "{{ answer - 1 }}"}, {"joined": "cold; heat"}, "B"),
+        ({"choices": "{{ ['no', 'yes'] }}", "answer": "{{ 'yes' if flag else 'no' }}"}, {"flag": True}, "B"),
         ({"choices": "{{ choices[:2] }}", "answer": "{{ answer - 1 }}"}, {}, "B"),
         ({"choices": ["{{ one | upper }}", "two"], "answer": "{{ answer - 1 }}"}, {"one": "cold", "two": "heat"}, "B"),
         ({"choices": "deep.0.options", "answer": "key"}, {"deep": [{"options": FOUR}], "key": "B"}, "B"),

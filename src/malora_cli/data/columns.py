@@ -93,17 +93,15 @@ class RowReader:
             words = wording and given not in self.available and " " in given
             return Wording(given) if words else self._cell(role, given)
         columns = columns_of_template(given, role, self.available, self.source)
-        needed = role not in self.form.optional
-        if needed and not columns:
+        if role in self.form.roles and not columns:
             raise DataError(
                 f"the template of '{role}' names no column, so it is the same for every row",
                 where=self.source,
                 fix="Write a column as {{ COLUMN }}.",
             )
-        answer = role == self.form.answer
-        return Filled(
-            role, given, columns, may_be_none=not needed or answer, lists=answer, values=role in self.form.structured
-        )
+        answer, values = role == self.form.answer, role in self.form.structured
+        optional = role in self.form.optional
+        return Filled(role, given, columns, may_be_none=optional or answer, lists=answer, values=values)
 
     def _cell(self, role: str, given: str) -> Cell:
         column, *keys = [given] if given in self.available else given.split(".")
