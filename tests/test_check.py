@@ -116,7 +116,7 @@ def test_long_lists_are_folded_on_a_terminal(
     folded = [_plain(_out(capsys, *arguments, *drop)) for arguments in (check, dry_run)]
     for out in folded:
         assert "… 2 more tasks; --full shows all 3" in out
-        assert "… 2 more lines on rows that are not used; --full shows all 3" in out
+        assert "… 2 more lines on rows and columns; --full shows all 3" in out
         assert out.count("train rows are not used") == 1
         assert len(re.findall(r"^(?:copy|upper|add) +(?:words|sums|\d)", out, re.MULTILINE)) == 2, (
             "one row of each table"

@@ -59,7 +59,16 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
     console.print_table(mixture)
     console.print_table(rows)
     console.tell_left_out(len(statement.tasks), "tasks")
-    lines = [
+    lines = [*_row_notes(statement), *_column_notes(statement), *_usual_tests(statement)]
+    for line in console.start(lines):
+        console.print(Text(line), soft_wrap=True)
+    console.tell_left_out(len(lines), "lines on rows and columns")
+    console.print(Text("\n" + _packing(statement)), soft_wrap=True)
+
+
+def _row_notes(statement: Statement) -> list[str]:
+    """Which rows are not used, and what is to be known of others."""
+    return [
         f"{entry.task.name}: {line}"
         for entry in statement.tasks
         for name, split in (("train", entry.task.train), ("test", entry.task.test))
@@ -68,12 +77,6 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
             *(_told(noted, f"{name} rows have") for noted in split.remarks),
         )
     ]
-    for line in console.start(lines):
-        console.print(Text(line), soft_wrap=True)
-    console.tell_left_out(len(lines), "lines on rows")
-    for line in console.start([*_column_notes(statement), *_usual_tests(statement)]):
-        console.print(Text(line), soft_wrap=True)
-    console.print(Text("\n" + _packing(statement)), soft_wrap=True)
 
 
 def _column_notes(statement: Statement) -> list[str]:
