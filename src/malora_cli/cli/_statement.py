@@ -9,6 +9,8 @@ from rich.text import Text
 from malora_cli.cli._terminal import SafeConsole, plain_table
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from malora_cli.data.statement import Statement
     from malora_cli.data.tasks import Task
     from malora_cli.results import NotedRows
@@ -122,6 +124,14 @@ def print_example(task: Task, parts: list[tuple[str, bool]], console: SafeConsol
         text.append(f"»{shown}«" if supervised else shown, style="bold green" if supervised else "dim")
     console.print(Text(f"\nThe first row of {task.name}, supervised between » and «", style="bold"))
     console.print(text, soft_wrap=True)
+
+
+def print_template(tokenizer: PreTrainedTokenizerBase, console: SafeConsole) -> None:
+    """Print what is to be known of the model's chat template."""
+    from malora_cli.data.encoding import Encoder
+
+    for line in Encoder(tokenizer).notes():
+        console.print(Text(f"\n{line}"), soft_wrap=True)
 
 
 def print_cost(cost: StepCost, statement: Statement, console: SafeConsole) -> None:

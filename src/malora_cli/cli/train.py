@@ -50,7 +50,7 @@ def train(
 
         print_plan(loaded, console)
         return
-    from malora_cli.cli._statement import print_cost, print_example, print_statement
+    from malora_cli.cli._statement import print_cost, print_example, print_statement, print_template
     from malora_cli.data.statement import rendered, state
     from malora_cli.reports import write_report
     from malora_cli.train.materials import Materials
@@ -63,6 +63,7 @@ def train(
     def announce(materials: Materials, cost: StepCost) -> None:
         statement = state(materials.mixture, materials.packer)
         print_statement(statement, console)
+        print_template(materials.tokenizer, console)
         task = materials.tasks[0]
         print_example(task, rendered(task.train.examples([0], 0)[0], materials.tokenizer), console)
         console.print()

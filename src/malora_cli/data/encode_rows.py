@@ -246,7 +246,7 @@ class _EncodeBatch:
             references = encoder.references(one, rendered)
             rows = rendered.rows[-1:] if self.encoding.once else rendered.rows
             found += [_Readable(number, one.prompt, references, segments) for segments in rows]
-            told |= dict.fromkeys(rendered.remarks)
+            told |= dict.fromkeys((*rendered.remarks, *encoder.remarks(one)))
         if example.others and self.encoding.references is None and not self.encoding.once:
             told[_SEVERAL] = None
         return found, tuple(told)

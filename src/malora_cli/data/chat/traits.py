@@ -78,7 +78,7 @@ def header(asked: str, given: str) -> str:
     """What stands before an answer without reasoning.
 
     A template may write words of its own behind the header: an empty block of reasoning, the name of a channel. They
-    are context. White space is not: it is the beginning of what the model says.
+    are context. White space alone is not: it is the beginning of what the model says, as is a space behind them.
 
     Args:
         asked: The text that asks for an answer.
@@ -86,7 +86,7 @@ def header(asked: str, given: str) -> str:
     """
     alike = shared(asked, given)
     own = given[len(alike) :]
-    return given if own.strip() else alike
+    return given.rstrip(" ") if own.strip() else alike
 
 
 def traits_of(tokenizer: PreTrainedTokenizerBase) -> Traits:

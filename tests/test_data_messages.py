@@ -1,0 +1,137 @@
+"""Conversations as people write them: keys and names of speakers, parts, tool calls, weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from malora_cli.data.chat.template import ChatTemplate
+from malora_cli.data.columns import RowReader
+from malora_cli.data.encoding import Encoder
+from malora_cli.data.formats import FORMATS
+from malora_cli.data.formats._base import Example, RowError
+from malora_cli.errors import DataError
+
+
+def read(name: str, row: dict[str, Any], columns: dict[str, Any] | None = None, **speakers: str) -> Example:
+    return RowReader(name, FORMATS[name], columns or {}, list(row), "rows.jsonl", speakers)(row)
+
+
+def said(example: Example) -> list[tuple[str, str]]:
+    return [(turn.role, turn.text) for turn in example.turns]
+
+
+ANSWERED = [("user", "2 + 3?"), ("assistant", "5")]
+
+
+@pytest.mark.parametrize(
+    ("speaker", "answerer"),
+    [("human", "gpt"), ("Human", "ChatGPT"), ("user", "model"), ("USER", "bot"), ("prompter", "assistant")],
+)
+@pytest.mark.parametrize(("role", "text"), [("role", "content"), ("from", "value"), ("speaker", "text")])
+def test_usual_names_and_keys_are_known(speaker: str, answerer: str, role: str, text: str) -> None:
+    rows = [{role: speaker, text: "2 + 3?"}, {role: answerer, text: "5"}]
+    assert said(read("messages", {"messages": rows})) == ANSWERED
+    assert said(read("sharegpt", {"conversations": rows})) == ANSWERED
+
+
+def test_others_are_given_by_the_mix() -> None:
+    rows = [{"who": "customer", "said": "2 + 3?"}, {"who": "agent", "said": "5"}]
+    keys = {"messages": "dialog", "role": "who", "content": "said"}
+    assert said(read("messages", {"dialog": rows}, keys, customer="user", agent="assistant")) == ANSWERED
+    with pytest.raises(RowError, match=r"the unknown role 'customer' .*others by the task's speakers"):
+        read("messages", {"dialog": rows}, keys)
+    with pytest.raises(RowError, match="a message without 'who'"):
+        read("messages", {"dialog": [{"role": "user", "said": "x"}]}, keys)
+    with pytest.raises(DataError, match="format 'alpaca' has no messages that somebody speaks"):
+        read("alpaca", {"instruction": "x", "output": "y"}, agent="assistant")
+
+
+def test_parts_of_text_are_one_text_and_others_are_refused() -> None:
+    parts = [{"type": "text", "text": "2 +"}, {"type": "text", "text": " 3?"}]
+    rows = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "5"}]}]
+    assert said(read("messages", {"messages": rows})) == ANSWERED
+    picture = {"type": "image_url", "image_url": {"url": "cat.png"}}
+    with pytest.raises(RowError, match="a message with a part of the kind 'image_url' in 'content', and only text"):
+        read("messages", {"messages": [{"role": "user", "content": [*parts, picture]}, rows[1]]})
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"of": [2, 3]}'}}
+TOOLS = [{"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "content": "", "tool_calls": [CALL["function"]]},
+        {"role": "assistant", "function_call": CALL["function"]},
+        {"role": "function_call", "content": json.dumps(CALL["function"])},
+    ],
+)
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS), [{"type": "function", "function": TOOLS[0]}]])
+def test_tool_calls_reach_the_template(message: dict[str, Any], tools: Any) -> None:
+    rows = [
+        {"role": "user", "content": "2 + 3?"},
+        message,
+        {"role": "tool", "content": "5", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "It is 5."},
+    ]
+    example = read("messages", {"messages": rows, "tools": tools})
+    assert [turn.role for turn in example.turns] == ["user", "assistant", "tool", "assistant"]
+    assert example.turns[1].extra["tool_calls"][0]["function"]["name"] == "add"
+    assert example.tools[0]["function"]["description"] == "Adds."
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"role": "function_call", "content": "add(2, 3)"}, "a tool call that is not valid JSON"),
+        ({"role": "assistant", "tool_calls": [{"arguments": {}}]}, "a tool call that does not name a function"),
+        ({"role": "assistant", "content": None}, "a message without text as 'content'"),
+        ({"role": "assistant", "content": {"text": "x"}}, "a message without text as 'content'"),
+    ],
+)
+def test_a_message_that_says_nothing_is_told(message: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RowError) as caught:
+        read("messages", {"messages": [{"role": "user", "content": "?"}, message]})
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": False}])
+def test_an_answer_may_be_left_out_of_the_loss(mark: dict[str, Any], tiny_model: Path) -> None:
+    rows = [
+        {"role": "user", "content": "a?"},
+        {"role": "assistant", "content": "wrong", **mark},
+        {"role": "user", "content": "b?"},
+        {"role": "assistant", "content": "right", "weight": 1},
+    ]
+    example = read("messages", {"messages": rows})
+    assert [turn.supervised for turn in example.turns if turn.role == "assistant"] == [False, True]
+    encoder = Encoder(AutoTokenizer.from_pretrained(tiny_model))
+    encoded = encoder.encode(example)
+    assert [encoder.tokenizer.decode(encoded.input_ids[a:b]) for a, b in encoded.spans] == ["right<|im_end|>"]
+
+
+def test_a_developer_is_the_system_where_a_template_knows_none(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    rows = [{"role": "developer", "content": "Add."}, *({"role": r, "content": t} for r, t in ANSWERED)]
+    knowing = ChatTemplate(tokenizer).rendered(read("messages", {"messages": rows})).rows[0][0].text
+    assert knowing.startswith("<|im_start|>developer\nAdd.")
+    tokenizer.chat_template = (
+        "{% for m in messages if m.role != 'developer' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    unknowing = ChatTemplate(tokenizer).rendered(read("messages", {"messages": rows})).rows[0][0].text
+    assert unknowing == "system: Add.\nuser: 2 + 3?\nassistant:"
+
+
+def test_special_tokens_in_a_text_are_told_and_an_end_is_taken_once(tiny_model: Path) -> None:
+    encoder = Encoder(AutoTokenizer.from_pretrained(tiny_model))
+    example = Example.single("2 + 3?", "5<|im_end|>")
+    assert encoder.rendered(example).rows[0][1].text == "5<|im_end|>"
+    assert encoder.remarks(example) == ["special tokens of the model in a text, such as <|im_end|>"]
+    assert encoder.remarks(Example.single("2 < 3?", "<b>5</b>")) == []
