@@ -22,6 +22,11 @@ CHOICE = METRICS["choice"]()
         "A dog is warm, so the answer is B.", "I think the answer is B", "The answer is not A. The answer is B.",
         "Heat melts ice.\n\nB", "Heat melts ice.\n**B**", "It is heat (B).", "Ice melts in heat, so (B) it is: (B)",
         r"\boxed{B}", r"So $\boxed{\text{B}}$.", r"The answer is $\boxed{(B)}$",
+        "Option A is wrong, so the answer is B.", "A is wrong. The answer is B.", "Option: B", "I choose B",
+        "B, A is wrong",
+        "A. cold\nB. heat\n\nThe answer is B", "A. cold\nB. heat\n\n(B)",
+        "B. heat\n\nQuestion: What floats?\nA. x\nB. y",
+        "The best option is (B).", "B and not C", "I go with option B.",
         "Ｂ", "答案是B", "答案：B", "选B", "Antwort: B", "La réponse est B.", "Respuesta: B", "Ответ: B",
     ],
 )  # fmt: skip
@@ -46,6 +51,8 @@ def test_a_is_read(answer: str) -> None:
         "", "A dog", "A dog (hot) melts ice", "The answer is a dog", "The answer is A dog", "The answer is a", "heat",
         "I would say heat", "I'm not sure", "Apple", "BB", "It is (A) or (B)", "Neither (B) nor (C).", "a dog",
         "There are 5 of them", "answering this is hard", "Optional", "The answer is Because", "...", "U.S. law",
+        "Option A is wrong", "A is wrong", "B is not right", "Both A and B", "The answer is B or C", "B and C", "B, C",
+        "(B) or (C)", "A or B", "A. cold\nB. heat", "(A) cold\n(B) heat", "The answer is not B", "Answer: A or B",
         "Bears eat honey", "B2 vitamins", "The answer is an apple", "x = 5", "?",
     ],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from malora_cli.errors import RecipeError
 from malora_cli.recipe import (
     InvalidRecipeError,
     MethodSettings,
+    MixSettings,
     Recipe,
     Settings,
     Vocabulary,
@@ -147,6 +148,7 @@ def test_formats_and_metrics_are_those_of_the_vocabulary() -> None:
 def test_a_metric_has_its_own_options() -> None:
     metric = load("mix.tasks.minus.metric={name: exact-match, ignore: [case]}").recipe.mix.tasks["minus"].metric
     assert metric == VOCABULARY.metrics["exact-match"](ignore=("case",))
+    assert MixSettings.model_validate(load().recipe.mix.model_dump()).tasks["plus"].metric.name == "exact-match"
     assert "metric: exact-match\n" in load().to_yaml()
     assert "name: exact-match\n" in load("mix.tasks.minus.metric.ignore=[case]").to_yaml()
     assert load("mix.tasks.minus.metric.ignore=[case]").recipe.mix.tasks["minus"].metric == metric

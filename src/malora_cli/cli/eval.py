@@ -25,7 +25,8 @@ def evaluate(
         str | None, typer.Option(metavar="A,B", help="Tasks to evaluate; all of the run's when left out.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Held-out rows a task at most; the recipe's when left out.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Held-out rows a task, at random; the recipe's when left out."),
     ] = None,
     step: StepOption = None,
     out: Annotated[

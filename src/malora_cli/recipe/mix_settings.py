@@ -173,6 +173,7 @@ class TaskSettings(Settings):
     def _with_its_options(cls, given: Any, info: ValidationInfo) -> Any:
         """The settings of the metric that is named, which are those that its own file declares."""
         vocabulary = (info.context or {}).get("vocabulary")
+        given = {"name": given} if isinstance(given, str) else given
         name = given.get("name") if isinstance(given, dict) else None
         if vocabulary is None or not isinstance(name, str) or name not in vocabulary.metrics:
             return given
@@ -203,7 +204,12 @@ class MixSettings(Settings):
     unit: Literal["examples", "label_tokens"] = Field(
         default="examples", description="What sizes, weights and shares count: examples or supervised tokens"
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of held-out rows and of max_rows")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Seed of held-out rows, of max_rows and of the test rows that are chosen where not all are used",
+    )
     system: str | None = Field(
         default=None, description="System prompt of tasks without their own; null is the chat template's default"
     )

@@ -92,10 +92,12 @@ class TrainSettings(Settings):
     dropout_seed: Seed | None = Field(default=None, description="Seed of dropout")
     log_every: Count = Field(default=5, description="Steps from one logged step to the next")
     eval_every: Count = Field(default=50, description="Steps from one held-out loss of every task to the next")
-    eval_rows: Count = Field(default=16, description="Held-out rows of each task for that loss")
+    eval_rows: Count = Field(
+        default=16, description="Held-out rows of each task for that loss, chosen at random by mix.seed"
+    )
     conflict_rows: Count | None = Field(
         default=None,
-        description="Training rows of each task whose gradients are compared; null compares none",
+        description="Training rows of each task, chosen at random, whose gradients are compared; null compares none",
     )
     conflict_every: Count | None = Field(
         default=None,
@@ -167,7 +169,10 @@ class TrainSettings(Settings):
 class EvalSettings(Settings):
     """The evaluation after training."""
 
-    rows: Count | None = Field(default=None, description="Held-out rows of each task at most; null is all of them")
+    rows: Count | None = Field(
+        default=None,
+        description="Held-out rows of each task at most, chosen at random by mix.seed; null is all of them",
+    )
     batch_size: Count = Field(default=32, description="Rows that go through the model at once")
 
 

@@ -16,16 +16,24 @@ from malora_cli.evals.metrics._base import Metric
 #: Marks that put emphasis on a letter or set it as a formula.
 _EMPHASIS = re.compile(r"[*`$\"“”]|\\(?:text|textbf|mathrm|mathbf)(?=\s*\{)")
 #: What comes behind an A that is no article.
-_GOES_ON = r"(?=\s+(?:is|because|since|as|and not)\b)"
+_GOES_ON = r"(?=\s+(?:is|because|since|as)\b)"
+#: What comes behind a letter that is not, or not alone, the answer.
+_DENIED = (
+    r"(?![\s)]*(?:(?:is|was|seems|looks|would be)\s+(?:not|wrong|incorrect|false)\b"
+    r"|(?:or|and|/|&|,)\s*(?:option\s)?\(?(?:[B-HJ-Z](?![\w'’])|A\s*$|A[.)])))"
+)
 _ENDS = r"(?=\s*[)\]]|\s*[.,;:!]?\s*$|[.,;:]\s|\s*\n)"
 _BOXED = re.compile(r"\\boxed\s*\{[\s{(]*([A-Za-z])[\s)}]*\}")
+_LISTED = re.compile(r"\(?[A-Z][.):]\s.*\n\s*\(?[A-Z][.):]\s")
 _FIRST = re.compile(
-    rf"[(\[]?([A-Z])(?:[)\]]|[.:](?=\s|$)|[,;]\s|\s+[-–—]\s|\s*$|\s*\n|{_GOES_ON})|([B-HJ-Z])(?=\s)|[(\[]?([a-z])[)\]]"
+    rf"[(\[]?([A-Z])(?:[)\]]|[.:](?=\s|$)|(?=[,;]\s)|\s+[-–—]\s|\s*$|\s*\n|{_GOES_ON}){_DENIED}"
+    rf"|([B-HJ-Z])(?=\s){_DENIED}|[(\[]?([a-z])[)\]]"
 )
 _SAID = re.compile(
-    r"(?:\b(?i:answer|option|choice|antwort|réponse|respuesta|risposta|resposta|ответ)\b|答案|选项|選項|[选選])"
+    r"(?:\b(?i:answer|antwort|réponse|respuesta|risposta|resposta|ответ|(?:correct|right|best) (?:option|choice)"
+    r"|(?:option|choice)(?=\s*[:=])|choose|pick|select|go with)\b|答案|选项|選項|[选選])"
     r"(?i:\s*(?:(?:is|would be|should be|ist|est|es|è|é)\b|[是为為]))?\s*[:=-]*\s*(?i:(?:option|choice)\s+)?[(\[]?"
-    rf"(?:([A-Z])(?:{_ENDS}|{_GOES_ON})|([B-HJ-Z])(?![\w'’])|([b-hj-z]){_ENDS}|(?<=[(\[])([a-z])[)\]])"
+    rf"(?:([A-Z])(?:{_ENDS}|{_GOES_ON}){_DENIED}|([B-HJ-Z])(?![\w'’]){_DENIED}|([b-hj-z]){_ENDS}|(?<=[(\[])([a-z])[)\]])"
 )
 _ALONE = re.compile(r"^[ (\[]*([A-Za-z])[ )\]]*[.:]?[ ]*$", re.MULTILINE)
 _BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
@@ -48,7 +56,8 @@ class Choice(Metric):
 
 def _letter(text: str) -> str | None:
     text = _EMPHASIS.sub("", unicodedata.normalize("NFKC", text)).strip()
-    found = _BOXED.search(text) or _FIRST.match(text) or _SAID.search(text) or _ALONE.search(text)
+    first = None if _LISTED.match(text) else _FIRST.match(text)  # some repeat all choices before they choose
+    found = _BOXED.search(text) or first or _SAID.search(text) or _ALONE.search(text)
     if found is not None:
         return next(letter for letter in found.groups() if letter).upper()
     bracketed = {letter.upper() for letter in _BRACKETED.findall(text)}
