@@ -173,11 +173,6 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         [],
         r"task 'add': \S+add\.train\.jsonl: row 2 has an empty completion, so nothing of it is supervised",
     ),
-    "all too long": (
-        nothing,
-        ["tiny.yaml", "train.max_length=5"],
-        r"task 'copy': \S+: every row is longer than train\.max_length 5 tokens",
-    ),
     "a file that is cut off": (
         lambda folder: (task(train="add.jsonl.gz")(folder), write("add.jsonl.gz", CUT)(folder))[0],
         [],
@@ -189,9 +184,9 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         r"task 'add': \S+add\.train\.jsonl:2: is not UTF-8 at byte 15\. Mend or remove the line\.",
     ),
     "mixed types in a column": (
-        rows(GOOD, '{"question": "1+2=", "answer": ["3"]}'),
+        rows(GOOD, '{"question": ["1+2="], "answer": "3"}'),
         [],
-        r"task 'add': \S+add\.train\.jsonl: row 2 has no text as 'answer', but a list\. Mend or remove the row",
+        r"task 'add': \S+add\.train\.jsonl: row 2 has no text as 'question', but a list; .* Mend or remove the row",
     ),
     "a huge row": (
         rows(GOOD, json.dumps({"question": "1+" * 100_000, "answer": "2"})),
@@ -204,7 +199,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
             write("add.jsonl", '{"messages": [{"role": "robot", "content": "x"}]}\n')(folder),
         )[0],
         [],
-        r"task 'add': \S+: row 1 has a message of the unknown role 'robot' \(known: system, user, assistant\)",
+        r"task 'add': \S+: row 1 has a message of the unknown role 'robot' \(known: system, developer, ",
     ),
     "a template with an unknown column": (
         task(format="template", columns={"prompt": "{{ qestion }}", "completion": "{{ answer }}"}),

@@ -115,6 +115,15 @@ def test_rows_that_do_not_suit_it_can_be_dropped(tmp_path: Path) -> None:
     assert every.startswith("rows.jsonl: `where` leaves no row (1: a cell that the template")
 
 
+def test_where_it_suits_no_row_it_is_not_offered_to_drop_them(tmp_path: Path) -> None:
+    message = _refusal(_write(tmp_path, ROWS), "question > 0.5")
+    assert message.startswith(
+        "rows.jsonl: row 1 has a cell that the template of 'where' cannot take ('>' not supported"
+    )
+    assert message.endswith("Mend `where` of the source: it suits no row.")
+    assert _refusal(_write(tmp_path, ROWS), "score > 0.5").endswith("or set the task's bad_rows to drop.")
+
+
 def test_of_pictures_it_knows_whether_there_are_any(tmp_path: Path) -> None:
     cells = {"q": ["a", "b", "c"], "image": [None, {"path": "x.png", "bytes": b"x"}, None]}
     many = [[], [], [{"path": "x.png", "bytes": b"x"}]]

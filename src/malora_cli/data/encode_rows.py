@@ -8,6 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -103,6 +104,9 @@ class Encoding:
             folder, about = cached(key, lambda scratch: self._fill(rows.used(self.reader.used), rows.source, scratch))
         except _RowFaultError as fault:
             row, what, fix = fault.args
+            if fix == MEND_ROW and (looked_at := self._all_bad(rows)):
+                what = f"{what}, and so it is with all {looked_at:,} rows looked at" if looked_at > 1 else what
+                fix = "Map other columns (`columns`), or take another `format`."
             raise DataError(f"{rows.places.name(row)} has {what}", where=rows.places.file(row), fix=fix) from None
         encoded = joined([Dataset.from_file(str(folder / name)) for name in about["files"]])
         # The same rows may stand elsewhere in another file, so where they do is none of the cache's business.
@@ -130,6 +134,16 @@ class Encoding:
             places=rows.places,
             column_notes=column_notes(rows.dataset.features, self.reader.used),
         )
+
+    def _all_bad(self, rows: Rows) -> int:
+        """How many rows were looked at, where none of them is an example: to leave such out would leave none."""
+        columns = rows.used(self.reader.used)[:_BATCH]
+        found = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        for row in found:
+            with suppress(RowError):
+                self.encoder.rendered(self.reader(row), self.system, last=self.last)
+                return 0
+        return len(found)
 
     def _check(self, encoded: Dataset, source: str, noted: Sequence[NotedRows]) -> None:
         """Refuse rows that their format finds wrong as soon as it sees all of them."""
@@ -293,7 +307,8 @@ def together(notes: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
 def _nothing_left(source: str, left_out: Sequence[NotedRows]) -> DataError:
     if len(left_out) == 1 and left_out[0].reason.startswith(LONGER):
         limit = left_out[0].reason.removeprefix(f"{LONGER} ")
-        return DataError(f"every row is longer than train.max_length {limit}", where=source, fix="Raise it.")
+        ways = "Raise it, or have training rows cut: the task's too_long may be truncate_left, truncate_right or split."
+        return DataError(f"every row is longer than train.max_length {limit}", where=source, fix=ways)
     told = "; ".join(f"{unused.rows:,} with {unused.reason}" for unused in left_out[:3])
     return DataError(f"no row can be used ({told})", where=source, fix="Look at row " + _first(left_out) + ".")
 

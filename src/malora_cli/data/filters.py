@@ -80,20 +80,24 @@ def _notes(rows: Rows, condition: Filled, bad_rows: str, picked: list[Ints]) -> 
     """Which rows are left out and why, a batch at a time; the others are added to ``picked``."""
     not_so = f"`{rows.settings.where}` does not hold"
     for start, batch in _batches(rows, condition):
-        held = []
-        for number, row in enumerate(batch, start):
-            try:
-                reason = None if condition(row) else not_so
-            except RowError as error:
-                reason = str(error)
-                if bad_rows == "error":
-                    what = f"{rows.places.name(number)} has {reason}"
-                    raise DataError(what, where=rows.places.file(number), fix=MEND_ROW) from None
-            if reason is None:
-                held.append(number)
-            else:
-                yield reason, number
+        faults = dict[int, str]()
+        held = [number for number, row in enumerate(batch, start) if _holds(condition, row, number, faults)]
+        if faults and bad_rows == "error":
+            first = min(faults)
+            fix = MEND_ROW if len(faults) < len(batch) else "Mend `where` of the source: it suits no row."
+            what = f"{rows.places.name(first)} has {faults[first]}"
+            raise DataError(what, where=rows.places.file(first), fix=fix)
         picked.append(np.array(held, dtype=np.int64))
+        others = sorted({*range(start, start + len(batch))} - {*held})
+        yield from ((faults.get(number, not_so), number) for number in others)
+
+
+def _holds(condition: Filled, row: Mapping[str, Any], number: int, faults: dict[int, str]) -> bool:
+    try:
+        return bool(condition(row))
+    except RowError as error:
+        faults[number] = str(error)
+        return False
 
 
 def _batches(rows: Rows, condition: Filled) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:

@@ -1,0 +1,77 @@
+"""What is said of tasks whose rows cannot be used: of all of them at once, and what helps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from malora_cli.data.encoding import Encoder
+from malora_cli.data.tasks import load_tasks
+from malora_cli.errors import DataError
+from train_runs import load, workplace
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    workplace(tmp_path, tiny_model)
+    return tmp_path
+
+
+@pytest.fixture
+def encoder(tiny_model: Path) -> Encoder:
+    return Encoder(AutoTokenizer.from_pretrained(tiny_model))
+
+
+def _faults(place: Path, encoder: Encoder, *overrides: str) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        load_tasks(load(place / "tiny.yaml", *overrides).recipe.mix, encoder, max_length=512)
+    return str(caught.value).splitlines()
+
+
+def _append(path: Path, *rows: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_the_faults_of_all_tasks_are_told_at_once(place: Path, encoder: Encoder) -> None:
+    _append(place / "copy.train.jsonl", {"question": "x"})
+    assert _faults(place, encoder, "mix.tasks.add.test=nope.jsonl") == [
+        f"task 'copy': {place / 'copy.train.jsonl'}: row 19 has no 'answer'. Mend or remove the row, or set the task's "
+        "bad_rows to drop.",
+        "task 'add': nope.jsonl: there is no such file or folder",
+    ]
+    every = [f"mix.tasks.{name}.columns.prompt=nope" for name in ("copy", "upper", "add")]
+    assert len(_faults(place, encoder, *every, "mix.tasks.upper.train=nope.csv")) == 3
+
+
+def test_a_fault_that_all_tasks_share_is_told_once(
+    place: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "file"))
+    [line] = _faults(place, encoder)
+    assert line.startswith("task 'copy': ")
+    assert line.endswith("or set XDG_CACHE_HOME to another folder.")
+
+
+def test_of_very_many_faults_some_are_shown(place: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("malora_cli.data.tasks._FAULTS", 1)
+    every = [f"mix.tasks.{name}.columns.prompt=nope" for name in ("copy", "upper", "add")]
+    assert _faults(place, encoder, *every)[1:] == ["and 2 more tasks with a fault in their data"]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_where_no_row_can_be_used_it_is_not_offered_to_drop_them(rows: int, place: Path, encoder: Encoder) -> None:
+    path = place / "none.jsonl"
+    _append(path, *[{"question": "x", "answer": None}] * rows)
+    also = f", and so it is with all {rows} rows looked at" if rows > 1 else ""
+    assert _faults(place, encoder, f"mix.tasks.add.train={path}") == [
+        f"task 'add': {path}: row 1 has no 'answer'{also}. Map other columns (`columns`), or take another `format`."
+    ]
+    _append(path, {"question": "x", "answer": "y"})
+    assert "set the task's bad_rows to drop" in _faults(place, encoder, f"mix.tasks.add.train={path}")[0]
