@@ -2,8 +2,9 @@ r"""The number that an answer comes to, as written by people, calculators and in
 
 Equal are 3500, 3,500, 3 500, 3.5e3, 3.5 thousand and $3500.00; 1/2, 0.5, ½, 0,5 and \frac{1}{2}; 12, 12 cm^2 and 12%.
 A comma before three digits parts thousands, before others decimals. What is not one number, such as a range, a time, a
-date or a sum (3-5, 10:30, 2024-01-15, 3 + 5), equals the same alone. What cannot be valued, such as a root, is none:
-better that a right answer is missed than that two different ones are taken for equal.
+date or a sum (3-5, 3 to 5, 10:30, 2024-01-15, 3 + 5, 2 hours 30 minutes), equals the same alone. What is not the value
+of what it stands in, as in x + 5, 2π or a root, is none: better that a right answer is missed than that two different
+ones are taken for equal.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _PLAIN = [
         (r"\{,\}", ","),
         (r"\\\{", "("),
         (r"\\\}", ")"),
+        (r"(?<=\d)\s*[~～〜]\s*(?=\d)", "-"),
         (r"\\[,;: ]|~", " "),
         (r"\^\s*\{?\s*\\circ\s*\}?", "°"),
         (r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}", r" \1 "),
@@ -33,14 +35,18 @@ _PLAIN = [
         (r"(?<=\d)(?=\\[dtc]?frac)", " "),
         (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\1/\2"),
         (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2"),
+        (r"\^\{\s*([-+]?\d+)\s*\}", r"^\1"),
+        (r"\^\{", "^("),
+        (r"(?<!\w)\{([^{}]*[,;][^{}]*)\}", r"(\1)"),
         (r"[{}\\]", ""),
+        (r"(?i)(?<=\d[ ]?)([ap])\.?m\b\.?", lambda m: m[1].lower() + "m"),
         (r"(?<![A-Za-z])([kcdmnμµ]?m|ft|in|yd|mi|s)([23])(?!\d)", r"\1^\2"),  # m2 for square metres
         (r"[⁺⁻⁰¹²³⁴-⁹]+", lambda m: "^" + unicodedata.normalize("NFKC", m[0])),
         (r"(?<=\d)(?=[¼-¾⅐-⅞])", " "),
         (r"[¼-¾⅐-⅞]", lambda m: unicodedata.normalize("NFKC", m[0])),
     )
 ]
-_CHARACTERS = str.maketrans("‐‑‒–−⁄٫٬’", "-----/.,'")
+_CHARACTERS = str.maketrans("‐‑‒–−⁄∕٫٬’⋅∗∶", "-----//.,'·*:")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3, "K": 3, "M": 6, "B": 9}
 _SCALES |= {"bn": 9, "百": 2, "千": 3, "万": 4, "萬": 4, "亿": 8, "億": 8}
 _MOST_DIGITS = 300
@@ -56,8 +62,20 @@ _NUMBER = rf"""
     (?:[eE](?P<exponent>[-+]?\d+)(?!\w))?
     (?:[ ]?[×x*·][ ]?10\^(?P<exponent>[-+]?\d+) | \^(?P<power>[-+]?\d+))?
     {_SCALE}
-    (?P<half>[ ]?(?i:[ap]\.?m)\b)?
+    (?P<half>[ ]?[ap]m\b)?
 """
+#: What joins numbers to something that is not one of them.
+_JOINT = r"""
+    %?(?:[ ]?[-+/÷×x*·±][ ]?|:|[ ]:[ ]|[ ]to[ ])
+  | [ ]?(?:h|hrs?|hours?|mins?|minutes?|ft|feet|foot|days?|weeks?|months?|years?|lbs?|pounds?)(?:[ ]and)?[ ]
+  | (?<=[百千万萬亿億])
+"""
+#: Around a number that is not the value of what it stands in.
+_BEFORE = r"""
+    √[(]? | (?<=[\w)])[ ]?/[ ]? | (?<=(?<![A-Za-z])[A-Za-z])[ ]?[-+*×·÷][ ]?
+  | (?<=\b(?:log(?:_\w+)?|ln|exp|sin|cos|tan)[ ]?[(]?[ ]?)
+"""
+_BEHIND = r"[ ]?π|[ ]?pi\b|[xyzie]\b|[ ]?/[ ]?(?:[abnxyz]\b|[(√π])|√|‰|\^(?!th|st|nd|rd)"
 _ONE = regex.compile(_NUMBER, regex.VERBOSE)
 _ANY = regex.compile(
     rf"""
@@ -71,10 +89,10 @@ _ANY = regex.compile(
         (?P<mixed>
           {_SIGN}?{_MONEY} (?P<whole>{_THOUSANDS}|\d+)[ ](?P<over>\d+)/(?P<under>\d+)(?![\d/^]) {_SCALE}
         )
-      | (?P<odd>√[(]?|(?<=[\w)])[ ]?/[ ]?|(?<=(?<![A-Za-z])[A-Za-z])[ ]?[-+*×·÷][ ]?)?
-        {_NUMBER} (?:%?(?:[ ]?[-+/÷×x*·±][ ]?|:){_NUMBER})*
+      | (?P<odd>0[xX][\dA-Fa-f]+)
+      | (?P<odd>{_BEFORE})? {_NUMBER} (?:(?:{_JOINT}){_NUMBER})*
       )
-      (?P<odd>(?=[ ]?π|[ ]?pi\b|[xyz]\b|√|‰|\^(?!th|st|nd|rd)))?
+      (?P<odd>(?={_BEHIND}))?
     )
     """,
     regex.VERBOSE,
@@ -130,7 +148,7 @@ def _value(found: list[Match[str]]) -> Fraction | str | None:
     if not found or found[0]["odd"] is not None:
         return None
     [match] = found
-    written = "".join(character for character in match[0] if character not in " $€£¥₹%")
+    written = "".join(character for character in match[0].replace(" to ", "-") if character not in " $€£¥₹%")
     if match["mixed"]:
         return _mixed(match) or written
     parts = [] if match["written"] else list(_ONE.finditer(match.string, *match.span()))
