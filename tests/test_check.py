@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,9 @@ def test_long_lists_are_folded_on_a_terminal(
     check, dry_run = ("check", str(recipe), "--no-step"), ("train", str(recipe), "--dry-run")
     whole = _out(capsys, *check, *drop)
     assert "--full" not in whole
-    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "200")):
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "200")):
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     folded = [_plain(_out(capsys, *arguments, *drop)) for arguments in (check, dry_run)]
     for out in folded:
         assert "… 2 more tasks; --full shows all 3" in out

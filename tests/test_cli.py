@@ -183,7 +183,11 @@ def test_a_narrow_terminal_loses_nothing() -> None:
 def test_the_width_of_a_terminal_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result_console().width > 1000
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "77")
+    piped = result_console()  # with colours, and yet nothing that is redrawn
+    assert (piped.width > 1000, piped.is_terminal, piped.color_system) == (True, False, "standard")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert result_console().width == 77
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,8 @@ class Wide(MethodSettings):
 
 VOCABULARY = Vocabulary({"wide": Wide}, ["prompt-completion"], {"exact-match": MetricSettings})
 
+MIX = "# sums\ntasks: {plus: {train: rows.jsonl, test: {path: owner/on-the-hub}}}\n"
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -47,7 +50,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shipped.mkdir()
     (shipped / "plus.yaml").write_text(RECIPE)
     (shipped / "bracket.yaml").write_text("# [bold]as written[/bold]\nmodel: {}\n")
-    monkeypatch.setattr("malora_cli.recipe.packaged.shipped", lambda _kind: shipped)
+    mixes = tmp_path / "mixes"
+    (mixes / "own").mkdir(parents=True)
+    (mixes / "own" / "rows.jsonl").write_text("{}\n")
+    (mixes / "own" / "sums.yaml").write_text(MIX)
+    (mixes / "plus.yaml").write_text("# of the same name\ntasks: {}\n")
+    monkeypatch.setattr(
+        "malora_cli.recipe.packaged.shipped", lambda kind: {"recipes": shipped, "data_mixes": mixes}[kind]
+    )
     monkeypatch.setattr(_common, "vocabulary", lambda: VOCABULARY)
     work = tmp_path / "work"
     work.mkdir()
@@ -214,7 +224,24 @@ def test_usage_errors_are_2(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ls_shows_names_and_descriptions_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("recipes", "ls") == 0
     lines = [line.strip().split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    assert lines[1:] == [["bracket", "[bold]as written[/bold]"], ["plus", "one small sum"]]
+    assert lines[1:3] == [["bracket", "[bold]as written[/bold]"], ["plus", "one small sum"]]
+    assert [line[0] for line in lines[3:]] == ["mix", "data_mixes/own/sums", "data_mixes/plus"]
+
+
+def test_cp_brings_a_mix_and_the_rows_beside_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("own/sums", "data_mixes/own/sums"):
+        (folder / "data").mkdir()
+        assert run("recipes", "cp", name, "data") == 0
+        assert capsys.readouterr().out == "Wrote data/sums.yaml. In a recipe: mix: data/sums.yaml\n"
+        assert (folder / "data" / "sums.yaml").read_text() == MIX
+        assert (folder / "data" / "rows.jsonl").read_text() == "{}\n"
+        (folder / "data" / "sums.yaml").unlink()
+        assert run("recipes", "cp", name, "data") == 2
+        assert "data/rows.jsonl: there is a file already. Choose another name, such as" in capsys.readouterr().err
+        assert not (folder / "data" / "sums.yaml").exists()
+        shutil.rmtree(folder / "data")
+    assert run("recipes", "cp", "data_mixes/plus") == 0
+    assert (folder / "plus.yaml").read_text().startswith("# of the same name")
 
 
 def test_cp_writes_the_recipe_that_train_reads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

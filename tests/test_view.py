@@ -205,9 +205,26 @@ def test_the_live_view_says_what_it_waits_for() -> None:
     console = _terminal()
     view = LiveView(console)
     with view.running(2, dict.fromkeys(["a"], 0.5)):
+        view.evaluating()
+        view.show(_evaluated(0, a=1.0))
+        assert view.progress.tasks[0].fields["note"] == "first steps"
+        view.tick(1)
+        view.evaluating()
+        assert view.progress.tasks[0].fields["note"] == "evaluating"
+    assert "1/2" in _shown(console)
+    view = LiveView(_terminal())
+    with view.running(2, dict.fromkeys(["a"], 0.5)):
+        view.evaluating()
+    assert "measuring the base model" in _shown(view.console)
+    assert "0/2" in _shown(view.console)
+
+
+def test_a_resumed_run_is_shown_from_where_it_goes_on() -> None:
+    view = LiveView(_terminal())
+    with view.running(15, dict.fromkeys(["a"], 0.5), [_evaluated(0, a=2.0), _trained(10, a=1.0)]):
         pass
-    assert "measuring the base model" in _shown(console)
-    assert "0/2" in _shown(console)
+    assert "10/15" in _shown(view.console)
+    assert "going on from step 10" in _shown(view.console)
 
 
 def test_a_resumed_runs_bar_counts_its_own_time() -> None:
@@ -232,3 +249,5 @@ def test_an_error_leaves_the_terminal_as_it_was() -> None:
 def test_a_terminal_gets_the_live_view() -> None:
     assert isinstance(view_for(_terminal()), LiveView)
     assert isinstance(view_for(Console(file=StringIO())), PlainView)
+    dumb = Console(force_terminal=True, file=StringIO(), _environ={"TERM": "dumb"})
+    assert isinstance(view_for(dumb), PlainView)

@@ -34,6 +34,9 @@ class SilentView:
     def tick(self, step: int) -> None:
         self.at_step(step)
 
+    def evaluating(self) -> None:
+        pass
+
     def show(self, event: TrainEvent | EvalEvent) -> None:
         self.events.append(event)
 

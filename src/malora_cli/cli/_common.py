@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary
     from malora_cli.results import RunRecord
 
+#: The warnings that have been shown.
+_told: set[str] = set()
+
 RunArgument = Annotated[
     Path | None, typer.Argument(metavar="[RUN]", help="Run folder, or its name under --runs; the newest when left out.")
 ]
@@ -46,6 +49,9 @@ TrustOption = Annotated[
 FullOption = Annotated[
     bool, typer.Option("--full", help="Show every task on a terminal too; a pipe or a file gets them all anyway.")
 ]
+MeasureOption = Annotated[
+    bool, typer.Option("--step/--no-step", help="Measure a step on the longest rows, for its time and memory.")
+]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders lie.")]
 
 
@@ -62,6 +68,7 @@ def prepare_libraries() -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"malora_cli\..*")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    _told.clear()
     logging.setLogRecordFactory(_log_record)
     from transformers.utils.logging import disable_progress_bar
 
@@ -69,6 +76,10 @@ def prepare_libraries() -> None:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
+    """Print a warning, once for all that a command does: each run of a comparison reads the same rows."""
+    if str(message) in _told:
+        return
+    _told.add(str(message))
     with suppress(MaloraError):  # no warning is worth ending what it warns of
         say(f"warning: {message}", err=True)
 

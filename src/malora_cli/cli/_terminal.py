@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import IO, TypeVar
+from typing import IO, Literal, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -91,9 +91,11 @@ def result_console(*, full: bool = True) -> SafeConsole:
     Args:
         full: Whether long lists are shown as a whole on a terminal too.
     """
+    if not sys.stdout.isatty():
+        # FORCE_COLOR asks for colours in a pipe, which rich would take for a terminal and redraw.
+        colours: Literal["standard", "auto"] = "standard" if os.environ.get("FORCE_COLOR") else "auto"
+        return SafeConsole(width=_PIPED_COLUMNS, force_terminal=False, color_system=colours)
     console = SafeConsole()
-    if not console.is_terminal:
-        return SafeConsole(width=_PIPED_COLUMNS)
     console.most = None if full else _FOLDED
     return console
 

@@ -44,8 +44,9 @@ def list_entries() -> None:
         )
     console = result_console()
     console.print(table)
-    total = sum(entry.bytes for entry in found) / _MIB
-    console.print(Text(f"{len(found)} entries, {total:,.1f} MiB in {cache_root()}"), soft_wrap=True)
+    total, rest = sum(entry.bytes for entry in found) / _MIB, len(found) - table.row_count
+    told = f"{table.row_count} entries of rows" + (f", {rest} of numbers about them" if rest else "")
+    console.print(Text(f"{told}, {total:,.1f} MiB in {cache_root()}"), soft_wrap=True)
 
 
 def prune_entries(

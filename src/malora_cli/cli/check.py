@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from malora_cli.cli._common import FullOption, OverridesArgument, RecipeArgument, TrustOption
+from malora_cli.cli._common import FullOption, MeasureOption, OverridesArgument, RecipeArgument, TrustOption
 
 
 def register(app: typer.Typer) -> None:
@@ -17,9 +15,7 @@ def register(app: typer.Typer) -> None:
 def check(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    step: Annotated[
-        bool, typer.Option("--step/--no-step", help="Load the model and measure a step on the longest rows.")
-    ] = True,
+    step: MeasureOption = True,
     full: FullOption = False,
     trust: TrustOption = False,
 ) -> None:

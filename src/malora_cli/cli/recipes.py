@@ -1,18 +1,29 @@
-"""``malora recipes``: the recipes that come with the package, and the schema of one's own."""
+"""``malora recipes``: the recipes and mixes that come with the package, and the schema of one's own."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from malora_cli.recipe.packaged import Kind
+
+#: What is shipped, by what it is called.
+_KINDS: dict[str, Kind] = {"recipe": "recipes", "mix": "data_mixes"}
+#: What may stand before the name of a mix, to tell it from a recipe of that name.
+_MIX = "data_mixes/"
 
 
 def register(app: typer.Typer) -> None:
     """Add ``malora recipes`` and its commands."""
-    recipes = typer.Typer(no_args_is_help=True, help="List and copy the shipped recipes; print their JSON Schema.")
+    recipes = typer.Typer(
+        no_args_is_help=True, help="List and copy the shipped recipes and mixes; print the JSON Schema."
+    )
     recipes.command("ls")(list_recipes)
     recipes.command("cp")(copy_recipe)
     recipes.command("schema")(print_schema)
@@ -20,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_recipes() -> None:
-    """List the shipped recipes with what each is for.
+    """List the shipped recipes and mixes with what each is for.
 
     Example: malora recipes ls
     """
@@ -29,44 +40,58 @@ def list_recipes() -> None:
     from malora_cli.cli._terminal import plain_table, result_console
     from malora_cli.recipe import description_of, shipped_files
 
-    table = plain_table(("recipe", "what it is for"))
-    for name, path in shipped_files("recipes").items():
-        table.add_row(Text(name, "bold"), Text(description_of(path)))
-    result_console().print(table)
+    for kind in ("recipe", "mix"):
+        table = plain_table((kind, "what it is for"))
+        for name, path in shipped_files(_KINDS[kind]).items():
+            table.add_row(Text(name if kind == "recipe" else f"{_MIX}{name}", "bold"), Text(description_of(path)))
+        result_console().print(table)
 
 
 def copy_recipe(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name of a shipped recipe, as `malora recipes ls` shows it.")
+        str, typer.Argument(metavar="NAME", help="Name of a shipped recipe or mix, as `malora recipes ls` shows it.")
     ],
     destination: Annotated[
         Path, typer.Argument(metavar="DEST", help="File to write, or a folder to write it in.", show_default=False)
     ] = Path(),
 ) -> None:
-    """Copy a shipped recipe to make it your own. An existing file is never overwritten.
+    """Copy a shipped recipe, or a mix with its rows, to make it your own. An existing file is never overwritten.
 
     Example: malora recipes cp quickstart mine.yaml
     """
     from malora_cli.cli._terminal import say
     from malora_cli.errors import RecipeError
-    from malora_cli.recipe import shipped_files
+    from malora_cli.recipe import data_beside, shipped_files
     from malora_cli.registry import did_you_mean
 
-    known = shipped_files("recipes")
+    recipes, mixes = shipped_files("recipes"), shipped_files("data_mixes")
+    known = {**mixes, **recipes, **{f"{_MIX}{mix}": path for mix, path in mixes.items()}}
     if name not in known:
         raise RecipeError(f"no recipe '{name}' is shipped; {did_you_mean(name, known)}")
-    path = destination / f"{name}.yaml" if destination.is_dir() else destination
+    source, is_mix = known[name], known[name] in mixes.values()
+    path = destination / source.name if destination.is_dir() else destination
+    rows = data_beside(source) if is_mix else []
+    for target in (path, *(path.parent / file for file in rows)):
+        if os.path.lexists(target):  # pathlib's raises for a name that is too long
+            free = _free_name(path if target == path else Path(path.stem) / path.name)
+            fix = f"Choose another name, such as `malora recipes cp {name} {free}`."
+            raise RecipeError("there is a file already", where=str(target), fix=fix)
+    _write(path, source)
+    for file in rows:
+        _write(path.parent / file, source.parent / file)
+    quoted = quote(str(path))
+    say(f"Wrote {path}. " + (f"In a recipe: mix: {path}" if is_mix else f"Train it with: malora train {quoted}"))
+
+
+def _write(path: Path, source: Path) -> None:
+    from malora_cli.errors import RecipeError
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
-            file.write(known[name].read_bytes())
-    except FileExistsError:
-        free = _free_name(path)
-        fix = f"Choose another name, such as `malora recipes cp {name} {free}`."
-        raise RecipeError("there is a file already", where=str(path), fix=fix) from None
+            file.write(source.read_bytes())
     except OSError as error:
         raise RecipeError(f"cannot be written ({error.strerror})", where=str(path)) from error
-    say(f"Wrote {path}. Train it with: malora train {quote(str(path))}")
 
 
 def _free_name(path: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from malora_cli.cli._common import FullOption, OverridesArgument, RecipeArgument, TrustOption
+from malora_cli.cli._common import FullOption, MeasureOption, OverridesArgument, RecipeArgument, TrustOption
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +26,7 @@ def train(
     nproc: Annotated[
         int | None, typer.Option("--nproc", min=1, help="Processes that train on one batch together, as torchrun's.")
     ] = None,
+    step: MeasureOption = True,
     full: FullOption = False,
     trust: TrustOption = False,
 ) -> None:
@@ -42,7 +43,8 @@ def train(
     if nproc is not None and nproc > 1 and not dry_run:
         from malora_cli.train.launch import launch
 
-        again = ["train", recipe, *overrides, *(["--resume"] if resume else []), *(["--full"] if full else [])]
+        flags = {"--resume": resume, "--no-step": not step, "--full": full}
+        again = ["train", recipe, *overrides, *(flag for flag, given in flags.items() if given)]
         raise typer.Exit(launch(nproc, again))
     console = result_console(full=full)
     if dry_run:
@@ -60,17 +62,18 @@ def train(
     from malora_cli.train.run import train as run_training
     from malora_cli.train.view import view_for
 
-    def announce(materials: Materials, cost: StepCost) -> None:
+    def announce(materials: Materials, cost: StepCost | None) -> None:
         statement = state(materials.mixture, materials.packer)
         print_statement(statement, console)
         print_template(materials.tokenizer, console)
         task = materials.tasks[0]
         print_example(task, rendered(task.train.examples([0], 0)[0], materials.tokenizer), console)
         console.print()
-        print_cost(cost, statement, console)
+        if cost is not None:
+            print_cost(cost, statement, console)
 
     with interruptible(run_of(loaded, resume=resume)), telling_of_moves(loaded.recipe) if resume else nullcontext():
-        record = run_training(loaded, view_for(console), resume=resume, announce=announce)
+        record = run_training(loaded, view_for(console), resume=resume, announce=announce, measure=step)
     if writes():
         say(f"run:     {record.path}")
         say(f"adapter: {record.adapter_dir}")

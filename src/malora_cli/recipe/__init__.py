@@ -10,7 +10,7 @@ from malora_cli.recipe.mix_settings import (
     SourceSettings,
     TaskSettings,
 )
-from malora_cli.recipe.packaged import description_of, shipped, shipped_files
+from malora_cli.recipe.packaged import data_beside, description_of, shipped, shipped_files
 from malora_cli.recipe.problems import InvalidRecipeError
 from malora_cli.recipe.remedies import RemediesSettings, RemedySettings
 from malora_cli.recipe.schema import EvalSettings, ModelSettings, OutputSettings, Recipe, TrainSettings
@@ -40,6 +40,7 @@ __all__ = [
     "TaskSettings",
     "TrainSettings",
     "Vocabulary",
+    "data_beside",
     "description_of",
     "load_recipe",
     "recipe_schema",

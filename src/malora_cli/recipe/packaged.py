@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import yaml
+
 from malora_cli.errors import RecipeError
 
 Kind = Literal["recipes", "data_mixes"]
@@ -30,6 +32,14 @@ def shipped_files(kind: Kind) -> dict[str, Path]:
     """The shipped recipes or mixes by name: the file's path without its suffix, such as ``examples/alpaca``."""
     folder = shipped(kind)
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def data_beside(mix: Path) -> list[Path]:
+    """The files of rows that a mix brings along, each named relative to it."""
+    tasks = yaml.safe_load(mix.read_text(encoding="utf-8"))["tasks"].values()
+    sources = [task[split] for task in tasks for split in ("train", "test") if split in task]
+    names = dict.fromkeys(source if isinstance(source, str) else source["path"] for source in sources)
+    return [Path(name) for name in names if (mix.parent / name).is_file()]
 
 
 def description_of(path: Path) -> str:

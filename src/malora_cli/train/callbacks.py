@@ -25,6 +25,7 @@ class Pace:
         trouble: Folder for the rows of steps that went wrong.
         report: Receives every log step and evaluation.
         tick: Receives the number of every step that is done.
+        evaluating: Told that the held-out rows are about to be measured.
         past: Evaluations that a resumed run made before.
     """
 
@@ -32,6 +33,7 @@ class Pace:
     trouble: Path
     report: Callable[[Event], None]
     tick: Callable[[int], None]
+    evaluating: Callable[[], None]
     past: Sequence[EvalEvent] = ()
 
 

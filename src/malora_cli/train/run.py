@@ -41,7 +41,8 @@ def train(
     view: View,
     *,
     resume: bool = False,
-    announce: Callable[[Materials, StepCost], None] | None = None,
+    announce: Callable[[Materials, StepCost | None], None] | None = None,
+    measure: bool = True,
 ) -> RunRecord:
     """Train what a recipe asks for.
 
@@ -50,6 +51,7 @@ def train(
         view: Where progress is shown.
         resume: Go on with the run of this name from its newest checkpoint.
         announce: Told of the data and of what the longest step costs, before a new run begins; None measures no step.
+        measure: Whether that step is measured.
 
     Returns:
         The finished run.
@@ -62,7 +64,7 @@ def train(
     processes.meet(loaded.recipe.model.device)
     resume = processes.the_writers(processes.writes() and check_place(record, resume=resume))
     with held(record):
-        _train(loaded, record, view, resume=resume, announce=announce)
+        _train(loaded, record, view, resume=resume, announce=announce, measure=measure)
     return record
 
 
@@ -72,7 +74,8 @@ def _train(
     view: View,
     *,
     resume: bool,
-    announce: Callable[[Materials, StepCost], None] | None,
+    announce: Callable[[Materials, StepCost | None], None] | None,
+    measure: bool,
 ) -> None:
     recipe, checkpoint, commit = loaded.recipe, None, None
     if resume:
@@ -86,7 +89,7 @@ def _train(
     if recipe.train.shard:
         sharding.shard(model)
     if announce is not None and not resume:
-        materials = _announce(announce, recipe, materials, model)
+        materials = _announce(announce, recipe, materials, model, measure=measure)
     manifest = processes.by_the_writer(lambda: _manifest(record, recipe, materials, model, resume=resume))
     with told_of_the_disk(record):
         past = _open(record, loaded, manifest, checkpoint)
@@ -97,13 +100,18 @@ def _train(
 
 
 def _announce(
-    announce: Callable[[Materials, StepCost], None], recipe: Recipe, materials: Materials, model: PeftModel
+    announce: Callable[[Materials, StepCost | None], None],
+    recipe: Recipe,
+    materials: Materials,
+    model: PeftModel,
+    *,
+    measure: bool,
 ) -> Materials:
     """Tell of the data and of the longest step; gives back the materials, with micro-batches that fit into memory."""
-    cost = measure_longest_step(model, materials.mixture, materials.packer, recipe.train)
+    cost = measure_longest_step(model, materials.mixture, materials.packer, recipe.train) if measure else None
     if processes.writes():
         announce(materials, cost)
-    return replace(materials, packer=cost.packer)
+    return materials if cost is None else replace(materials, packer=cost.packer)
 
 
 def _open(record: RunRecord, loaded: LoadedRecipe, manifest: Manifest, checkpoint: Path | None) -> list[Event]:
@@ -154,7 +162,7 @@ def _trainer(
         tasks=materials.tasks,
         packer=materials.packer,
         remedies=recipe.remedies,
-        pace=Pace(recipe.train, record.trouble_dir, report, view.tick, evals),
+        pace=Pace(recipe.train, record.trouble_dir, report, view.tick, view.evaluating, evals),
         run_id=manifest.run_id,
         checkpoint=checkpoint,
     )

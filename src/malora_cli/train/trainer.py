@@ -325,6 +325,7 @@ class MaloraTrainer(SavingTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Held-out loss of every task; tasks that have learned what they will are stopped."""
         started, settings, step = time.perf_counter(), self.pace.settings, self.state.global_step
+        self.pace.evaluating()
         event = measuring.evaluation(
             self.model,
             self.tasks,

@@ -53,6 +53,9 @@ class View(Protocol):
     def tick(self, step: int) -> None:
         """A step is done."""
 
+    def evaluating(self) -> None:
+        """The held-out rows are about to be measured."""
+
     def show(self, event: Event) -> None:
         """Something was measured."""
 
@@ -137,6 +140,9 @@ class PlainView:
         if self.first_step is None:
             self.first_step = step - 1
 
+    def evaluating(self) -> None:
+        """The line that follows says it."""
+
     def show(self, event: Event) -> None:
         """Print one line."""
         if isinstance(event, ConflictEvent):
@@ -182,13 +188,17 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.status = "measuring the base model"
+        self.status = "starting"
         self.first_step: int | None = None
 
     @contextmanager
     def running(self, steps: int, share: Mapping[str, float], past: Iterable[Event] = ()) -> Iterator[None]:
         """Draw for as long as the block runs; the last picture stays."""
+        past = list(past)
         self.history = History(share, past)
+        done = max((event.step for event in past), default=0)
+        if done:
+            self.status = f"going on from step {done}"
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -196,7 +206,7 @@ class LiveView:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.bar = self.progress.add_task("training", total=steps, note=self.status)
+        self.bar = self.progress.add_task("training", total=steps, completed=done, note=self.status)
         with Live(get_renderable=self._picture, console=self.console, refresh_per_second=4):
             yield
 
@@ -206,6 +216,11 @@ class LiveView:
             self.first_step = step - 1
             self.progress.reset(self.bar, completed=self.first_step)
         self.progress.update(self.bar, completed=step, note=self.status)
+
+    def evaluating(self) -> None:
+        """Say what is waited for; the loss comes back with the next step."""
+        what = "evaluating" if self.history.evals else "measuring the base model"
+        self.progress.update(self.bar, note=what)
 
     def show(self, event: Event) -> None:
         """Add to the rows of the tasks."""
@@ -304,12 +319,16 @@ class NoView:
     def tick(self, step: int) -> None:
         """Nothing to show."""
 
+    def evaluating(self) -> None:
+        """Nothing to show."""
+
     def show(self, event: Event) -> None:
         """Nothing to show."""
 
 
 def view_for(console: Console) -> View:
-    """The live view on a terminal, the plain one elsewhere; none but in the process that writes."""
+    """The live view on a terminal that can redraw, the plain one elsewhere; none but in the process that writes."""
     if not writes():
         return NoView()
-    return LiveView(console) if console.is_terminal else PlainView(console)
+    redraws = console.is_terminal and not console.is_dumb_terminal
+    return LiveView(console) if redraws else PlainView(console)
