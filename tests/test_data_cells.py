@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
+from malora_cli.data.class_name import ClassName
 from malora_cli.data.columns import RowReader
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.formats._base import Example, RowError
 from malora_cli.data.sources import load_rows
-from malora_cli.data.typed import ClassName, column_notes
+from malora_cli.data.typed import column_notes
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 

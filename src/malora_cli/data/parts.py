@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError, TemplateSyntaxError, meta
 
+from malora_cli.data.class_name import ClassName
 from malora_cli.data.formats._base import RowError
 from malora_cli.data.templates import Templates
-from malora_cli.data.typed import ClassName
 from malora_cli.errors import DataError
 from malora_cli.registry import did_you_mean
 

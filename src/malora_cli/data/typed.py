@@ -13,28 +13,13 @@ from typing import Any
 import numpy as np
 from datasets import Audio, ClassLabel, Dataset, Features, Image, LargeList, List, Value, Video
 
+from malora_cli.data.class_name import ClassName
+
 _Made = Callable[[Any], Any]
 #: From here on not every whole number is one of its own as a fraction.
 _WHOLE = 2**53
 #: Types that have fewer digits than a float of Python, which would show some that nobody wrote.
 _NARROW = {"float16": np.float16, "float32": np.float32}
-
-
-class ClassName(str):
-    """The name of a class, which knows its number."""
-
-    __slots__ = ("number",)
-
-    number: int
-
-    def __new__(cls, name: str, number: int) -> ClassName:
-        """That of a number."""
-        found = super().__new__(cls, name)
-        found.number = number
-        return found
-
-    def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override]
-        return str(self), self.number
 
 
 def as_people_write(dataset: Dataset) -> Dataset:

@@ -24,8 +24,8 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
+from malora_cli.data.class_name import ClassName
 from malora_cli.data.formats._base import Example, Format, RowError, as_text, paragraphs
-from malora_cli.data.typed import ClassName
 
 _FROM_0 = "the number of its choices as the answer, and choices are counted from 0"
 _BOTH = "a number as the answer that is the position of a choice, as which it is taken, and the text of another"
