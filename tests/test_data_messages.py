@@ -120,13 +120,14 @@ def test_an_answer_may_be_left_out_of_the_loss(mark: dict[str, Any], tiny_model:
 def test_a_developer_is_the_system_where_a_template_knows_none(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     rows = [{"role": "developer", "content": "Add."}, *({"role": r, "content": t} for r, t in ANSWERED)]
-    knowing = ChatTemplate(tokenizer).rendered(read("messages", {"messages": rows})).rows[0][0].text
-    assert knowing.startswith("<|im_start|>developer\nAdd.")
-    tokenizer.chat_template = (
-        "{% for m in messages if m.role != 'developer' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    )
-    unknowing = ChatTemplate(tokenizer).rendered(read("messages", {"messages": rows})).rows[0][0].text
-    assert unknowing == "system: Add.\nuser: 2 + 3?\nassistant:"
+    example = read("messages", {"messages": rows})
+    shown = ChatTemplate(tokenizer).rendered(example).rows[0][0].text  # ChatML shows whatever role there is
+    assert shown.startswith("<|im_start|>system\nAdd.")
+    tokenizer.chat_template = "{# developer, user and assistant #}" + tokenizer.chat_template
+    assert ChatTemplate(tokenizer).rendered(example).rows[0][0].text.startswith("<|im_start|>developer\nAdd.")
+    left_out = "{% for m in messages if m.role != 'developer' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.chat_template = left_out
+    assert ChatTemplate(tokenizer).rendered(example).rows[0][0].text.startswith("system: Add.\nuser: 2 + 3?\n")
 
 
 def test_special_tokens_in_a_text_are_told_and_an_end_is_taken_once(tiny_model: Path) -> None:

@@ -127,7 +127,7 @@ def _tasks(place: Path, mix: str) -> dict[str, Task]:
 @pytest.mark.parametrize("name", [name for name in shipped_files("data_mixes") if name not in HUB_MIXES])
 def test_a_mix_with_its_own_data(name: str, place: Path) -> None:
     for task in _tasks(place, name).values():
-        assert task.train.left_out == task.test.left_out == ()
+        assert task.settings.train.where or task.train.left_out == task.test.left_out == ()
         assert (task.train.label_tokens > 0, task.overlap.exact) == (True, 0)
 
 
@@ -169,7 +169,30 @@ def test_the_papers_sizes_are_in_the_mix(place: Path) -> None:
 
 def test_there_is_an_example_for_every_format() -> None:
     examples = {name.removeprefix("examples/") for name in shipped_files("data_mixes") if name.startswith("examples/")}
-    assert examples == {name.replace("-", "_") for name in FORMATS}
+    assert examples == {"public_shapes", *(name.replace("-", "_") for name in FORMATS)}
+
+
+def test_files_in_public_shapes_are_read_as_they_are(place: Path) -> None:
+    tasks = _tasks(place, "examples/public_shapes")
+    rows = {name: [*task.train.rows, *task.test.rows] for name, task in tasks.items()}
+    answers = {name: sorted(row["references"][0] for row in found) for name, found in rows.items()}
+    assert answers == {
+        "tables": ["1", "15", "2023, 2024", "2023, 2024", "2023, 2024", "26", "3", "32", "6"],
+        "intents": ["alarm", "alarm", "music", "music", "music", "weather", "weather", "weather"],
+        "abstracts": ["no", "yes", "yes"],
+        "ordering": ["Cy"] * 4,
+        "passages": ["1871", "40 metres", "cars", "five"],
+        "seeds": ["cold", "green", "late", "white"],
+        "assistant": ["10", "4", "6", "8"],
+        "preferences": ["Hello!", "I am sorry.", "Thank you!"],
+        "science": ["A", "B", "B", "C"],
+        "capitals": ["Lima", "Nairobi", "Oslo", "Paris", "Tokyo"],
+        "exam": ["A", "B", "B", "C"],
+    }
+    assert ["1871", "in 1871"] in [row["references"] for row in rows["passages"]]
+    assert "What is the capital of Kenya?" in [row["prompt"] for row in rows["capitals"]]
+    table = "Sales of the bakery, in thousands.\n | 2023 | 2024\nBread | 20 | 26\n"
+    assert f"{table}By how much did the sales of bread grow?" in [row["prompt"] for row in rows["tables"]]
 
 
 def test_every_hub_dataset_has_its_licence_beside_it() -> None:

@@ -206,7 +206,7 @@ def _thinks(probe: _Probe) -> tuple[str, str] | None:
 
 def _shows_role(probe: _Probe, role: str) -> bool:
     told = probe.say(role, _SYSTEM, name=_NAME, tool_call_id="zq8call00")
-    if role != "tool":
-        return probe.shows(_SYSTEM, told, probe.question)
+    if role != "tool":  # a template that shows whatever role there is knows none of them
+        return role in str(probe.tokenizer.chat_template) and probe.shows(_SYSTEM, told, probe.question)
     calls = [(probe.question, probe.call(kind)) for kind in _ARGUMENTS]
     return any(probe.shows(_SYSTEM, *before, told) for before in calls)
