@@ -179,15 +179,31 @@ CLASSES = Features(
 )
 
 
+CARD = """---
+dataset_info:
+  features:
+  - {name: q, dtype: string}
+  - {name: label, dtype: {class_label: {names: {"0": bad, "1": good}}}}
+  - {name: tags, list: {class_label: {names: {"0": x, "1": y}}}}
+---
+"""
+
+
 def classed(folder: Path) -> Dataset:
     rows = {"q": ["a", "b"], "label": [1, -1], "tags": [[0, 1], []]}
     dataset = Dataset.from_dict(rows, features=CLASSES)
     dataset.to_parquet(folder / "rows.parquet")
     dataset.save_to_disk(str(folder / "saved"))
+    (folder / "card").mkdir()
+    pd.DataFrame(rows).to_parquet(folder / "card" / "train.parquet")
+    (folder / "card" / "README.md").write_text(CARD)
     return dataset
 
 
-@pytest.mark.parametrize(("path", "source"), [("rows.parquet", {}), ("rows.parquet", {"stream": 2}), ("saved", {})])
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [("rows.parquet", {}), ("rows.parquet", {"stream": 2}), ("saved", {}), ("card", {}), ("card", {"stream": 2})],
+)
 def test_a_class_is_its_name(tmp_path: Path, path: str, source: dict[str, Any]) -> None:
     classed(tmp_path)
     rows = load_rows(SourceSettings(path=str(tmp_path / path), **source), split="train")
