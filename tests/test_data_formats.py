@@ -205,8 +205,12 @@ def test_a_wrong_template_is_found_before_the_first_row(template: Any, expected:
 
 def test_a_template_runs_nothing() -> None:
     """What a shared mix could do with a plain Jinja environment: reach Python's own classes."""
-    with pytest.raises(RowError, match="cannot take"):
-        read("template", {"a": "x"}, {"prompt": "{{ a.__class__.__mro__ }}", "completion": "{{ a }}"})
+    for reach in ("{{ a.__class__.__mro__ }}", "{{ '{0.__class__}'.format(a) }}", "{{ a.strip.__func__ }}"):
+        for role in ("prompt", "completion"):
+            with pytest.raises(RowError, match=f"the template of '{role}' cannot take"):
+                read("template", {"a": "x"}, {"prompt": "a", "completion": "a", role: reach})
+        with pytest.raises(RowError, match="the template of 'choices' cannot take"):
+            read("multiple-choice", {"a": "x"}, {"question": "a", "answer": "a", "choices": reach})
 
 
 @pytest.mark.parametrize(
@@ -218,13 +222,14 @@ def test_a_template_runs_nothing() -> None:
         "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}{{ a }}",
         "{{ 9 ** (9 ** 9) }}{{ a }}",
         "{{ a * 10 ** 9 }}",
+        "{{ a if 9 ** (9 ** 9) else range(999999999) | list }}",
     ],
 )
 def test_a_template_comes_to_an_end(template: str) -> None:
-    with pytest.raises(
-        RowError, match=r"a cell that the template of 'prompt' cannot take \((it takes more|what \*|maximum)"
-    ):
-        read("template", {"a": "xxx"}, {"prompt": template, "completion": "{{ a }}"})
+    for role in ("prompt", "completion"):
+        why = rf"a cell that the template of '{role}' cannot take \((it takes more|what \*|maximum)"
+        with pytest.raises(RowError, match=why):
+            read("template", {"a": "xxx"}, {"prompt": "a", "completion": "a", role: template})
 
 
 def test_what_templates_count_is_left_as_it_is() -> None:
