@@ -119,3 +119,12 @@ def test_a_column_is_the_answer_only_where_the_mix_says_so() -> None:
     assert RowReader("messages", FORMATS["messages"], {}, list(row), "rows.jsonl")(row).references == ("5",)
     with pytest.raises(DataError, match="there is no column 'It is 5' for 'answer'"):
         RowReader("messages", FORMATS["messages"], {"answer": "It is 5"}, list(row), "rows.jsonl")
+
+
+def test_what_stands_before_several_answers_is_trained_once() -> None:
+    messages = [*ASKED, {"role": "assistant", "content": "5"}, {"role": "user", "content": "In words?"}]
+    row = {"messages": messages, "chosen": ["five", "Five."]}
+    first, second = RowReader("messages", FORMATS["messages"], {"answer": "chosen"}, list(row), "x")(row).each()
+    assert [turn.supervised for turn in first.turns if turn.role == "assistant"] == [True, True]
+    assert [turn.supervised for turn in second.turns if turn.role == "assistant"] == [False, True]
+    assert (first.references, second.references) == (("five", "Five."), ("Five.", "five"))
