@@ -196,6 +196,33 @@ def test_broken_files(chunks: list[bytes], suffix: str, stream: int | None, enco
             assert len(Encoding(reader, encoder, None, 64, "drop", "error").split(found)) > 0
 
 
+NAMED = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=12,
+)
+PATHS = st.lists(st.sampled_from(["*", "a", "b", "0"]), min_size=1, max_size=4).map(".".join)
+
+
+@MANY
+@given(values=st.lists(NAMED, min_size=1, max_size=3), paths=st.lists(PATHS, max_size=2), data=st.data())
+def test_records_of_any_shape(values: list[Any], paths: list[str], data: st.DataObject) -> None:
+    suffix, indent = data.draw(st.sampled_from(["json", "jsonl"])), data.draw(st.sampled_from([None, 1]))
+    with scratch() as folder, used_or_refused():
+        text = "\n".join(json.dumps(value, indent=indent) for value in values)
+        (folder / f"x.{suffix}").write_text(text, encoding="utf-8")
+        try:
+            source = SourceSettings(path=str(folder / f"x.{suffix}"), records=tuple(paths) or None)
+        except ValueError:  # two paths of one name
+            return
+        rows = load_rows(source, split="train")
+        assert len(list(rows.dataset)) == len(rows.dataset) > 0
+        assert all(
+            1 <= rows.places.number(row) <= max(len(rows.dataset), text.count("\n") + 1)
+            for row in range(len(rows.dataset))
+        )
+
+
 def test_a_huge_row_is_cut_or_left_out(encoder: Encoder) -> None:
     """A million characters in one row, as a broken export makes them."""
     form = FORMATS["prompt-completion"]

@@ -107,7 +107,17 @@ CASES: dict[str, tuple[Any, Any, list[dict[str, Any]]]] = {
         "examples.*",
         [{"canary": "no", "input": "not ( True )", "target": "False"}, {"canary": "no", "input": "x", "target": "y"}],
     ),
-    "without stars": (BBH, "examples.1", [{"canary": "no", "input": "x", "target": "y"}]),
+    "a list without a star": (
+        CLINC,
+        "train",
+        [{"0": "pay", "1": "bill"}, {"0": "what", "1": "time"}, {"0": "x", "1": "y"}],
+    ),
+    "parallel lists without stars": (
+        PARALLEL,
+        ["question", "answer"],
+        [{"source": "web", "question": "a?", "answer": 1}, {"source": "web", "question": "b?", "answer": None}],
+    ),
+    "a position": (BBH, "examples.1", [{"canary": "no", "input": "x", "target": "y"}]),
     "parallel lists": (
         PARALLEL,
         ["question.*", "answer.*"],
@@ -136,7 +146,7 @@ def test_records_are_rows_with_the_fields_of_what_they_lie_in(name: str, tmp_pat
     ]
 
 
-@pytest.mark.parametrize("name", ["TAT-QA", "parallel lists in rows", "lists", "without stars"])
+@pytest.mark.parametrize("name", ["TAT-QA", "parallel lists in rows", "lists", "a position"])
 def test_json_lines_are_a_list_of_their_lines(name: str, tmp_path: Path) -> None:
     value, records, expected = CASES[name]
     value = value if isinstance(value, list) else [value]
@@ -272,6 +282,12 @@ def test_records_that_are_not_there(value: Any, records: Any, expected: str, tmp
 def test_a_path_has_no_empty_part() -> None:
     with pytest.raises(ValueError, match="a path has an empty part"):
         SourceSettings(path="x", records="data..rows")
+
+
+@pytest.mark.parametrize("records", [["a.q.*", "b.q.*"], ["*", "*.*"], ["q", "q"]])
+def test_lists_side_by_side_have_names_of_their_own(records: list[str]) -> None:
+    with pytest.raises(ValueError, match="two paths end in one name"):
+        SourceSettings(path="x", records=tuple(records))
 
 
 def test_records_lie_in_parquet_too(tmp_path: Path) -> None:

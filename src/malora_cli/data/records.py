@@ -65,10 +65,10 @@ def records_at(text: str, at: int, paths: Sequence[Records], *, in_item: bool) -
     """
     start = _Place(at, {}, (), in_item)
     if len(paths) == 1:
-        for place in _places(text, start, paths[0]):
+        for place in _ends(text, start, paths[0]):
             yield place.at, place.around | _own(text, place.at, _last_name(paths[0]))
         return
-    for places in zip_longest(*(_places(text, start, path) for path in paths)):
+    for places in zip_longest(*(_ends(text, start, path) for path in paths)):
         first = next(place for place in places if place is not None)
         if any(place is None or place.trail != first.trail for place in places):
             what = f"has lists of different lengths as {' and '.join('.'.join(path) for path in paths)}"
@@ -92,6 +92,16 @@ def _own(text: str, at: int, name: str) -> Cells:
             return {str(part): cell_at(text, start) for part, start, _ in parts_at(text, at)}
         case _:
             return {name: cell_at(text, at)}
+
+
+def _ends(text: str, start: _Place, path: Records) -> Iterator[_Place]:
+    """Where the records of a path are: of a list at its end, the items."""
+    by_name = bool(path) and path[-1] != EVERY and not path[-1].isdecimal()
+    for place in _places(text, start, path):
+        if by_name and text[place.at] == "[":  # nobody means a list as one row
+            yield from _places(text, place, (EVERY,))
+        else:
+            yield place
 
 
 def _places(text: str, place: _Place, path: Records) -> Iterator[_Place]:

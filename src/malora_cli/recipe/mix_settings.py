@@ -54,9 +54,9 @@ class SourceSettings(Settings):
     records: Column | None = Field(
         default=None,
         description="Where the rows are inside a JSON file, as data.*.paragraphs.*.qas.*: names, positions and * for "
-        "every item of a list or value of an object. Fields of what they lie in are columns too, the nearest of each "
-        "name, and _key is the name that a * stands for. A list of paths is of lists that lie side by side, each a "
-        "column; null is one row after another",
+        "every item of a list or value of an object; a list at the end means its items. Fields of what they lie in "
+        "are columns too, the nearest of each name, and _key is the name that a * stands for. A list of paths is of "
+        "lists that lie side by side, each a column; null is one row after another",
     )
     where: Text | None = Field(
         default=None,
@@ -74,6 +74,9 @@ class SourceSettings(Settings):
         paths = [records] if isinstance(records, str) else records or ()
         if any(not part for path in paths for part in path.split(".")):
             raise ValueError("a path has an empty part; parts are names, positions or *, with a dot between two")
+        columns = [[part for part in path.split(".") if part != "*"][-1:] for path in paths]
+        if any(columns.count(column) > 1 for column in columns):
+            raise ValueError("two paths end in one name, and each becomes a column of its last name")
         return records
 
 
