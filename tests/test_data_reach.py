@@ -30,7 +30,7 @@ def _told(place: Path, answers: list[object], *overrides: str) -> list[str]:
     return [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
 
 
-LONG = "have an answer of more than max_new_tokens 6, so generation ends before it"
+LONG = "have an answer longer than max_new_tokens 6, so none is generated whole"
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ LONG = "have an answer of more than max_new_tokens 6, so generation ends before 
         (["123456", "1"], "exact-match", None),  # its end need not be generated
         (["1234567", "1", "12345678"], "exact-match", f"2 of 3 test rows (row 1, 3) {LONG}"),
         (["1", "one", "2"], "last-number",
-         "1 of 3 test rows (row 2) have an answer that last-number can read nothing from, so they score 0"),
+         "1 of 3 test rows (row 2) have an answer that last-number can read nothing from, so they can only score 0"),
         (["B", "heat"], "choice",
-         "1 of 2 test rows (row 2) have an answer that choice can read nothing from, so they score 0"),
+         "1 of 2 test rows (row 2) have an answer that choice can read nothing from, so they can only score 0"),
         (["one"], "exact-match", None),
         (["1234567"] * 600, "rouge-l", "500 of 500 test rows that were looked at (row"),
     ],

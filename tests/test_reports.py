@@ -120,6 +120,7 @@ def test_scores_say_which_rows_were_trained_on(full: RunRecord) -> None:
         "cipher: 28 of its 80 test rows are also training rows, so its score is too good by what was memorised." in text
     )
     assert text.count("also train") == 2
+    assert "Test rows of 1 task are also training rows" in shown.text("headline")
 
 
 def test_scores_quote_the_newest_of_the_fullest_evaluations(full: RunRecord) -> None:

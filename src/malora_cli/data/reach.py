@@ -26,7 +26,7 @@ def out_of_reach(settings: TaskSettings, test: Split, encoder: Encoder) -> Itera
     metric, longest = settings.metric, settings.max_new_tokens
     unread = [row for row, rights in zip(numbers, references, strict=True) if not any(map(metric.reads, rights))]
     if unread:
-        yield f"{_some(unread, test)} have an answer that {metric} can read nothing from, so they score 0"
+        yield f"{_some(unread, test)} have an answer that {metric} can read nothing from, so they can only score 0"
     cut = [
         row
         for row, rights, example in zip(numbers, references, test.examples(numbers, 0), strict=True)
@@ -34,7 +34,7 @@ def out_of_reach(settings: TaskSettings, test: Split, encoder: Encoder) -> Itera
         if len(rights) == 1 and _is_longer(example.input_ids[example.prompt_tokens :], longest, encoder)
     ]
     if cut:
-        yield f"{_some(cut, test)} have an answer of more than max_new_tokens {longest}, so generation ends before it"
+        yield f"{_some(cut, test)} have an answer longer than max_new_tokens {longest}, so none is generated whole"
 
 
 def _is_longer(answer: Sequence[int], tokens: int, encoder: Encoder) -> bool:

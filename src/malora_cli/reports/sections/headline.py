@@ -20,6 +20,9 @@ _TEMPLATE = """
   ({{ gain|points }} points) in the mean score over {{ domains|length|plural("domain") }}.
   {{ tasks_up }} of {{ result.tasks|length|plural("task") }} and
   {{ domains_up }} of {{ domains|length|plural("domain") }} gained.
+  {% if given_away %}
+  Test rows of {{ given_away|plural("task") }} are also training rows: scores there are too good.
+  {% endif %}
 {% elif first is not none %}
   {{ subject }} from <b>{{ first|nats }}</b> to {{ m.change(first - last, last|nats, strong=true) }} nats a token in
   held-out loss, the mean over {{ shared|plural("task") }}. There are no scores yet.
@@ -91,6 +94,12 @@ def _gains(result: EvalResult | None) -> dict[str, object]:
     }
 
 
+def _given_away(run: RunView) -> int:
+    """How many of the tasks that were evaluated have test rows that were also trained on."""
+    evaluated = run.evaluation.tasks if run.evaluation is not None else {}
+    return sum(bool(data.also_trained) for name, data in run.manifest.test_data.items() if name in evaluated)
+
+
 def _held_out(evals: Sequence[EvalEvent]) -> dict[str, object]:
     """Mean held-out loss at the first and the last evaluation, over the tasks that both have."""
     if len(evals) < 2:
@@ -112,6 +121,7 @@ def _render(run: RunView) -> str:
         result=run.evaluation,
         planned=train.get("steps") if isinstance(train, dict) else None,
         domain_count=len({task.domain for task in run.tasks.values()}),
+        given_away=_given_away(run),
         **_gains(run.evaluation),
         **_held_out(run.log.evals),
     )
