@@ -126,6 +126,15 @@ def test_rows_do_not_change_from_one_day_to_the_next() -> None:
     assert "Today Date: 26 Jul 2024" in context.text
 
 
+def test_white_space_that_is_a_token_ends_nothing() -> None:
+    """Gemma's tokenizers add line breaks and runs of them."""
+    tokenizer = tokenizer_of(source_of("gemma3"))
+    tokenizer.add_tokens(["\n", "\n\n"])
+    template = ChatTemplate(tokenizer)
+    assert (template.traits.end, template.traits.stops) == ("<end_of_turn>", ("<end_of_turn>", "<eos>"))
+    assert supervised(template, conversation(2)) == ["It is 0.<end_of_turn>", "It is 1.<end_of_turn>"]
+
+
 # ---------------------------------------------------------------- reasoning and tools
 
 REASONING = Turn("assistant", "42", dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "6 by 7"))

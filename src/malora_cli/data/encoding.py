@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from malora_cli.data.chat.answers import THINK, spoken
 from malora_cli.data.chat.plain import plain
 from malora_cli.data.chat.template import ChatTemplate, Rendered, Segment
-from malora_cli.data.chat.traits import special_marks
+from malora_cli.data.chat.traits import any_of
 from malora_cli.data.formats._base import Example
 from malora_cli.data.word_marks import Marks, marks_of, without_marks
 
@@ -168,7 +168,8 @@ class Encoder:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        return special_marks(self.tokenizer)
+        """Tokens that are cut out of a text before all others are found in it."""
+        return any_of((*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()))
 
     @cached_property
     def _special_end(self) -> re.Pattern[str]:
@@ -216,9 +217,8 @@ class Encoder:
     @cached_property
     def _not_text(self) -> re.Pattern[str]:
         """Special tokens that a text holds none of."""
-        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        marks = sorted(added | {*self.tokenizer.all_special_tokens}, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+        added = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        return any_of((*added, *self.tokenizer.all_special_tokens))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -63,10 +63,14 @@ class Traits:
     roles: frozenset[str]
 
 
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of some texts, the longest first; nothing where there are none."""
+    return re.compile("|".join(map(re.escape, sorted({*texts} - {""}, key=len, reverse=True))) or r"(?!)")
+
+
 def special_marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches a special token in a text."""
-    marks = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} - {""}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+    """Matches a token that chat templates may write as a mark; some tokenizers add white space too, which is none."""
+    return any_of(mark for mark in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if mark.strip())
 
 
 def special_run(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
