@@ -73,6 +73,7 @@ def test_token_f1(prediction: str, reference: str, score: float) -> None:
     ("ignore", "same", "different"),
     [
         ((), ["5", " 5\n"], ["5.", "5 5", ""]),
+        ((), ["café", "cafe\u0301"], ["cafe", "Café"]),
         (("case",), ["Paris", "PARIS", " paris"], ["Paris.", "The Paris"]),
         (("case",), ["Straße", "STRASSE"], ["Strase"]),
         (("punctuation",), ["U.S.", "US", "«US»", "US。"], ["us", "U S"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Literal
 
 from pydantic import Field
@@ -24,6 +25,7 @@ class ExactMatch(Metric):
         return float(self._plain(prediction) == self._plain(reference))
 
     def _plain(self, text: str) -> str:
+        text = unicodedata.normalize("NFC", text)  # as some tokenizers do, so that no answer could be written otherwise
         if "case" in self.ignore:
             text = text.casefold()
         if "punctuation" in self.ignore:
