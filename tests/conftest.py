@@ -35,6 +35,13 @@ def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_starts() -> None:
+    """Processes that tests start read ``started/sitecustomize.py``; the ones that run tests have begun already."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent / "started"), *([before] if before else [])])
+
+
 @pytest.fixture
 def rounded_products() -> Iterator[None]:
     """Float32 products may be rounded to bfloat16."""

@@ -31,6 +31,8 @@ from malora_cli.recipe import InvalidRecipeError, SourceSettings
 from train_runs import load, workplace
 
 MANY = settings(max_examples=150, suppress_health_check=list(HealthCheck))
+#: Of what costs a whole mix each time.
+FEWER = settings(MANY, max_examples=50)
 
 TEXT = st.text(max_size=12)
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.floats(), TEXT)
@@ -116,7 +118,7 @@ def _put(mix: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
             inner[path[-1]] = value
 
 
-@MANY
+@FEWER
 @given(changes=broken_mixes())
 def test_broken_mixes(changes: list[tuple[tuple[str, ...], Any]], encoder: Encoder, tiny_model: Path) -> None:
     with scratch() as folder:

@@ -336,8 +336,7 @@ def test_losses_of_training_and_evaluation_agree(recipe: Path, record: RunRecord
 # ---------------------------------------------------------------- a gain is seen
 
 
-@pytest.mark.parametrize("method", ["{name: malora, lora_dropout: 0}", "{name: lora, lora_dropout: 0}"])
-def test_a_model_that_learned_beats_the_base(tmp_path: Path, learner: Callable[[Path], Path], method: str) -> None:
+def test_a_model_that_learned_beats_the_base(tmp_path: Path, learner: Callable[[Path], Path]) -> None:
     """ "say x y" is answered with x; the held-out pairs were never seen."""
     pairs = [(x, y) for y in "klmnopqrstuvwxyz" for x in "abcd"]
     held_back = {pair for index, pair in enumerate(pairs) if index % 5 == 0}
@@ -348,7 +347,7 @@ def test_a_model_that_learned_beats_the_base(tmp_path: Path, learner: Callable[[
     recipe.write_text(
         f"""\
 model: {{base: {learner(tmp_path / "base")}}}
-method: {method}
+method: {{name: malora, lora_dropout: 0}}
 mix:
   system: ""
   tasks:
