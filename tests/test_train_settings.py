@@ -102,7 +102,7 @@ def name() -> Iterator[str]:
 
 def test_no_field_is_forgotten() -> None:
     assert TRAIN.keys() | APART == TrainSettings.model_fields.keys()
-    model = {"base", "revision", "dtype", "attention", "chat_template", "trust_remote_code", "quantise"}
+    model = {"base", "revision", "dtype", "attention", "chat_template", "trust_remote_code", "quantise", "device"}
     assert set(ModelSettings.model_fields) == model
     assert set(OutputSettings.model_fields) == {"folder", "name"}
 

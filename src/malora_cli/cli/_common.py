@@ -217,7 +217,7 @@ def telling_of_moves(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except MaloraError as error:
-        if any(path in (error.where or "") for path in gone(recipe.model_dump(mode="json"))):
+        if any(path in str(error) for path in gone(recipe.model_dump(mode="json"))):
             error.fix = "Put it back, or add to the command where it lies now: model.base=FOLDER or mix=FILE."
         raise
 
