@@ -64,7 +64,7 @@ def test_a_task_that_says_nothing_of_test_rows_and_domain_has_both(
             del mix["tasks"]["add"][name]
 
     rewrite(recipe.parent / "mix.yaml", less)
-    said = "add: neither test nor holdout is given, so 2 rows are held out to test on (5%, at most 200, by mix.seed)"
+    said = "Rows held out where neither test nor holdout is given (5%, at most 200, by mix.seed): 2 of add"
     printed = _plain(_out(capsys, "check", str(recipe), "--no-step"))
     assert said in printed
     assert printed.count("neither test nor holdout") == 1

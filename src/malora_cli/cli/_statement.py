@@ -95,12 +95,10 @@ def _usual_tests(statement: Statement) -> list[str]:
     from malora_cli.data.holdout import USUAL_ROWS, USUAL_SHARE
 
     tasks = [entry.task for entry in statement.tasks]
-    return [
-        f"{task.name}: neither test nor holdout is given, so {len(task.test):,} rows are held out to test on "
-        f"({USUAL_SHARE:.0%}, at most {USUAL_ROWS}, by mix.seed)"
-        for task in tasks
-        if task.settings.test is None and task.settings.holdout is None
-    ]
+    unsaid = [task for task in tasks if task.settings.test is None and task.settings.holdout is None]
+    held = ", ".join(f"{len(task.test):,} of {task.name}" for task in unsaid)
+    rule = f"{USUAL_SHARE:.0%}, at most {USUAL_ROWS}, by mix.seed"
+    return [f"Rows held out where neither test nor holdout is given ({rule}): {held}"] if unsaid else []
 
 
 def _told(noted: NotedRows, which: str) -> str:
