@@ -258,6 +258,8 @@ class _EncodeBatch:
         for one in example.each() if self.encoding.references == "all" else (example,):
             rendered = encoder.rendered(one, self.encoding.system, last=self.encoding.last)
             references = encoder.references(one, rendered)
+            if self.encoding.once and not all(map(str.strip, references)):  # to say nothing would be right
+                raise RowError("an answer of nothing but reasoning or special tokens, so it cannot be scored")
             rows = rendered.rows[-1:] if self.encoding.once else rendered.rows
             found += [_Readable(number, one.prompt, references, segments) for segments in rows]
             told |= dict.fromkeys((*rendered.remarks, *encoder.remarks(one)))

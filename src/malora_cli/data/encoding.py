@@ -12,7 +12,7 @@ from functools import cached_property
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from malora_cli.data.chat.answers import THINK, spoken
+from malora_cli.data.chat.answers import THINK, parted, spoken
 from malora_cli.data.chat.plain import plain
 from malora_cli.data.chat.template import ChatTemplate, Rendered, Segment
 from malora_cli.data.chat.traits import any_of
@@ -69,9 +69,9 @@ class Encoder:
 
     def references(self, example: Example, rendered: Rendered) -> list[str]:
         """What may be answered at the end of an example: texts without reasoning, or a tool call as it is written."""
-        if not example.completion:
-            return [self._not_text.sub("", rendered.reference).strip()]
-        return [spoken(spoken(text, THINK), self._thinks) for text in example.references]
+        if not example.completion or example.turns[-1].extra.get("tool_calls"):
+            return [self._said(rendered.reference).strip()]
+        return [self._said(parted(text)[1]) for text in example.references]
 
     def remarks(self, example: Example) -> list[str]:
         """What is to be known of the texts of an example: special tokens in them are tokens to the model, not text."""
@@ -188,7 +188,7 @@ class Encoder:
 
     @cached_property
     def _stops(self) -> tuple[str, ...]:
-        return (self._eos,) if self.template is None else self.template.traits.stops
+        return tuple(filter(None, (self._eos,))) if self.template is None else self.template.traits.stops
 
     @cached_property
     def stop_ids(self) -> list[int]:
@@ -199,7 +199,7 @@ class Encoder:
     @cached_property
     def stop_texts(self) -> list[str]:
         """Texts that end an answer and are no token of their own."""
-        return [text for text in self._stops if text and not self._special.fullmatch(text)]
+        return [text for text in self._stops if not self._special.fullmatch(text)]
 
     def answer(self, prompt: Sequence[int], generated: Sequence[int]) -> str:
         """What a model answers: its text up to the end of its turn, without special tokens and reasoning.
@@ -208,10 +208,13 @@ class Encoder:
             prompt: Tokens that were to be continued.
             generated: Tokens that continue them, without the one that ends them.
         """
-        text = self.tokenizer.decode(generated)
-        for stop in self.stop_texts:
-            text = text.partition(stop)[0]
         opened = self.tokenizer.decode(prompt[-16:]).rstrip().endswith(self._thinks[0])
+        return self._said(self.tokenizer.decode(generated), opened=opened)
+
+    def _said(self, text: str, *, opened: bool = False) -> str:
+        """What is answered by a text: of a model, or of the data, which may hold marks too."""
+        for stop in self._stops:
+            text = text.partition(stop)[0]
         return self._not_text.sub("", spoken(text, self._thinks, opened=opened))
 
     @cached_property

@@ -22,3 +22,11 @@ def spoken(text: str, thinks: tuple[str, str], *, opened: bool = False) -> str:
     if closed:
         return behind.lstrip("\n")
     return "" if opened or text.lstrip().startswith(opening) else text
+
+
+def parted(text: str) -> tuple[str, str]:
+    """The reasoning that begins a text of the data, and what stands behind it; no reasoning, and all of it."""
+    reasoning, closed, behind = text.partition(THINK[1])
+    if not closed or not reasoning.lstrip().startswith(THINK[0]):
+        return "", text
+    return reasoning.replace(THINK[0], "", 1).strip(), behind.lstrip("\n")

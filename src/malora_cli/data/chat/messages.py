@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from malora_cli.data.chat.answers import THINK
+from malora_cli.data.chat.answers import parted
 from malora_cli.data.chat.rendering import Message, content
 from malora_cli.data.chat.traits import REASONING, Arguments, Traits
 from malora_cli.data.formats._base import Example, RowError, Turn, paragraphs
 
 #: Said of examples whose system prompt a template without a system role is given.
 FOLDED = "a system prompt that stands in the user's first turn, since the model's chat template knows none"
+#: Said of examples of which a template shows a tool call alone.
+BESIDE = "words beside a tool call, which the model's chat template leaves out"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def conversation_of(example: Example, system: str | None, traits: Traits) -> Con
         turns = (Turn("system", system), *turns)
     turns = _known(turns, traits)
     folded = not traits.system and turns[0].role == "system"
-    remarks = (FOLDED,) if folded and turns[0].text.strip() else ()
+    beside = not traits.words and any(turn.text.strip() and turn.extra.get("tool_calls") for turn in turns)
+    remarks = (FOLDED,) * (folded and bool(turns[0].text.strip())) + (BESIDE,) * beside
     turns = _folded(turns) if folded else turns
     return Conversation(turns, [_message(turn, traits) for turn in turns], example.tools, remarks)
 
@@ -83,23 +86,24 @@ def _message(turn: Turn, traits: Traits) -> Message:
     if calls := extra.get("tool_calls"):
         if traits.arguments is None:
             raise RowError("a tool call, which the model's chat template leaves out")
+        if len(calls) > 1 and not traits.parallel:
+            raise RowError("several tool calls in one message, of which the model's chat template leaves out some")
         extra["tool_calls"] = [_call(call, traits.arguments) for call in calls]
     return {"role": turn.role, "content": content(turn.text, parts=traits.parts), **extra}
 
 
 def _apart(turn: Turn) -> Turn:
     """A turn whose reasoning stands beside its text, where it began it."""
-    reasoning, closed, text = turn.text.partition(THINK[1])
-    if turn.role != "assistant" or not closed or not reasoning.lstrip().startswith(THINK[0]):
+    thought, text = parted(turn.text)
+    if turn.role != "assistant" or text == turn.text:
         return turn
-    thought = reasoning.replace(THINK[0], "", 1).strip()
-    return replace(turn, text=text.lstrip("\n"), extra={**turn.extra, **dict.fromkeys(REASONING, thought)})
+    return replace(turn, text=text, extra={**turn.extra, **dict.fromkeys(REASONING, thought)})
 
 
 def reasoning_of(turn: Turn) -> str:
     """The reasoning of an answer, beside its text or before it; empty where there is none."""
     given = next((turn.extra[key] for key in REASONING if isinstance(turn.extra.get(key), str)), "")
-    return str(given).strip() or str(_apart(turn).extra.get(REASONING[0], ""))
+    return str(given).strip() or parted(turn.text)[0]
 
 
 def _call(call: Mapping[str, Any], kind: Arguments) -> dict[str, Any]:

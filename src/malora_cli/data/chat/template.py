@@ -9,10 +9,10 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from malora_cli.data.chat.answers import spoken
+from malora_cli.data.chat.answers import THINK, spoken
 from malora_cli.data.chat.messages import Conversation, conversation_of, reasoning_of
 from malora_cli.data.chat.rendering import Message, content, render, shared
-from malora_cli.data.chat.traits import Traits, header, special_marks, special_run, traits_of
+from malora_cli.data.chat.traits import REASONING, Traits, header, special_marks, traits_of
 from malora_cli.data.formats._base import Example, RowError, Turn
 
 _ANSWER = "Zq3answer"
@@ -60,10 +60,6 @@ class ChatTemplate:
         return traits_of(self.tokenizer)
 
     @cached_property
-    def _run(self) -> re.Pattern[str]:
-        return special_run(self.tokenizer)
-
-    @cached_property
     def _ending(self) -> re.Pattern[str]:
         return re.compile(rf"(?:{special_marks(self.tokenizer).pattern})$")
 
@@ -107,9 +103,9 @@ class ChatTemplate:
         # An answer may begin the conversation, and transformers renders nothing of no message.
         asked = self._text(before, told, ask=True, **settings) if before else self._given(before, told)
         whole = self._text(told.messages[: at + 1], told, **settings)
-        if thought and thought not in whole:
+        if thought and not self._shown(told, at, asked, whole):
             return asked, self._reasoned(turn, thought, asked)
-        context = asked if thought else self._context(before, told, asked)
+        context = asked if thought and self.traits.asks else self._context(before, told, asked)
         for found in (context, asked, self._shared(asked, whole)):
             if whole.startswith(found):
                 return found, self._ended(whole[len(found) :], told, at)
@@ -138,6 +134,14 @@ class ChatTemplate:
         answer = {"role": "assistant", "content": content(_ANSWER, parts=self.traits.parts)}
         return self._text([*before, answer], told, **self.traits.quiet).rpartition(_ANSWER)[0]
 
+    def _shown(self, told: Conversation, at: int, asked: str, whole: str) -> bool:
+        """Whether the template has written the reasoning of an answer."""
+        *before, answer = told.messages[: at + 1]
+        silent = {key: value for key, value in answer.items() if key not in REASONING}
+        if silent == answer:  # it is a part of the text
+            return THINK[1] in whole[len(shared(asked, whole)) :]
+        return self._text([*before, silent], told) != whole
+
     def _reasoned(self, turn: Turn, thought: str, prompt: str) -> str:
         """An answer with the reasoning that the template leaves out, where its prompt has opened a block for it."""
         traits = self.traits
@@ -156,15 +160,8 @@ class ChatTemplate:
         elif traits.close.strip():
             answer = answer.rstrip()
         elif told.turns[at].extra.get("tool_calls"):
-            end = self._next_mark(told, at) or end
-        while end and answer.endswith(end):
-            answer = answer.removesuffix(end)
+            end = traits.call_end or end
+        mark = end.strip()
+        while mark and answer.rstrip().endswith(mark):
+            answer = answer.rstrip().removesuffix(mark)
         return answer + end
-
-    def _next_mark(self, told: Conversation, at: int) -> str | None:
-        """What begins the turn behind a tool call, where that ends it."""
-        said = told.messages[: at + 1]
-        result = {"role": "tool", "name": "", "content": content(_ANSWER, parts=self.traits.parts)}
-        behind = self._text([*said, result], told).removeprefix(self._text(said, told))
-        found = self._run.match(behind)
-        return None if found is None else found.group()

@@ -16,7 +16,7 @@ from malora_cli.errors import DataError
 
 # Words that no template writes itself.
 _SYSTEM, _QUESTION, _ANSWER, _THOUGHT = "Zq1system", "Zq2question", "Zq3answer", "Zq4thought"
-_NAME, _KEY, _VALUE = "zq5name", "zq6key", "zq7value"
+_NAME, _KEY, _VALUE, _CALL_ID = "zq5name", "zq6key", "zq7value", "zq8call00"
 #: The keys under which templates look for reasoning.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -36,14 +36,18 @@ class Traits:
         parts: It takes contents as lists of parts, as templates of models that see pictures do.
         system: It takes a system message.
         quiet: Settings by which it asks for an answer without reasoning; none where it has none.
+        asks: It writes something to ask for an answer.
         asked: What it writes behind the user's last words to ask for an answer without reasoning.
         answered: What it writes there before such an answer, as far as that is not the model's to say.
         close: All that it writes behind the last answer.
         end: The mark that ends an answer, which the model has to learn.
-        stops: Texts that end an answer while it is generated.
+        call_end: The one that ends a tool call, where that is another.
+        stops: Texts that end an answer or a tool call while it is generated.
         reasons: It shows reasoning that is given beside the words of an answer.
         thinks: What opens reasoning, and what closes it.
         arguments: How tool calls are to hold their arguments; None where it shows no calls.
+        parallel: It shows several calls of a message.
+        words: It shows what is said beside a call.
         tools: It shows the tools that may be called.
         roles: Roles of messages that it shows, beside user and assistant.
     """
@@ -51,14 +55,18 @@ class Traits:
     parts: bool
     system: bool
     quiet: Mapping[str, bool]
+    asks: bool
     asked: str
     answered: str
     close: str
     end: str
+    call_end: str
     stops: tuple[str, ...]
     reasons: bool
     thinks: tuple[str, str]
     arguments: Arguments | None
+    parallel: bool
+    words: bool
     tools: bool
     roles: frozenset[str]
 
@@ -108,19 +116,26 @@ def traits_of(tokenizer: PreTrainedTokenizerBase) -> Traits:
     given, _, close = probe.text(question, probe.answer).rpartition(_ANSWER)
     asked = probe.text(question, ask=True).rpartition(_QUESTION)[2]
     end, stops = _ends(probe, close)
+    arguments = next((kind for kind in _ARGUMENTS if probe.shows(_VALUE, question, probe.call(kind))), None)
+    call = probe.call(arguments or "object")
+    call_end = _call_end(probe, call, close)
     thinks = _thinks(loud)
     return Traits(
         parts=parts,
         system=probe.shows(_SYSTEM, probe.say("system", _SYSTEM), question),
         quiet=quiet,
+        asks=probe.text(question, ask=True) != probe.text(question),
         asked=asked,
         answered=header(asked, given.rpartition(_QUESTION)[2]),
         close=close,
         end=end,
-        stops=stops,
+        call_end=call_end,
+        stops=tuple(dict.fromkeys([*stops, *filter(None, [call_end])])),
         reasons=thinks is not None,
         thinks=thinks or THINK,
-        arguments=next((kind for kind in _ARGUMENTS if probe.shows(_VALUE, question, probe.call(kind))), None),
+        arguments=arguments,
+        parallel=probe.text(question, {**call, "tool_calls": call["tool_calls"] * 2}).count(_VALUE) > 1,
+        words=probe.shows(_ANSWER, question, {**probe.answer, "tool_calls": call["tool_calls"]}),
         tools=probe.shows(_NAME, question, tools=[_TOOL]),
         roles=frozenset(role for role in ("tool", "developer") if _shows_role(probe, role)),
     )
@@ -158,7 +173,11 @@ class _Probe:
     def call(self, kind: Arguments) -> Message:
         arguments: Any = {_KEY: _VALUE} if kind == "object" else f'{{"{_KEY}": "{_VALUE}"}}'
         function = {"name": _NAME, "arguments": arguments}
-        return self.say("assistant", "", tool_calls=[{"type": "function", "id": "zq8call00", "function": function}])
+        return self.say("assistant", "", tool_calls=[{"type": "function", "id": _CALL_ID, "function": function}])
+
+    @property
+    def result(self) -> Message:
+        return self.say("tool", _SYSTEM, name=_NAME, tool_call_id=_CALL_ID)
 
     def text(self, *messages: Message, **options: Any) -> str:
         try:
@@ -196,6 +215,17 @@ def _ends(probe: _Probe, close: str) -> tuple[str, tuple[str, ...]]:
     return found.group(), tuple(dict.fromkeys([*marks, *([eos] if eos else [])]))
 
 
+def _call_end(probe: _Probe, call: Message, close: str) -> str:
+    """The mark that ends a tool call, where it is not the one that ends an answer."""
+    text = probe.text(probe.question, call)
+    if close.strip():
+        found = re.search(rf"(?:{special_marks(probe.tokenizer).pattern})$", text.rstrip())
+        return "" if found is None or close.strip().endswith(found.group()) else found.group()
+    behind = probe.text(probe.question, call, probe.result).removeprefix(text)  # the next turn may end this one
+    found = special_run(probe.tokenizer).match(behind)
+    return "" if found is None or not text else found.group()
+
+
 def _thinks(probe: _Probe) -> tuple[str, str] | None:
     """What opens reasoning, and what closes it; None where it is not shown."""
     message = probe.say("assistant", _ANSWER, **dict.fromkeys(REASONING, _THOUGHT))
@@ -209,8 +239,8 @@ def _thinks(probe: _Probe) -> tuple[str, str] | None:
 
 
 def _shows_role(probe: _Probe, role: str) -> bool:
-    told = probe.say(role, _SYSTEM, name=_NAME, tool_call_id="zq8call00")
     if role != "tool":  # a template that shows whatever role there is knows none of them
+        told = probe.say(role, _SYSTEM)
         return role in str(probe.tokenizer.chat_template) and probe.shows(_SYSTEM, told, probe.question)
     calls = [(probe.question, probe.call(kind)) for kind in _ARGUMENTS]
-    return any(probe.shows(_SYSTEM, *before, told) for before in calls)
+    return any(probe.shows(_SYSTEM, *before, probe.result) for before in calls)

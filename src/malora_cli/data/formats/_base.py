@@ -30,7 +30,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Example:
-    """One row as a conversation that ends with an answer. Every answer in it is supervised, and nothing else.
+    """One row as a conversation that ends with an answer, which is scored. Answers are supervised, and nothing else.
 
     Args:
         turns: The conversation.

@@ -57,7 +57,13 @@ def conversation(row: Mapping[str, Any], messages: Any) -> Example:
         raise RowError(f"a conversation that ends with the {turns[-1].role}, so its end is not answered")
     if any(turn.role in ("system", "developer") for turn in turns[1:]):
         raise RowError("a system message that is not the first")
-    return with_system(Example(turns, others, tools=_tools(row.get("tools"))), row.get("system"))
+    return with_system(Example(_until_trained(turns), others, tools=_tools(row.get("tools"))), row.get("system"))
+
+
+def _until_trained(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns up to the last answer that is trained, and so scored; all of them where none is."""
+    trained = (number for number, turn in enumerate(turns, start=1) if turn.role == "assistant" and turn.supervised)
+    return turns[: max(trained, default=len(turns))]
 
 
 def _turn(message: Mapping[str, Any], row: Mapping[str, Any]) -> Turn:
