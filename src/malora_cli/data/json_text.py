@@ -23,10 +23,11 @@ class LineError(Exception):
     Args:
         line: Its line, from 1.
         what: What is wrong with it, to stand behind the line.
+        fix: What to do about it.
     """
 
-    def __init__(self, line: int, what: str) -> None:
-        self.line, self.what = line, what
+    def __init__(self, line: int, what: str, fix: str = "Mend or remove the line.") -> None:
+        self.line, self.what, self.fix = line, what, fix
         super().__init__(f"line {line} {what}")
 
 

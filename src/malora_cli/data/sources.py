@@ -27,7 +27,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 
 from malora_cli.data.rows import Places, Rows
 from malora_cli.data.text_files import COMPRESSED, TEXT_KINDS, kind_of
-from malora_cli.data.text_rows import reason_of, records_in_rows, text_rows
+from malora_cli.data.text_rows import OF_TEXT, reason_of, records_in_rows, refuse_settings, text_rows
 from malora_cli.data.typed import as_people_write
 from malora_cli.data.typed_rows import built, typed_rows
 from malora_cli.data.variables import error_as_given, rows_as_given, with_values
@@ -78,20 +78,22 @@ def _read(source: SourceSettings, split: str) -> Rows:
         _check_files(files)
         if kind_of(files[0]) in TEXT_KINDS:
             return text_rows({"train": files}, source, "train")
-        return _with_records(typed_rows({"train": files}, source, "train"))
+        return _typed(typed_rows({"train": files}, source, "train"))
     if (Path(source.path) / "state.json").is_file():
-        return _with_records(_saved(source))
+        return _typed(_saved(source))
     builder = load_dataset_builder(_dataset_of(source), name=source.config, revision=source.revision)
     local = _files_of_splits(builder, source)
     kinds = {kind_of(file) for files in local.values() for file in files}
     if kinds & set(TEXT_KINDS):
         return text_rows(local, source, split)
     if local:
-        return _with_records(typed_rows(local, source, split))
-    return _with_records(_rows_of(built(builder, split, source.stream), source))
+        return _typed(typed_rows(local, source, split))
+    return _typed(_rows_of(built(builder, split, source.stream), source))
 
 
-def _with_records(rows: Rows) -> Rows:
+def _typed(rows: Rows) -> Rows:
+    """Rows that are not of text files, or the records inside them."""
+    refuse_settings(rows.settings, OF_TEXT, "text files")
     return rows if rows.settings.records is None else records_in_rows(rows.dataset, rows.settings)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import bz2
-import csv
+import codecs
 import gzip
 import io
 import json
 import lzma
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -20,17 +19,22 @@ import pyarrow.json
 from datasets import Dataset
 
 from malora_cli.data.cells import Cells, column, column_of_texts, is_unicode
+from malora_cli.data.csv_text import MOST_COLUMNS, TABLES, Table
 from malora_cli.data.json_text import LineError, end_of, fault_of, object_at, past_space, value_at
-from malora_cli.data.records import EVERY, Records, records_at, why_nothing
+from malora_cli.data.records import EVERY, Records, records_at, records_of, why_nothing
 from malora_cli.data.shapes import shape_of
+from malora_cli.recipe import SourceSettings
 
-_OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
+_OPENERS: dict[str, Callable[..., IO[bytes]]] = {
+    ".gz": gzip.open,  # type: ignore[dict-item]
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": lambda path, _mode: pa.input_stream(str(path), compression="zstd"),
+}
 #: Suffixes of compressed files.
 COMPRESSED = tuple(_OPENERS)
 #: Suffixes of the files that are read here.
-TEXT_KINDS = (".jsonl", ".json", ".csv", ".tsv")
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_COLUMNS = 10_000
+TEXT_KINDS = (".jsonl", ".json", *TABLES)
 #: Characters of a lot of rows, and rows of one at most.
 _LOT = 8 << 20
 _LOT_ROWS = 10_000
@@ -49,46 +53,53 @@ def kind_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def lots_of(path: Path, records: Sequence[Records] = ()) -> Iterator[Lot]:
+def lots_of(path: Path, source: SourceSettings) -> Iterator[Lot]:
     """The rows of a file, a lot at a time.
 
     Args:
         path: The file.
-        records: Where the rows are in a JSON file that does not hold one behind another.
+        source: How it is written, and where the rows are in a JSON file that does not hold one behind another.
 
     Raises:
         LineError: A line is not what such a file holds.
         ShapeError: It holds something other than rows, or nothing where they should be.
     """
-    if kind_of(path) in _DELIMITERS:
-        yield from _table_lots(path)
-    elif not _is_in_lines(path, bool(records)):
-        yield from _lots(_records_of_whole(path, records) if records else _json_rows(path))
+    records, encoding = records_of(source.records), source.encoding
+    if kind_of(path) in TABLES:
+        yield from _table_lots(path, source)
+    elif not _is_in_lines(path, encoding, nested=bool(records)):
+        text = _whole(path, encoding)
+        yield from _lots(_records_of_whole(text, records) if records else _json_rows(text))
     elif records:
-        yield from _lots(_records_of_lines(_lines(path), records))
+        yield from _lots(_records_of_lines(_lines(path, encoding), records))
     else:
-        yield from _json_lines(path)
+        yield from _json_lines(path, encoding)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
+def _opened(path: Path, encoding: str | None) -> Iterator[IO[str]]:
     """A file as text; any of the three ends of a line ends one, and stays."""
     open_file = _OPENERS.get(path.suffix.lower(), Path.open)
+    codec = codecs.lookup(encoding or "utf-8").name
     try:
-        with io.TextIOWrapper(open_file(path, "rb"), "utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_file(path, "rb"), "utf-8-sig" if codec == "utf-8" else codec, newline="") as file:
             yield file
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:  # that of a byte, or of a beginning
         with open_file(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if (start := _not_utf8(line)) is not None:
-                    raise LineError(number, f"is not UTF-8 at byte {start + 1}") from error
+                if (start := _undecodable(line, codec)) is not None:
+                    fix = "Save the file as UTF-8, or set its `encoding` in the source, such as latin-1."
+                    raise LineError(number, f"is not {(encoding or codec).upper()} at byte {start + 1}", fix) from error
 
 
-def _not_utf8(line: bytes) -> int | None:
+def _undecodable(line: bytes, codec: str) -> int | None:
+    """Where a line has what its encoding does not know."""
     try:
-        line.decode("utf-8")
+        line.decode(codec)
     except UnicodeDecodeError as error:
         return error.start
+    except UnicodeError:
+        return 0
     return None
 
 
@@ -115,8 +126,8 @@ def _lot(rows: Sequence[tuple[int, Cells]]) -> Lot:
     for number, (line, cells) in enumerate(rows):
         for name, cell in cells.items():
             if name not in columns:
-                if len(columns) == _COLUMNS:
-                    raise LineError(line, f"brings the columns to more than {_COLUMNS:,}")
+                if len(columns) == MOST_COLUMNS:
+                    raise LineError(line, f"brings the columns to more than {MOST_COLUMNS:,}")
                 if "\0" in name or not is_unicode(name):
                     raise LineError(line, f"has a name that is no text, {name!r}")
                 columns[name] = [None] * len(rows)
@@ -129,54 +140,26 @@ def _lot(rows: Sequence[tuple[int, Cells]]) -> Lot:
 # ---------------------------------------------------------------- CSV and TSV
 
 
-def header_of(path: Path) -> list[str]:
-    """The names in the first line of a CSV or TSV file that is not empty; none for an empty file.
+def header_of(path: Path, source: SourceSettings) -> list[str]:
+    """The names of the columns of a CSV or TSV file; none for an empty file.
 
     Raises:
         LineError: It is not valid CSV, or names a column twice.
     """
-    with _opened(path) as file:
-        return _header(_records(path, file))[1]
+    with _opened(path, source.encoding) as file:
+        return Table(file, kind_of(path), source).names
 
 
-def _records(path: Path, file: IO[str]) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not empty, each with the line it begins in."""
-    csv.field_size_limit(2**31 - 1)  # the module's, for all of the process; by default long texts are refused
-    reader = csv.reader(file, delimiter=_DELIMITERS[kind_of(path)], strict=True)
-    begins = 1
-    try:
-        for record in reader:
-            if record:
-                yield begins, record
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise LineError(begins, f"is not valid CSV ({error})") from None
-
-
-def _header(records: Iterator[tuple[int, list[str]]]) -> tuple[int, list[str]]:
-    line, header = next(records, (1, []))
-    if len(header) > _COLUMNS:
-        raise LineError(line, f"names {len(header):,} columns, more than {_COLUMNS:,}")
-    twice = next((name for name, count in Counter(header).items() if name and count > 1), None)
-    if twice is not None:
-        raise LineError(line, f"names the column '{twice}' twice")
-    return line, header
-
-
-def _table_lots(path: Path) -> Iterator[Lot]:
-    with _opened(path) as file:
-        records = _records(path, file)
-        _, header = _header(records)
+def _table_lots(path: Path, source: SourceSettings) -> Iterator[Lot]:
+    with _opened(path, source.encoding) as file:
+        table = Table(file, kind_of(path), source)
+        width = len(table.names)
         # A column without a name is the index that a table was saved with.
-        named = [number for number, name in enumerate(header) if name]
-        for lot in _in_lots(records, size=lambda record: len(header) + sum(map(len, record[1]))):
-            rows = [record for _, record in lot]
-            for line, record in lot:
-                if len(record) > len(header):
-                    raise LineError(line, f"has {len(record):,} fields, and the header has {len(header):,}")
-            columns = list(zip_longest(*rows, [None] * len(header)))
+        named = [number for number, name in enumerate(table.names) if name]
+        for lot in _in_lots(table.rows(), size=lambda row: width + sum(map(len, row[1]))):
+            columns = list(zip_longest(*(fields for _, fields in lot), [None] * width))
             yield (
-                pa.table({header[number]: column_of_texts(columns[number][:-1]) for number in named}),
+                pa.table({table.names[number]: column_of_texts(columns[number][:-1]) for number in named}),
                 [line for line, _ in lot],
             )
 
@@ -184,14 +167,14 @@ def _table_lots(path: Path) -> Iterator[Lot]:
 # ---------------------------------------------------------------- JSON
 
 
-def _is_in_lines(path: Path, nested: bool) -> bool:
+def _is_in_lines(path: Path, encoding: str | None, *, nested: bool) -> bool:
     """Whether a JSON file has a value in each line, whatever its name says.
 
     Raises:
         ShapeError: It has, and they are not rows.
     """
     by_name = kind_of(path) == ".jsonl"
-    with _opened(path) as file:
+    with _opened(path, encoding) as file:
         first, second = (next(filter(str.strip, file), "") for _ in range(2))
     try:
         value, end = value_at(first, past_space(first, 0))
@@ -207,9 +190,8 @@ def _is_in_lines(path: Path, nested: bool) -> bool:
     return True
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Cells]]:
+def _json_rows(text: str) -> Iterator[tuple[int, Cells]]:
     """The objects of a file, in an array or one after another."""
-    text = _whole(path)
     at = counted = past_space(text, 0)
     line = 1 + text.count("\n", 0, at)
     in_array = text[at : at + 1] == "["
@@ -231,18 +213,18 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Cells]]:
         raise fault_of(json.JSONDecodeError("Extra data", text, past_space(text, at + 1)), 1)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with _opened(path) as file:
+def _lines(path: Path, encoding: str | None) -> Iterator[str]:
+    with _opened(path, encoding) as file:
         yield from file
 
 
-def _whole(path: Path) -> str:
-    with _opened(path) as file:
+def _whole(path: Path, encoding: str | None) -> str:
+    with _opened(path, encoding) as file:
         return file.read()
 
 
 def _check_shape(text: str, at: int) -> None:
-    """Refuse JSON that is neither a list of objects nnor objects one after another.
+    """Refuse JSON that is neither a list of objects nor objects one after another.
 
     Raises:
         ShapeError: It is valid and something else, such as one object with the rows in a list.
@@ -290,9 +272,8 @@ def _records_of_lines(lines: Iterable[str], records: Sequence[Records]) -> Itera
         raise why_nothing(first, past_space(first, 0), paths[0])
 
 
-def _records_of_whole(path: Path, records: Sequence[Records]) -> Iterator[tuple[int, Cells]]:
+def _records_of_whole(text: str, records: Sequence[Records]) -> Iterator[tuple[int, Cells]]:
     """The records in what a file holds: most often one value."""
-    text = _whole(path)
     line, counted, found = 1, 0, False
     try:
         starts = _values(text)
@@ -322,10 +303,10 @@ def _values(text: str) -> list[int]:
     return starts
 
 
-def _json_lines(path: Path) -> Iterator[Lot]:
+def _json_lines(path: Path, encoding: str | None) -> Iterator[Lot]:
     """Lots of rows of a file that has one in a line: by the reader of Arrow where all values of a lot are texts."""
     first, names = 1, list[str]()
-    with _opened(path) as file:
+    with _opened(path, encoding) as file:
         while lines := file.readlines(_LOT):
             quick = _read_by_arrow(lines, first, names)
             for table, numbers in _lots(_parsed(lines, first)) if quick is None else [quick]:

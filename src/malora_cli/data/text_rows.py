@@ -15,14 +15,18 @@ from datasets import Dataset
 
 from malora_cli.data.cache import cached, key_of
 from malora_cli.data.cells import decoded
+from malora_cli.data.csv_text import TABLES
 from malora_cli.data.json_text import LineError, ShapeError
-from malora_cli.data.records import Records, records_of
+from malora_cli.data.records import records_of
 from malora_cli.data.rows import File, Part, Places, Rows, joined, of_splits
 from malora_cli.data.text_files import Lot, header_of, kind_of, lots_of, lots_of_rows
 from malora_cli.data.typed import no_text
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 
+#: Settings of a source that say how text files are written.
+OF_TABLES = ("delimiter", "header", "quotes")
+OF_TEXT = ("encoding", *OF_TABLES)
 _LINES = "lines.arrow"
 _LINE = pa.schema([("line", pa.int64())])
 #: What reading a file that is damaged, compressed or out of reach ends in.
@@ -48,52 +52,66 @@ def text_rows(files: dict[str, list[Path]], source: SourceSettings, split: str) 
 
 def _all_read(files: Sequence[Path], source: SourceSettings) -> list[Part]:
     """The rows of some files, no more than the source is to be read of."""
-    if kind_of(files[0]) in (".csv", ".tsv"):
+    if kind_of(files[0]) in TABLES:
         if source.records is not None:
             raise DataError("a table of texts has no records inside", where=str(files[0]), fix="Remove `records`.")
-        _check_headers(files)
+        _check_headers(files, source)
+    else:
+        refuse_settings(source, OF_TABLES, "CSV and TSV files")
     found: list[Part] = []
-    left, records = source.stream, records_of(source.records)
+    left = source.stream
     for file in files:
         if left == 0:
             break
-        read = _read_text(file, left, records)
+        read = _read_text(file, left, source)
         if read is not None:
             found.append(read)
             left = None if left is None else left - len(read[1])
     return found
 
 
-def _read_text(file: Path, limit: int | None, records: Sequence[Records]) -> Part | None:
+def refuse_settings(source: SourceSettings, names: Sequence[str], files: str) -> None:
+    """Refuse settings of a source that say how other files are written.
+
+    Raises:
+        DataError: One is set.
+    """
+    given = next((name for name in names if getattr(source, name) is not None), None)
+    if given is not None:
+        raise DataError(f"`{given}` is for {files}", where=source.path, fix=f"Remove `{given}`.")
+
+
+def _read_text(file: Path, limit: int | None, source: SourceSettings) -> Part | None:
     """The first rows of a text file, kept in the cache; None where there are none."""
     known = file.stat()
     # The name as it is given says how the file is read, also where it is a link.
-    key = key_of("text", str(file.resolve()), file.suffixes, known.st_size, known.st_mtime_ns, limit, list(records))
+    written = [getattr(source, name) for name in ("records", *OF_TEXT)]
+    key = key_of("text", str(file.resolve()), file.suffixes, known.st_size, known.st_mtime_ns, limit, written)
 
     def fill(scratch: Path) -> dict[str, Any]:
         return {
             "source": str(file),
-            **_copy(_checked(str(file), lots_of(file, records)), scratch, limit, counted=kind_of(file) == ".json"),
+            **_copy(_checked(str(file), lots_of(file, source)), scratch, limit, counted=kind_of(file) == ".json"),
         }
 
     return _copied(*cached(key, fill), str(file))
 
 
-def _check_headers(files: Sequence[Path]) -> None:
+def _check_headers(files: Sequence[Path], source: SourceSettings) -> None:
     for file in files:
-        if not _header(file):
+        if not _header(file, source):
             raise DataError("has no rows", where=str(file))
 
 
-def _header(file: Path) -> list[str]:
+def _header(file: Path, source: SourceSettings) -> list[str]:
     try:
-        return header_of(file)
+        return header_of(file, source)
     except LineError as fault:
         raise _fault(str(file), fault) from fault
 
 
 def _fault(file: str, fault: LineError) -> DataError:
-    return DataError(fault.what, where=f"{file}:{fault.line}", fix="Mend or remove the line.")
+    return DataError(fault.what, where=f"{file}:{fault.line}", fix=fault.fix)
 
 
 def _copy(lots: Iterable[Lot], scratch: Path, limit: int | None, *, counted: bool = False) -> dict[str, Any]:

@@ -63,10 +63,42 @@ class SourceSettings(Settings):
         description="Condition over the columns, in Jinja, of the rows to use, as label and not image, or "
         "score | float > 0.5: what a text file has between quotes, and all of a CSV, is text; null uses all",
     )
+    encoding: Text | None = Field(
+        default=None, description="Encoding of a text file, as latin-1, cp1252 or utf-16; null is UTF-8"
+    )
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        default=None, description='What parts the fields of a CSV or TSV file, as ";"; null is a comma or a tab'
+    )
+    header: bool | None = Field(
+        default=None,
+        description="Whether the first line of a CSV or TSV file names its columns; false names them by their "
+        "positions, from 0; null is true",
+    )
+    quotes: bool | None = Field(
+        default=None,
+        description='Whether "..." is one field of a CSV or TSV file; false takes quotes as text. Null is true, and '
+        "refuses a field of a TSV file that goes over lines with tabs",
+    )
     columns: Columns | None = Field(default=None, description="Columns of this source, where they are not the task's")
     format: Text | None = Field(default=None, description="Prompt format of this source, where it is not the task's")
 
     _known = field_validator("format")(_known_format)
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str | None) -> str | None:
+        try:
+            "".encode(encoding or "utf-8")
+        except LookupError:
+            raise ValueError("no such encoding; as an example, latin-1, cp1252, utf-16, gb18030 or shift-jis") from None
+        return encoding
+
+    @field_validator("delimiter")
+    @classmethod
+    def _parting(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and delimiter in '\r\n"':
+            raise ValueError("it cannot be the end of a line or a quote")
+        return delimiter
 
     @field_validator("records")
     @classmethod
