@@ -126,8 +126,8 @@ def test_every_format_is_read_above() -> None:
     [
         ("alpaca", {"instruction": "x", "output": " "}, "an empty completion"),
         ("messages", {"messages": []}, "a conversation of no message"),
-        ("messages", {"messages": "hello"}, "no list of messages"),
-        ("messages", {"messages": ["hello"]}, "no list of messages"),
+        ("messages", {"messages": "hello"}, "a conversation that is one text"),
+        ("messages", {"messages": ["hello"]}, "ends with the user"),
         ("messages", {"messages": None}, "no 'messages'"),
         ("messages", {"messages": MESSAGES[:3]}, "a conversation that ends with the user"),
         (

@@ -60,6 +60,55 @@ def test_parts_of_text_are_one_text_and_others_are_refused() -> None:
         read("messages", {"messages": [{"role": "user", "content": [*parts, picture]}, rows[1]]})
 
 
+HUMAN = {"Human:": "user", "Assistant:": "assistant"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "speakers", "expected"),
+    [
+        (["2 + 3?", "5"], {}, ANSWERED),
+        ('["2 + 3?", "5"]', {}, ANSWERED),
+        ("\n\nHuman: 2 + 3?\n\nAssistant: 5", HUMAN, ANSWERED),
+        ("Human: a\nHuman nature: b\n\n Assistant:\n5", HUMAN, [("user", "a\nHuman nature: b"), ("assistant", "5")]),
+        ("U: 2 + 3?\nU2: x\nA: 5", {"U": "tool", "U:": "user", "A:": "assistant", "U2:": "tool"}, None),
+        ("[INST] 2 + 3? \n[/INST] 5", {"[INST]": "user", "[/INST]": "assistant"}, ANSWERED),
+    ],
+)
+def test_conversations_without_names_and_in_one_text(messages: Any, speakers: Any, expected: Any) -> None:
+    expected = expected or [("user", "2 + 3?"), ("tool", "x"), ("assistant", "5")]
+    assert said(read("messages", {"messages": messages}, **speakers)) == expected
+    assert said(read("sharegpt", {"conversations": messages}, **speakers)) == expected
+
+
+def test_an_answer_to_a_conversation_in_one_text() -> None:
+    row = {"messages": "Human: 2 + 3?\n\nAssistant:", "chosen": "5"}
+    assert said(read("messages", row, {"answer": "chosen"}, **HUMAN)) == ANSWERED
+    with pytest.raises(RowError, match="ends with the user, so its end is not answered"):
+        read("messages", row, **HUMAN)
+
+
+@pytest.mark.parametrize(
+    ("messages", "speakers", "expected"),
+    [
+        ("Human: 2 + 3?", {}, 'one text; say who speaks, as in `speakers: {"Human:": user, "Assistant:": assistant}`'),
+        ("Well. Human: 2?\nAssistant: 5", HUMAN, "a text before the first of its speakers, 'Well. Human: 2?'"),
+        (" ", HUMAN, "a conversation of no message"),
+        (["2 + 3?"], {}, "ends with the user"),
+        (
+            [{"role": "USER", "content": "?"}, {"role": "SYSTEM", "content": "!"}],
+            {},
+            "if that is who answers, say so by",
+        ),
+        ("[bad json", HUMAN, "a text before the first"),
+        ('[{"role": ', {}, "not valid JSON"),
+    ],
+)
+def test_a_conversation_in_one_text_that_cannot_be_parted(messages: Any, speakers: Any, expected: str) -> None:
+    with pytest.raises(RowError) as caught:
+        read("messages", {"messages": messages}, **speakers)
+    assert expected in str(caught.value)
+
+
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"of": [2, 3]}'}}
 TOOLS = [{"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}]
 

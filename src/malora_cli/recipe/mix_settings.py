@@ -167,7 +167,9 @@ class TaskSettings(Settings):
         description="Metric of the answers; plain text stands for its name alone, a mapping gives options beside it"
     )
     speakers: dict[Text, Literal["system", "user", "assistant", "tool"]] = Field(
-        default_factory=dict, description="Roles of names in messages that are not usual ones, as in {agent: assistant}"
+        default_factory=dict,
+        description="Roles of names in messages that are not usual ones, as in {agent: assistant}; where a "
+        'conversation is one text, what its turns begin with, as in {"Human:": user, "Assistant:": assistant}',
     )
     supervise: Literal["all", "last"] = Field(
         default="all", description="Which answers of a conversation are trained: all of them, or the last alone"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from malora_cli.data.formats._base import Example, RowError, Turn, as_text, with_system
@@ -22,6 +24,7 @@ _ROLES = {
 #: What chat templates are given of a message beside who says what.
 _EXTRA = ("name", "tool_call_id")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_JSON_LIST = re.compile(r'\s*\[\s*[]{"[]')
 #: How data mark an answer that is not to be trained.
 _WEIGHTS = ("weight", "train", "loss")
 
@@ -33,18 +36,13 @@ def conversation(row: Mapping[str, Any], messages: Any) -> Example:
         row: What the format is given: ``role`` and ``content`` name the keys of a message where they are not usual
             ones, ``speakers`` the roles of names that are not; ``tools`` are those that may be called, ``system`` is
             the system prompt of a conversation without one, ``answer`` the end of one that is not answered.
-        messages: A list of mappings, or the mapping of lists that some Arrow files hold instead.
+        messages: A list of mappings, or the mapping of lists that some Arrow files hold instead; a list of texts, the
+            user's first; or one text, in which ``speakers`` stand at the beginning of lines.
 
     Raises:
         RowError: It is no conversation that ends with an answer.
     """
-    if isinstance(messages, str) and messages.lstrip().startswith("["):
-        messages = _loaded(messages, "a list of messages")
-    if isinstance(messages, dict) and all(isinstance(values, list) for values in messages.values()):
-        messages = [dict(zip(messages, values, strict=False)) for values in zip(*messages.values(), strict=False)]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise RowError("no list of messages")
-    turns = tuple(_turn(message, row) for message in messages)
+    turns = _turns(messages, row)
     others: tuple[str, ...] = ()
     if row.get("answer") is not None:
         if turns and turns[-1].role == "assistant":
@@ -54,7 +52,8 @@ def conversation(row: Mapping[str, Any], messages: Any) -> Example:
     if not turns:
         raise RowError("a conversation of no message")
     if turns[-1].role != "assistant":
-        raise RowError(f"a conversation that ends with the {turns[-1].role}, so its end is not answered")
+        way = " (if that is who answers, say so by the task's speakers)" if turns[-1].role == "system" else ""
+        raise RowError(f"a conversation that ends with the {turns[-1].role}, so its end is not answered{way}")
     if any(turn.role in ("system", "developer") for turn in turns[1:]):
         raise RowError("a system message that is not the first")
     return with_system(Example(_until_trained(turns), others, tools=_tools(row.get("tools"))), row.get("system"))
@@ -64,6 +63,37 @@ def _until_trained(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """The turns up to the last answer that is trained, and so scored; all of them where none is."""
     trained = (number for number, turn in enumerate(turns, start=1) if turn.role == "assistant" and turn.supervised)
     return turns[: max(trained, default=len(turns))]
+
+
+def _turns(messages: Any, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    if isinstance(messages, str) and not _JSON_LIST.match(messages):
+        return _parted(messages, row.get("speakers") or {})
+    messages = _loaded(messages, "a list of messages")
+    if isinstance(messages, dict) and all(isinstance(values, list) for values in messages.values()):
+        messages = [dict(zip(messages, values, strict=False)) for values in zip(*messages.values(), strict=False)]
+    if isinstance(messages, list) and all(isinstance(message, str) for message in messages):
+        return tuple(Turn(("user", "assistant")[number % 2], text) for number, text in enumerate(messages))
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise RowError("no list of messages")
+    return tuple(_turn(message, row) for message in messages)
+
+
+def _parted(text: str, speakers: Mapping[str, str]) -> tuple[Turn, ...]:
+    """The turns of a conversation in one text; an answer that is yet to come is none."""
+    if not speakers:
+        way = 'say who speaks, as in `speakers: {"Human:": user, "Assistant:": assistant}` of the task'
+        raise RowError(f"a conversation that is one text; {way}")
+    before, *parts = _parting(tuple(speakers)).split(text)
+    if before.strip():
+        raise RowError(f"a text before the first of its speakers, '{before.strip()[:40]}'")
+    turns = [Turn(speakers[name], said.strip()) for name, said in zip(parts[::2], parts[1::2], strict=True)]
+    return tuple(turns if turns and turns[-1].text else turns[:-1])
+
+
+@cache
+def _parting(speakers: tuple[str, ...]) -> re.Pattern[str]:
+    names = "|".join(map(re.escape, sorted(speakers, key=len, reverse=True)))
+    return re.compile(rf"^[ \t]*({names})", re.MULTILINE)
 
 
 def _turn(message: Mapping[str, Any], row: Mapping[str, Any]) -> Turn:
