@@ -331,3 +331,54 @@ def test_a_template_for_a_list_finds_the_list() -> None:
         read(row, {"messages": template}, "messages")
     row = {"turns": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}, {"role": "user"}]}
     assert read(row, {"messages": "{{ turns[:2] }}"}, "messages").completion == "5"
+
+
+ODD = {"0": "zero", "Question Text": "Why?", "a.b": None, "list": '["x", {"n": 1.50}]', "y": "text"}
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ row['0'] }} {{ row['Question Text'] }}{{ row['a.b'] }} {{ row.y }} {{ y }}", "zero Why? text text"),
+        ("{% for row in [1, 2] %}{{ row }}{% endfor %}{{ y }}", "12text"),
+        ("{{ (list | fromjson)[1].n }}", "1.50"),
+        ("{{ list | fromjson | first }}", "x"),
+        ("{{ row['a.b'] | fromjson }}{{ y }}", "text"),
+    ],
+)
+def test_columns_that_are_no_names_and_cells_that_are_json(template: str, expected: str) -> None:
+    assert read(ODD, {"prompt": template, "completion": "{{ row['0'] }}"}).prompt == expected
+    assert RowReader(
+        "template", FORMATS["template"], {"prompt": template, "completion": "{{ row['0'] }}"}, ODD, ""
+    ).used
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ Question Text }}", "Write {{ row['0'] }} for the column '0'."),
+        ("{{ 0 }}", "Write {{ row['0'] }} for the column '0'."),
+        ("{{ row['nought'] }}", "names the column 'nought', which is not there"),
+        ("{{ row | tojson }}", "'row' for something other than one column. Write a column as row['NAME']."),
+        ("{{ row[0] }}", "'row' for something other than one column"),
+        ("{{ row['0'] }}{{ row }}", "'row' for something other than one column"),
+    ],
+)
+def test_a_template_that_names_no_column_is_told_how(template: str, expected: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(ODD, {"prompt": template, "completion": "y"}, "prompt-completion")
+    assert expected in str(caught.value)
+
+
+def test_a_column_called_row_is_a_column() -> None:
+    assert read({"row": "r", "y": "t"}, {"prompt": "{{ row }} {{ row[0] }}", "completion": "{{ y }}"}).prompt == "r r"
+
+
+def test_text_that_is_not_json_is_a_bad_row() -> None:
+    with pytest.raises(RowError, match=r"the template of 'prompt' cannot take \(Expecting value: line 1"):
+        read(ODD, {"prompt": "{{ y | fromjson }}", "completion": "{{ y }}"})
+
+
+def test_several_columns_without_an_answer_are_all_named() -> None:
+    with pytest.raises(RowError, match=r"^no 'a' or 'b'$"):
+        read({"q": "?", "a": None, "b": None}, {"prompt": "q", "completion": ["a", "b"]}, "prompt-completion")

@@ -52,6 +52,7 @@ def _refusal(path: Path, where: str, bad_rows: str = "error") -> str:
     [
         ("label", "acd"),
         ("label and not image", "ad"),
+        ("row['label'] and not row.image", "ad"),
         ("{{ label and not image }}", "ad"),
         ("more.tags", "ad"),
         ("'x' in more.tags", "a"),

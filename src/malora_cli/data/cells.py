@@ -99,7 +99,8 @@ def _whole(text: str) -> int | Number:
     return Number(text) if text == "-0" or len(text) > 1000 else int(text)
 
 
-_decode = json.JSONDecoder(parse_float=Number, parse_int=_whole, parse_constant=Number).decode
+#: The value of a JSON text, whose numbers remember how they are written.
+json_value = json.JSONDecoder(parse_float=Number, parse_int=_whole, parse_constant=Number).decode
 
 
 def decoded(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -108,4 +109,4 @@ def decoded(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _decoded(cell: Any) -> Any:
-    return _decode(cell[1:]) if isinstance(cell, str) and cell.startswith(_MARK) else cell
+    return json_value(cell[1:]) if isinstance(cell, str) and cell.startswith(_MARK) else cell

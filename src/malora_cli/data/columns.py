@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from malora_cli.data.formats._base import Example, Format, RowError, as_text
-from malora_cli.data.parts import Cell, Filled, Part, Wording, columns_of_template, is_template
+from malora_cli.data.parts import Cell, Filled, Part, Wording, columns_of_template, is_template, way_to_name
 from malora_cli.errors import DataError
 from malora_cli.recipe import Columns
 from malora_cli.registry import did_you_mean
@@ -97,7 +97,7 @@ class RowReader:
             raise DataError(
                 f"the template of '{role}' names no column, so it is the same for every row",
                 where=self.source,
-                fix="Write a column as {{ COLUMN }}.",
+                fix=way_to_name(self.available) or "Write a column as {{ COLUMN }}.",
             )
         answer, values = role == self.form.answer, role in self.form.structured
         optional = role in self.form.optional
@@ -143,9 +143,10 @@ class RowReader:
             if role in self.form.optional:
                 return None
             given = self.columns[role]
-            raise RowError(
-                f"no '{role}': all cells of its template are empty" if is_template(str(given)) else f"no '{given}'"
-            )
+            if is_template(str(given)):
+                raise RowError(f"no '{role}': all cells of its template are empty")
+            names = [given] if isinstance(given, str) else given
+            raise RowError("no " + " or ".join(f"'{name}'" for name in names))
         if several or role in self.form.structured:
             return value
         if isinstance(parts, Cell) and parts.keys and isinstance(row[parts.column], list) and isinstance(value, list):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-from jinja2 import TemplateError, TemplateSyntaxError, meta
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 
 from malora_cli.data.class_name import ClassName
 from malora_cli.data.formats._base import RowError
-from malora_cli.data.templates import Templates
+from malora_cli.data.templates import ROW, Templates
 from malora_cli.errors import DataError
 from malora_cli.registry import did_you_mean
 
@@ -158,20 +158,46 @@ def columns_of_template(text: str, role: str, available: Collection[str], source
     Raises:
         DataError: It is no template, or a column is not there.
     """
+    fix = way_to_name(available)
     try:
-        names = meta.find_undeclared_variables(_JINJA.parse(text))
+        tree = _JINJA.parse(text)
+        names = meta.find_undeclared_variables(tree)
         _JINJA.compiled(text)
     except RecursionError:
         raise DataError(f"the template of '{role}' is nested too deeply", where=source) from None
     except TemplateSyntaxError as error:
-        raise DataError(
-            f"the template of '{role}' is not valid Jinja (line {error.lineno}: {error.message})", where=source
-        ) from error
+        what = f"the template of '{role}' is not valid Jinja (line {error.lineno}: {error.message})"
+        raise DataError(what, where=source, fix=fix) from error
+    if ROW in names and ROW not in available:
+        found = _named_by_row(tree)
+        if found is None:
+            what = f"the template of '{role}' has '{ROW}' for something other than one column"
+            raise DataError(what, where=source, fix=f"Write a column as {ROW}['NAME'].")
+        names = (names - {ROW}) | found
     missing = sorted(names - set(available) - set(_JINJA.globals))
     if missing:
         raise DataError(
             f"the template of '{role}' names the column '{missing[0]}', which is not there; "
             f"{did_you_mean(missing[0], available)}",
             where=source,
+            fix=fix,
         )
     return sorted(names & set(available))
+
+
+def _named_by_row(tree: nodes.Template) -> set[str] | None:
+    """The columns that a template names as ``row['NAME']``; None where ``row`` stands otherwise too."""
+    found = [node.attr for node in tree.find_all(nodes.Getattr) if _is_row(node.node)]
+    items = [node.arg for node in tree.find_all(nodes.Getitem) if _is_row(node.node)]
+    found += [item.value for item in items if isinstance(item, nodes.Const) and isinstance(item.value, str)]
+    return set(found) if len(found) == sum(map(_is_row, tree.find_all(nodes.Name))) else None
+
+
+def _is_row(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Name) and node.name == ROW
+
+
+def way_to_name(columns: Collection[str]) -> str | None:
+    """How to name a column that is no name of Jinja, where there is one."""
+    odd = next((column for column in columns if not column.isidentifier()), None)
+    return None if odd is None else f"Write {{{{ {ROW}['{odd[:40]}'] }}}} for the column '{odd[:40]}'."

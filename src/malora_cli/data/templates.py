@@ -14,6 +14,10 @@ from jinja2.nodes import EvalContext
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from malora_cli.data.cells import json_value
+
+#: What stands for all columns of a row.
+ROW = "row"
 #: Rounds of loops, and calls, within one row.
 _STEPS = 100_000
 #: Characters, items or bits of what `*` and `**` make.
@@ -57,6 +61,11 @@ def _to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent, default=_from_null)
 
 
+def _from_json(value: Any) -> Any:
+    """What a text that is JSON stands for, as some data have lists and objects."""
+    return value if _is_null(value) else _to_nulls(json_value(str(value)))
+
+
 def _int(value: Any, default: Any = None, base: int = 10) -> Any:
     return _number(value, do_int(value, default, base))
 
@@ -85,6 +94,12 @@ def _to_nulls(value: Any) -> Any:
     return {key: _to_nulls(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def _names(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a template may name: the columns, and all of them under one name, for those that are no name of Jinja."""
+    cells = {column: _to_nulls(cell) for column, cell in row.items()}
+    return {ROW: cells, **cells}
+
+
 def _from_nulls(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_from_nulls(item) for item in value]
@@ -101,7 +116,8 @@ class Templates(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self._shown)
         del self.globals["lipsum"]  # which goes on for as long as it is told to
-        self.filters |= {"counted": self._counted, "int": _int, "float": _float, "join": _join, "tojson": _to_json}
+        self.filters |= {"int": _int, "float": _float, "join": _join, "tojson": _to_json, "fromjson": _from_json}
+        self.filters["counted"] = self._counted
         self.tests["none"] = _is_null
         self._left = _STEPS
         self._nulls: list[bool] = []  # of what is shown, whether it is null
@@ -116,7 +132,7 @@ class Templates(ImmutableSandboxedEnvironment):
 
         def filled(row: Mapping[str, Any]) -> str:
             self._begin()
-            return template.render(_to_nulls(row))
+            return template.render(_names(row))
 
         return filled
 
@@ -135,7 +151,7 @@ class Templates(ImmutableSandboxedEnvironment):
 
         def found(row: Mapping[str, Any]) -> Any:
             self._begin()
-            result = value(_to_nulls(row))
+            result = value(_names(row))
             if isinstance(result, StrictUndefined):
                 str(result)  # which says what is missing
             return _from_nulls(result)

@@ -159,8 +159,8 @@ class TaskSettings(Settings):
     columns: Columns = Field(
         default_factory=dict,
         description="What of the data each role of the format is: a column, a field or position within one (a.b, "
-        "a.0.b), a Jinja template over columns ('{{ a }}: {{ b | trim }}'), or a list of these; a role left out is a "
-        "column of the same name",
+        "a.0.b), a Jinja template over columns ('{{ a }}: {{ row[\"b c\"] | trim }}'), or a list of these; a role left "
+        "out is a column of the same name",
     )
     format: Text = Field(description="Prompt format")
     metric: SerializeAsAny[MetricSettings] = Field(
