@@ -14,6 +14,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer
 
+from malora_cli.data import cache
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.rows import Rows
 from malora_cli.data.sources import load_rows
@@ -166,3 +167,25 @@ def test_a_damaged_one_of_several_is_named(place: Path) -> None:
     assert _refusal(place, place / "rows" / "*").startswith(
         "task 'add': rows/train-1.parquet: cannot be read (the data are"
     )
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_a_file_for_every_row_is_one_entry_of_the_cache(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "user_cache_path", lambda _: tmp_path / "cache")
+    for number in range(20):
+        text = f"q,a\n{number},x\n" if kind == "csv" else f'{{\n"q": "{number}",\n"a": "x"}}'
+        (tmp_path / f"{number:02}.{kind}").write_text(text, encoding="utf-8")
+    (tmp_path / f"07.{kind}").write_text("q,b\n7,x\n" if kind == "csv" else '{"q": "7", "b": "x"}', encoding="utf-8")
+    rows = load_rows(SourceSettings(path=f"{tmp_path}/*.{kind}"), split="train")
+    assert [row["q"] for row in rows.dataset] == [str(number) for number in range(20)]
+    assert [Path(rows.places.file(row)).name for row in (0, 7, 19)] == [f"{name}.{kind}" for name in ("00", "07", "19")]
+    assert {rows.places.name(row) for row in range(20)} == {"row 2" if kind == "csv" else "row 1"}
+    assert len(list((tmp_path / "cache" / "data").glob("text-*[0-9a-f]"))) == 1
+    with pytest.raises(DataError, match=rf"07\.{kind}: has no column 'a', which 00\.{kind} has"):
+        rows.check(["a"], ["a"])
+    some = load_rows(SourceSettings(path=f"{tmp_path}/*.{kind}", stream=8), split="train")
+    assert [row["q"] for row in some.dataset] == [str(number) for number in range(8)]
+    (tmp_path / f"03.{kind}").write_text("q,a\nnew,x\n" if kind == "csv" else '{"q": "new"}', encoding="utf-8")
+    assert load_rows(SourceSettings(path=f"{tmp_path}/*.{kind}"), split="train").dataset[3]["q"] == "new"

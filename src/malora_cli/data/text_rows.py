@@ -29,6 +29,8 @@ OF_TABLES = ("delimiter", "header", "quotes")
 OF_TEXT = ("encoding", *OF_TABLES)
 _LINES = "lines.arrow"
 _LINE = pa.schema([("line", pa.int64())])
+#: Bytes of files that are kept together in the cache, at most; a larger file is by itself.
+_GROUP = 64 << 20
 #: What reading a file that is damaged, compressed or out of reach ends in.
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
@@ -60,14 +62,27 @@ def _all_read(files: Sequence[Path], source: SourceSettings) -> list[Part]:
         refuse_settings(source, OF_TABLES, "CSV and TSV files")
     found: list[Part] = []
     left = source.stream
-    for file in files:
+    for group in _groups(files):
         if left == 0:
             break
-        read = _read_text(file, left, source)
+        read = _read_text(group, left, source)
         if read is not None:
             found.append(read)
             left = None if left is None else left - len(read[1])
     return found
+
+
+def _groups(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """The files in their order; small ones together, since some data have a file for every row."""
+    group, total = list[Path](), 0
+    for file in files:
+        size = file.stat().st_size
+        if group and (total + size > _GROUP or kind_of(file) != kind_of(group[0])):
+            yield group
+            group, total = [], 0
+        group.append(file)
+        total += size
+    yield group
 
 
 def refuse_settings(source: SourceSettings, names: Sequence[str], files: str) -> None:
@@ -81,20 +96,21 @@ def refuse_settings(source: SourceSettings, names: Sequence[str], files: str) ->
         raise DataError(f"`{given}` is for {files}", where=source.path, fix=f"Remove `{given}`.")
 
 
-def _read_text(file: Path, limit: int | None, source: SourceSettings) -> Part | None:
-    """The first rows of a text file, kept in the cache; None where there are none."""
-    known = file.stat()
-    # The name as it is given says how the file is read, also where it is a link.
-    written = [getattr(source, name) for name in ("records", *OF_TEXT)]
-    key = key_of("text", str(file.resolve()), file.suffixes, known.st_size, known.st_mtime_ns, limit, written)
+def _read_text(files: Sequence[Path], limit: int | None, source: SourceSettings) -> Part | None:
+    """The first rows of text files of one kind, kept in the cache; None where there are none."""
+    # The name as it is given says how a file is read, also where it is a link.
+    states = [file.stat() for file in files]
+    known = [
+        (str(file.resolve()), file.suffixes, state.st_size, state.st_mtime_ns)
+        for file, state in zip(files, states, strict=True)
+    ]
+    key = key_of("text", known, limit, [getattr(source, name) for name in ("records", *OF_TEXT)])
 
     def fill(scratch: Path) -> dict[str, Any]:
-        return {
-            "source": str(file),
-            **_copy(_checked(str(file), lots_of(file, source)), scratch, limit, counted=kind_of(file) == ".json"),
-        }
+        lots = [_checked(str(file), lots_of(file, source)) for file in files]
+        return {"source": str(files[0]), **_copy(lots, scratch, limit, counted=kind_of(files[0]) == ".json")}
 
-    return _copied(*cached(key, fill), str(file))
+    return _copied(*cached(key, fill), [str(file) for file in files])
 
 
 def _check_headers(files: Sequence[Path], source: SourceSettings) -> None:
@@ -114,20 +130,21 @@ def _fault(file: str, fault: LineError) -> DataError:
     return DataError(fault.what, where=f"{file}:{fault.line}", fix=fault.fix)
 
 
-def _copy(lots: Iterable[Lot], scratch: Path, limit: int | None, *, counted: bool = False) -> dict[str, Any]:
-    """Write the first rows of some lots as Arrow; where later rows have more columns, as several files.
+def _copy(files: Sequence[Iterable[Lot]], scratch: Path, limit: int | None, *, counted: bool = False) -> dict[str, Any]:
+    """Write the first rows of some files as Arrow; where later rows have more columns, as several.
 
     Args:
-        lots: All rows, and the line of each.
+        files: The lots of each: all rows, and the line of each.
         scratch: Where they go.
         limit: How many; None for all.
         counted: Whether lines are of no use where several rows share one.
     """
-    count, last, names, shared = 0, 0, list[str](), False
+    count, last, names = 0, 0, list[str]()
+    parts: list[dict[str, Any]] = [{"rows": 0, "columns": [], "shared": False} for _ in files]
     schema = pa.schema([])
     with ExitStack() as stack:
         lines = stack.enter_context(pa.ipc.new_stream(str(scratch / _LINES), _LINE))
-        for table, numbers in lots:
+        for part, (table, numbers) in ((part, lot) for part, lots in zip(parts, files, strict=True) for lot in lots):
             lot = table if limit is None else table.slice(0, limit - count)
             if not names or not set(lot.column_names) <= set(schema.names):
                 schema = pa.unify_schemas([schema, lot.schema])
@@ -135,23 +152,30 @@ def _copy(lots: Iterable[Lot], scratch: Path, limit: int | None, *, counted: boo
                 writer = stack.enter_context(pa.ipc.new_stream(str(scratch / names[-1]), schema))
             writer.write_table(_with_columns(lot, schema))
             lines.write_table(pa.table([numbers[: len(lot)]], _LINE))
-            shared = shared or (counted and (len(set(numbers)) < len(numbers) or numbers[0] == last))
+            again = part["rows"] > 0 and numbers[0] == last
+            part["shared"] |= counted and (again or len(set(numbers)) < len(numbers))
+            part["columns"] = list(dict.fromkeys([*part["columns"], *lot.column_names]))
+            part["rows"] += len(lot)
             count, last = count + len(lot), numbers[-1]
             if count == limit:
                 break
-    return {"rows": count, "files": names, "shared": shared}
+    return {"rows": count, "files": names, "parts": parts}
 
 
-def _copied(folder: Path, about: dict[str, Any], name: str) -> Part | None:
+def _copied(folder: Path, about: dict[str, Any], names: Sequence[str]) -> Part | None:
     """What was written; None where there are no rows."""
     if not about["rows"]:
         return None
     rows = joined([Dataset.from_file(str(folder / file)) for file in about["files"]])
-    lines = pa.ipc.open_stream(pa.memory_map(str(folder / _LINES))).read_all()
-    types = dict.fromkeys(rows.column_names, "text")
-    if about["shared"]:
-        return [File(name, about["rows"], types, unit="record")], rows
-    return [File(name, about["rows"], types, lines["line"])], rows
+    lines = pa.ipc.open_stream(pa.memory_map(str(folder / _LINES))).read_all()["line"]
+    files, begin = list[File](), 0
+    for name, part in zip(names, about["parts"], strict=True):
+        count, types = part["rows"], dict.fromkeys(part["columns"], "text")
+        mine = None if part["shared"] else lines.slice(begin, count)
+        begin += count
+        if count:
+            files.append(File(name, count, types, mine, unit="record" if part["shared"] else "row"))
+    return files, rows
 
 
 def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -183,9 +207,9 @@ def records_in_rows(dataset: Dataset, source: SourceSettings) -> Rows:
     rows = dataset.select_columns(texts)
 
     def fill(scratch: Path) -> dict[str, Any]:
-        return {"source": source.path, **_copy(_checked(source.path, lots_of_rows(rows, records)), scratch, None)}
+        return {"source": source.path, **_copy([_checked(source.path, lots_of_rows(rows, records))], scratch, None)}
 
-    read = _copied(*cached(key_of("records", dataset._fingerprint, records), fill), source.path)
+    read = _copied(*cached(key_of("records", dataset._fingerprint, records), fill), [source.path])
     if read is None:
         raise DataError("has no rows", where=source.path)
     read[1].set_transform(decoded)

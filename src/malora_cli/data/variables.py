@@ -49,6 +49,7 @@ def _as_given(text: str, path: str) -> str:
     parts = path.split("/")
     last = max((number for number, part in enumerate(parts) if _filled(part) != part), default=-1)
     begin = "/".join(parts[: last + 1])
-    for filled in (_filled(begin), str(Path(_filled(begin)).resolve())):
-        text = text.replace(filled, begin) if begin else text
+    if begin:
+        for filled in (_filled(begin), str(Path(_filled(begin)).resolve())):
+            text = text.replace(filled, begin)
     return text
