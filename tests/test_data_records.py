@@ -222,6 +222,7 @@ def test_a_long_list_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
             'x.json: the file holds a list of 3 lists, not rows. Say where the rows are in it, as in `records: "*"`.',
         ),
         ({"data": {"train": [["a", "b"]]}}, "`records: data.train.*`."),
+        ({"q": {"0": "a?", "1": "b?"}, "a": {"0": "x", "1": None}}, "`records: [q.*, a.*]`."),  # as pandas has it
         ({f"k{n}": {"a": 1} for n in range(9)}, "an object of a and 5 more), not rows. Say"),
         ("7", "x.json: the file holds a plain value, not rows. A row is a JSON object: one field a column."),
     ],

@@ -76,12 +76,20 @@ def _paths(value: Any) -> Iterator[str]:
 
 
 def _paths_of_objects(objects: dict[str, dict[str, Any]]) -> Iterator[str]:
+    if objects and all(_is_column(inner) for inner in objects.values()):
+        yield f"[{', '.join(f'{name}.*' for name in objects)}]"
+        return
     for name, inner in objects.items():
         if len(objects) == 1 and any(_holds_rows(rows) for rows in inner.values()):
             yield from (f"{name}.{path}" for path in _paths(inner))
             return
     if objects:
         yield '"*"'
+
+
+def _is_column(values: dict[str, Any]) -> bool:
+    """Whether an object has a value under each number of a row, as pandas writes a column."""
+    return len(values) > 0 and list(values) == [str(number) for number in range(len(values))]
 
 
 def _deeper(path: str, rows: list[Any]) -> Iterator[str]:

@@ -47,7 +47,8 @@ def conversation_of(example: Example, system: str | None, traits: Traits) -> Con
         RowError: The template would leave out something of it.
     """
     if example.tools and not traits.tools:
-        raise RowError("tools, which the model's chat template leaves out")
+        ways = 'model.chat_template names another, `columns: {tools: "{{ none }}"}` trains without'
+        raise RowError(f"tools, which the model's chat template leaves out ({ways})")
     turns = example.turns
     if system is not None and turns[0].role not in ("system", "developer"):
         turns = (Turn("system", system), *turns)
