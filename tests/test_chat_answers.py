@@ -12,6 +12,7 @@ import pytest
 
 from chat_families import NAMES, source_of, tokenizer_of
 from malora_cli.data.chat.messages import BESIDE
+from malora_cli.data.chat.template import ChatTemplate
 from malora_cli.data.columns import RowReader
 from malora_cli.data.encode_rows import Encoding
 from malora_cli.data.encoding import Encoded, Encoder
@@ -114,6 +115,16 @@ def test_what_was_trained_is_the_right_answer_and_ends(name: str) -> None:
         assert (kind, last.strip()) == (kind, reference.strip())
     assert all("leaves out" in reason for _, reason in refused)
     assert not [kind for kind, _ in refused if "call" not in kind and "reasoning" not in kind]  # words never are
+
+
+@pytest.mark.parametrize("name", [*OLDER, *NAMES])
+def test_one_rendering_tells_what_two_do(name: str) -> None:
+    quick, slow = (ChatTemplate(tokenizer_of(OLDER.get(name) or source_of(name))) for _ in range(2))
+    vars(slow)["_lead"] = None
+    system = Turn("system", "be brief")
+    for said in ("it is five", " it is\nfive\n", quick.traits.end, "the tag </think> closes it"):
+        for turns in ((ASKED, says(said)), (system, ASKED, says(said)), (Turn("user", said), says(said))):
+            assert quick.rendered(Example(turns)) == slow.rendered(Example(turns))
 
 
 def test_ends_of_tool_calls_stop_generation() -> None:

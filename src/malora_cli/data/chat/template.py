@@ -16,6 +16,7 @@ from malora_cli.data.chat.traits import REASONING, Traits, header, special_marks
 from malora_cli.data.formats._base import Example, RowError, Turn
 
 _ANSWER = "Zq3answer"
+_ONLY = (Turn("system", "Zq1system"), Turn("user", "Zq2question"), Turn("assistant", _ANSWER))
 #: Said of conversations of which each answer is a row.
 APART = "several answers, each a row of its own, since the model's chat template rewrites earlier turns"
 
@@ -94,8 +95,40 @@ class ChatTemplate:
         remarks = told.remarks if len(rows) == 1 else (*told.remarks, APART)
         return Rendered(rows, spoken(answer.removesuffix(self.traits.end), self.traits.thinks), remarks)
 
+    @cached_property
+    def _lead(self) -> str | None:
+        """What the template writes between the prompt of an only answer and its words; None where that is not fixed."""
+        leads: set[str | None] = set()
+        for turns in (_ONLY, _ONLY[1:]):
+            told = conversation_of(Example(turns), None, self.traits)
+            try:
+                context, _ = self._compared(told, len(told.turns) - 1)
+                lead, _, close = self._text(told.messages, told, **self.traits.quiet).partition(_ANSWER)
+            except RowError:
+                return None
+            leads.add(lead[len(context) :] if lead.startswith(context) and close == self.traits.close else None)
+        return leads.pop() if len(leads) == 1 else None
+
     def _answered(self, told: Conversation, at: int) -> tuple[str, str]:
         """What stands before an answer, and the answer with its end."""
+        return self._only(told) or self._compared(told, at)
+
+    def _only(self, told: Conversation) -> tuple[str, str] | None:
+        """The same from one rendering instead of two, for an only answer that the template writes as it is."""
+        turns, traits = told.turns, self.traits
+        roles = [turn.role for turn in turns]
+        if roles[roles[0] == "system" :] != ["user", "assistant"] or told.tools or any(turn.extra for turn in turns):
+            return None
+        if self._lead is None or reasoning_of(turns[-1]):
+            return None
+        whole, answer = self._text(told.messages, told, **traits.quiet), f"{self._lead}{turns[-1].text}{traits.close}"
+        context = whole.removesuffix(answer)
+        if context == whole or not context.endswith(traits.answered):
+            return None
+        return context, self._ended(answer, told, len(turns) - 1)
+
+    def _compared(self, told: Conversation, at: int) -> tuple[str, str]:
+        """What stands before an answer, and the answer with its end: where the text with it goes on from its prompt."""
         turn = told.turns[at]
         thought = reasoning_of(turn)
         settings = {} if thought else self.traits.quiet
@@ -106,9 +139,9 @@ class ChatTemplate:
         if thought and not self._shown(told, at, asked, whole):
             return asked, self._reasoned(turn, thought, asked)
         context = asked if thought and self.traits.asks else self._context(before, told, asked)
-        for found in (context, asked, self._shared(asked, whole)):
-            if whole.startswith(found):
-                return found, self._ended(whole[len(found) :], told, at)
+        prompt = next(filter(whole.startswith, (context, asked)), None) or self._shared(asked, whole)
+        if whole.startswith(prompt):
+            return prompt, self._ended(whole[len(prompt) :], told, at)
         given = self._given(before, told)  # the template rewrites what came before the answer
         answer = whole[len(given) :] if whole.startswith(given) else turn.text
         return context, self._ended(answer, told, at)
