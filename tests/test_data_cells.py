@@ -382,3 +382,24 @@ def test_text_that_is_not_json_is_a_bad_row() -> None:
 def test_several_columns_without_an_answer_are_all_named() -> None:
     with pytest.raises(RowError, match=r"^no 'a' or 'b'$"):
         read({"q": "?", "a": None, "b": None}, {"prompt": "q", "completion": ["a", "b"]}, "prompt-completion")
+
+
+def test_bytes_of_a_table_are_text_where_they_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    cells = {"q": [b"qu\xc3\xa9", b"b", b"c"], "a": [b"1", b"\xff", None], "l": [[{"k": b"in"}]] * 3}
+    pd.DataFrame(cells).to_parquet(path)
+    rows = load_rows(SourceSettings(path=str(path)), split="train")
+    reader = RowReader("prompt-completion", FORMATS["prompt-completion"], {"prompt": "q", "completion": "a"}, cells, "")
+    first, second, _ = rows.dataset
+    assert (reader(first).prompt, reader(first).completion, first["l"][0]["k"]) == ("qué", "1", "in")
+    for column in ("a", "{{ a }}"):
+        with pytest.raises(RowError, match="bytes that are not UTF-8"):
+            read(second, {"prompt": "q", "completion": column}, "prompt-completion")
+    with pytest.raises(RowError, match="bytes that are not UTF-8"):
+        read(second, {"prompt": "{{ q }} {{ a }}", "completion": "q"}, "prompt-completion")
+
+
+def test_the_way_out_of_a_template_that_finds_a_mapping_is_a_template() -> None:
+    with pytest.raises(RowError) as caught:
+        read({"q": "?", "l": [{"k": 1}]}, {"prompt": "q", "completion": "{{ l }}"}, "prompt-completion")
+    assert str(caught.value) == "no text as '{{ l }}', but a dict; `{{ (l) | tojson }}` makes one text of it"

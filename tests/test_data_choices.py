@@ -53,6 +53,10 @@ def read(choices: Any, answer: Any, columns: dict[str, Any] | None = None, **cel
         ({"A": "cold", "B": "heat", "C": "salt", "D": None}, 2, "C"),
         ({"opa": "cold", "opb": "heat"}, "opb", "B"),
         ({"1": "cold", "2": "heat"}, 1, "A"),
+        (FOUR, "(C)", "C"),
+        (FOUR, "b)", "B"),
+        (FOUR, "B. heat", "B"),
+        (["(B) x", "(A) y"], "(B) x", "A"),  # the text
     ],
 )
 def test_the_right_choice(choices: Any, answer: Any, expected: str) -> None:
@@ -71,6 +75,9 @@ def test_the_right_choice(choices: Any, answer: Any, expected: str) -> None:
         (FOUR, "", "the answer '', which is none"),
         ({"A": "cold", "B": None, "C": "salt"}, 2, "a choice without text"),
         ("cold; heat", 0, "choices that are one text; part it, as in `choices: \"{{ COLUMN.split(';') }}\"`"),
+        ('["cold", "heat"]', 0, 'choices that are one text; part it, as in `choices: "{{ COLUMN | fromjson }}"`'),
+        (FOUR, "(E)", "the answer '(E)', which is none of its 4 choices"),
+        (FOUR, "B. cold", "the answer 'B. cold', which is none"),
         ({}, 0, "no list of 2 to 26 choices"),
         (["x"] * 27, 0, "no list of 2 to 26 choices"),
         ({"text": FOUR, "label": ["A"] * 5}, 0, "not as many labels as choices"),

@@ -50,3 +50,17 @@ def test_answers_out_of_reach(answers: list[object], metric: str, told: str | No
     lines = _told(place, answers, f"metric={metric}")
     assert len(lines) == (told is not None)
     assert told is None or lines[0].startswith(f"task 'add': {told}")
+
+
+@pytest.mark.parametrize(("rows", "told"), [(60, True), (40, False)])
+def test_training_rows_of_one_answer_are_told(rows: int, told: bool, place: Path) -> None:
+    written = [{"question": f"why is {number}", "answer": "A"} for number in range(rows)]
+    train = place.parent / "add.train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
+    lines = _told(place, ["1"])
+    assert [line.partition(" (")[0] for line in lines] == told * [
+        f"task 'add': all {rows} train rows have the answer 'A', so nothing else is learned"
+    ]
+    with train.open("a", encoding="utf-8") as file:
+        file.write('{"question": "another", "answer": "B"}\n')
+    assert _told(place, ["1"]) == []

@@ -169,8 +169,11 @@ class RowReader:
     def _text(self, role: str, value: Any) -> str:
         text = as_text(value)
         if text is None:
-            given = self.columns[role]
-            way = f"`{{{{ {given}{_WAYS.get(type(value), '')} }}}}` makes one text of it"
+            given = str(self.columns[role])
+            if isinstance(value, bytes):
+                raise RowError(f"no text as '{given}', but bytes that are not UTF-8")
+            inner = f"({given.strip()[2:-2].strip()})" if is_template(given) else given
+            way = f"`{{{{ {inner}{_WAYS.get(type(value), '')} }}}}` makes one text of it"
             raise RowError(f"no text as '{given}', but a {type(value).__name__}; {way}")
         return text
 

@@ -139,7 +139,7 @@ class Filled:
             found = _compiled(self.text)(row)
             return None if self.may_be_none and _JINJA.showed_nulls_only else found
         value = expression(row)
-        return value if self.values or value is None or isinstance(value, list) else str(value)
+        return value if self.values or value is None or isinstance(value, list | bytes) else str(value)
 
 
 def _is_empty(cell: Any) -> bool:

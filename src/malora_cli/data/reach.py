@@ -1,13 +1,17 @@
-"""Right answers that no generated one can equal: the metric reads nothing from them, or generation ends before."""
+"""Answers that teach nothing, and right answers that no generated one can equal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import pyarrow.compute as pc
+
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.splits import Split
 from malora_cli.recipe import TaskSettings
 
+#: Training rows that may have one answer by chance, or to try something out.
+_FEW = 50
 #: Test rows that are looked at; they stand for the others.
 _ROWS = 500
 _SAMPLES = 5
@@ -35,6 +39,18 @@ def out_of_reach(settings: TaskSettings, test: Split, encoder: Encoder) -> Itera
     ]
     if cut:
         yield f"{_some(cut, test)} have an answer longer than max_new_tokens {longest}, so none is generated whole"
+
+
+def one_answer(train: Split) -> str | None:
+    """What is to be said of many training rows that all have one answer, as where the right choice stands first."""
+    answers = train.encoded.data.column("references")
+    if len(answers) < _FEW:
+        return None
+    first = answers[0][0].as_py()
+    if not all(pc.all(pc.equal(pc.list_element(chunk, 0), first)).as_py() for chunk in answers.chunks):
+        return None
+    way = 'choices of which the right one stands first may be sorted, as in `choices: "{{ [A, B] | sort }}"`'
+    return f"all {len(answers):,} train rows have the answer '{first[:40]}', so nothing else is learned ({way})"
 
 
 def _is_longer(answer: Sequence[int], tokens: int, encoder: Encoder) -> bool:

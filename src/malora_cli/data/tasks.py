@@ -15,14 +15,14 @@ from malora_cli.data.filters import kept
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.holdout import hold_out
 from malora_cli.data.overlap import RUN, Overlap, overlaps
-from malora_cli.data.reach import out_of_reach
+from malora_cli.data.reach import one_answer, out_of_reach
 from malora_cli.data.rows import Rows
 from malora_cli.data.sources import load_rows
 from malora_cli.data.splits import Split
 from malora_cli.errors import DataError
 from malora_cli.recipe import LengthPolicy, MixSettings, SourceSettings, TaskSettings
 
-_KEPT_TOGETHER = " (`holdout: {group: COLUMN}` keeps rows of one prompt on one side)"
+_KEPT_TOGETHER = " (`holdout: {share: 0.05, group: COLUMN}` keeps rows of one prompt on one side)"
 #: Faults that are shown at once.
 _FAULTS = 20
 
@@ -62,7 +62,8 @@ def load_tasks(mix: MixSettings, encoder: Encoder, *, max_length: int) -> list[T
     tasks = [Task(name, mix.tasks[name], train, test, found[name]) for name, (train, test) in splits.items()]
     for task in tasks:
         _warn(task)
-        for line in out_of_reach(task.settings, task.test, encoder):
+        same = one_answer(task.train)
+        for line in (*([same] if same else []), *out_of_reach(task.settings, task.test, encoder)):
             warnings.warn(f"task '{task.name}': {line}", stacklevel=2)
     return tasks
 

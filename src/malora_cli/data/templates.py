@@ -182,6 +182,8 @@ class Templates(ImmutableSandboxedEnvironment):
         self._nulls.clear()
 
     def _shown(self, value: Any) -> Any:
+        if isinstance(value, bytes):
+            raise TypeError("bytes that are not UTF-8")
         self._nulls.append(_is_null(value))
         return "" if value is None else value
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.json
@@ -242,6 +242,13 @@ def _check_shape(text: str, at: int) -> None:
         raise shape_of(value)
 
 
+def _written(value: Any) -> str:
+    """What is no JSON, such as a date."""
+    if isinstance(value, bytes):
+        raise TypeError("bytes that are not text")
+    return str(value)
+
+
 def lots_of_rows(rows: Dataset, records: Sequence[Records]) -> Iterator[Lot]:
     """The records in the rows of a dataset, with the number of each row as its line.
 
@@ -249,7 +256,7 @@ def lots_of_rows(rows: Dataset, records: Sequence[Records]) -> Iterator[Lot]:
         LineError: A row has something else where the records should be.
         ShapeError: There are none.
     """
-    return _lots(_records_of_lines((json.dumps(row, default=str) for row in rows), records))
+    return _lots(_records_of_lines((json.dumps(row, default=_written) for row in rows), records))
 
 
 def _records_of_lines(lines: Iterable[str], records: Sequence[Records]) -> Iterator[tuple[int, Cells]]:

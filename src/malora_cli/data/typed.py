@@ -1,4 +1,4 @@
-"""Values of files that have types: names of classes, whole numbers without a fraction, nothing where tables have NaN.
+"""Values of files that have types: names of classes, whole numbers without a fraction, text of bytes, nothing for NaN.
 
 A table keeps whole numbers as fractions as soon as one of its column is missing or is a fraction; what people put
 there, and expect in a prompt and an answer, is 18 and not 18.0.
@@ -43,6 +43,8 @@ def _maker(feature: Any) -> _Made | None:
         return partial(_class_name, [ClassName(name, number) for number, name in enumerate(feature.names)])
     if isinstance(feature, Value) and feature.dtype.startswith("float"):
         return partial(_number, _NARROW.get(feature.dtype))
+    if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
+        return _text
     if isinstance(feature, Mapping):
         makers = {name: maker for name, inner in feature.items() if (maker := _maker(inner)) is not None}
         return partial(_fields, makers) if makers else None
@@ -61,6 +63,14 @@ def _class_name(names: Sequence[ClassName], number: int | None) -> ClassName | i
     if number is None or number == -1:  # as datasets write a class that they do not tell
         return None
     return names[number] if 0 <= number < len(names) else number
+
+
+def _text(value: bytes | None) -> str | bytes | None:
+    """Text that a program wrote without saying that it is one."""
+    try:
+        return value if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _number(narrow: Callable[[float], object] | None, value: float | None) -> float | int | None:

@@ -11,9 +11,10 @@ A row such as ``{"question": "What melts ice?", "choices": ["cold", "heat"], "an
 
 and the answer ``"B"``. ``choices`` is a list of texts, several columns (``choices: [opa, opb]``), a mapping of labels
 to texts (``{"A": "cold", "B": "heat"}``), or ARC's texts and labels (``{"text": [...], "label": [...]}``, also one
-mapping a choice). ``answer`` is a label (without labels, a letter), a position from 0, or the text of a choice. Where
-the data count from 1: ``answer: "{{ answer | int - 1 }}"``. A column for the role ``context`` stands above the
-question; the role ``instruction`` stands in place of the last line.
+mapping a choice). ``answer`` is a label (without labels, a letter), also as "(B)" or "B. heat", a position from 0, or
+the text of a choice. Where the data count from 1: ``answer: "{{ answer | int - 1 }}"``. Where the right choice always
+stands first, the choices may be sorted: ``choices: "{{ [right, wrong] | sort }}"``. A column for the role ``context``
+stands above the question; the role ``instruction`` stands in place of the last line.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ _TEXT = "a number as the answer that is no position, so it is taken as the text 
 _FROM_TEXT = """`answer: "{{ (CHOICES | map('string') | list).index(COLUMN | string) }}"`"""
 _FROM_1 = """`answer: "{{ COLUMN | int - 1 }}"`"""
 
+#: A letter as people mark it, and the text behind it: "(B)", "B." or "b) heat".
+_MARKED = re.compile(r"\(?([A-Za-z])[).:]\s*(.*)", re.DOTALL)
+
 
 def _example(row: Mapping[str, Any]) -> Example:
     texts, labels = _choices(row["choices"])
@@ -46,7 +50,8 @@ def _example(row: Mapping[str, Any]) -> Example:
 def _choices(given: Any) -> tuple[list[str], list[str]]:
     """The texts of the choices and what the data call them."""
     if isinstance(given, str):
-        raise RowError("""choices that are one text; part it, as in `choices: "{{ COLUMN.split(';') }}"`""")
+        way = " | fromjson" if given.lstrip().startswith(("[", "{")) else ".split(';')"
+        raise RowError(f"""choices that are one text; part it, as in `choices: "{{{{ COLUMN{way} }}}}"`""")
     choices, labels = _texts_and_labels(given)
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(ascii_uppercase):
         raise RowError("no list of 2 to 26 choices")
@@ -97,6 +102,11 @@ def _position(answer: Any, texts: Sequence[str], labels: Sequence[str]) -> tuple
         return same, () if number is None else (_TEXT,)
     if text.upper() in labels:
         return labels.index(text.upper()), ()
+    marked = _MARKED.fullmatch(text)
+    if marked and marked[1].upper() in labels:
+        named = labels.index(marked[1].upper())
+        if not marked[2] or marked[2] == texts[named].strip():
+            return named, ()
     if number == len(texts):
         raise RowError(f"{_FROM_0} (if from 1, {_FROM_1})")
     raise RowError(f"the answer '{text[:40]}', which is none of its {len(texts)} choices")
