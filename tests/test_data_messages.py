@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from transformers import AutoTokenizer
 
 from malora_cli.data.chat.template import ChatTemplate
@@ -14,7 +15,9 @@ from malora_cli.data.columns import RowReader
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.formats._base import Example, RowError
+from malora_cli.data.sources import load_rows
 from malora_cli.errors import DataError
+from malora_cli.recipe import SourceSettings
 
 
 def read(name: str, row: dict[str, Any], columns: dict[str, Any] | None = None, **speakers: str) -> Example:
@@ -43,6 +46,7 @@ def test_others_are_given_by_the_mix() -> None:
     rows = [{"who": "customer", "said": "2 + 3?"}, {"who": "agent", "said": "5"}]
     keys = {"messages": "dialog", "role": "who", "content": "said"}
     assert said(read("messages", {"dialog": rows}, keys, customer="user", agent="assistant")) == ANSWERED
+    assert said(read("messages", {"dialog": rows}, keys, Customer="user", AGENT="assistant")) == ANSWERED
     with pytest.raises(RowError, match=r"the unknown role 'customer' .*others by the task's speakers"):
         read("messages", {"dialog": rows}, keys)
     with pytest.raises(RowError, match="a message without 'who'"):
@@ -141,6 +145,7 @@ def test_tool_calls_reach_the_template(message: dict[str, Any], tools: Any) -> N
     [
         ({"role": "function_call", "content": "add(2, 3)"}, "a tool call that is not valid JSON"),
         ({"role": "assistant", "tool_calls": [{"arguments": {}}]}, "a tool call that does not name a function"),
+        ({"role": "assistant", "content": None, "tool_calls": "[]"}, "a message without text as 'content'"),
         ({"role": "assistant", "content": None}, "a message without text as 'content'"),
         ({"role": "assistant", "content": {"text": "x"}}, "a message without text as 'content'"),
     ],
@@ -149,6 +154,28 @@ def test_a_message_that_says_nothing_is_told(message: dict[str, Any], expected: 
     with pytest.raises(RowError) as caught:
         read("messages", {"messages": [{"role": "user", "content": "?"}, message]})
     assert str(caught.value) == expected
+
+
+def test_keys_that_hold_nothing_are_none(tmp_path: Path) -> None:
+    """As tables have them, whose mappings have the keys of all others in their column."""
+    rows = []
+    for name, argument in (("add", "of"), ("find", "text")):
+        call = {"function": {"name": name, "arguments": {argument: 1}}}
+        tool = {"name": name, "parameters": {"type": "object", "properties": {argument: {"type": "string"}}}}
+        asked = {"role": "user", "content": "?"} if name == "add" else {"from": "human", "value": "?"}
+        rows.append({"messages": [asked, {"role": "assistant", "tool_calls": [call]}], "tools": [tool]})
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for kind in ("parquet", "jsonl"):
+        loaded = load_rows(SourceSettings(path=str(tmp_path / f"rows.{kind}")), split="train").dataset
+        for row, argument in zip(loaded, ("of", "text"), strict=True):
+            example = read("messages", dict(row))
+            assert example.turns[0].text == "?"
+            assert example.turns[1].extra["tool_calls"][0]["function"]["arguments"] == {argument: 1}
+            assert list(example.tools[0]["function"]["parameters"]["properties"]) == [argument]
+    written = {"role": "assistant", "tool_calls": [{"name": "add", "arguments": '{"of": null}'}]}
+    example = read("messages", {"messages": [{"role": "user", "content": "?"}, written]})
+    assert example.turns[1].extra["tool_calls"][0]["function"]["arguments"] == '{"of": null}'
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": False}])

@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from malora_cli.data.chat.template import Segment
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats._base import Example, Turn
 from malora_cli.data.word_marks import marks_of
@@ -63,6 +64,16 @@ def test_parts_become_the_tokens_of_the_whole(name: str, template: str) -> None:
     whole = encoder.tokenizer.backend_tokenizer.encode("".join(part.text for part in row), add_special_tokens=False)
     assert encoded.input_ids == whole.ids
     assert len(encoded.spans) == 2
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_empty_parts_are_nothing(name: str) -> None:
+    """As before an answer that begins a conversation, and between two of them."""
+    encoder = Encoder(_tokenizer(PLAIN, STEPS[name]))
+    for texts in (["", "it is 5</s>"], ["what", "is</s>", "", "it</s>"], ["", "", "it"], ["what", "", " is it"]):
+        [encoded] = encoder.tokenise([[Segment(text, supervised=bool(at % 2)) for at, text in enumerate(texts)]])
+        whole = encoder.tokenizer.backend_tokenizer.encode("".join(texts), add_special_tokens=False)
+        assert (texts, encoded.input_ids) == (texts, whole.ids)
 
 
 def test_what_is_generated_reads_as_the_answer() -> None:

@@ -149,11 +149,12 @@ class Encoder:
     def _head(self, row: Sequence[Segment], number: int) -> int:
         """Characters of a segment that go on from the text before it, and so get no word mark."""
         text = row[number].text
-        if number == 0:
+        before = next((segment.text for segment in reversed(row[:number]) if segment.text), "")
+        if not before:
             return 0
         if self._marks == "first":
             return len(text)
-        if self._special_end.search(row[number - 1].text):
+        if self._special_end.search(before):
             return 0
         found = self._special.search(text)
         return len(text) if found is None else found.start()

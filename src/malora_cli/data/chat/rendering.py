@@ -50,8 +50,8 @@ def render(
     Raises:
         RowError: The template refuses the conversation.
     """
-    template = tokenizer.get_chat_template(tools=list(tools) or None)
     try:
+        template = tokenizer.get_chat_template(tools=list(tools) or None)
         return str(
             tokenizer.apply_chat_template(
                 list(messages),

@@ -68,6 +68,7 @@ def _until_trained(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
 def _turns(messages: Any, row: Mapping[str, Any]) -> tuple[Turn, ...]:
     if isinstance(messages, str) and not _JSON_LIST.match(messages):
         return _parted(messages, row.get("speakers") or {})
+    written = isinstance(messages, str)
     messages = _loaded(messages, "a list of messages")
     if isinstance(messages, dict) and all(isinstance(values, list) for values in messages.values()):
         messages = [dict(zip(messages, values, strict=False)) for values in zip(*messages.values(), strict=False)]
@@ -75,6 +76,8 @@ def _turns(messages: Any, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         return tuple(Turn(("user", "assistant")[number % 2], text) for number, text in enumerate(messages))
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise RowError("no list of messages")
+    if not written:
+        messages = [{key: _filled(value) for key, value in message.items()} for message in messages]
     return tuple(_turn(message, row) for message in messages)
 
 
@@ -101,7 +104,8 @@ def _turn(message: Mapping[str, Any], row: Mapping[str, Any]) -> Turn:
     name = message.get(speaker)
     if not isinstance(name, str):
         raise RowError(f"a message without text as '{speaker}'")
-    role = (row.get("speakers") or {}).get(name) or _ROLES.get(name.casefold())
+    speakers = (row.get("speakers") or {}).items()
+    role = next((role for other, role in speakers if other.casefold() == name.casefold()), _ROLES.get(name.casefold()))
     if role is None:
         known = ", ".join(_ROLES)
         raise RowError(f"a message of the unknown role '{name[:40]}' (known: {known}; others by the task's speakers)")
@@ -134,7 +138,7 @@ def _key(message: Mapping[str, Any], given: str | None, usual: Sequence[str]) ->
         if given not in message:
             raise RowError(f"a message without '{given}'")
         return given
-    return next((key for key in usual if key in message), usual[0])
+    return next((key for key in usual if message.get(key) is not None), usual[0])
 
 
 def _text(said: Any, key: str) -> str | None:
@@ -159,9 +163,8 @@ def _part(part: Any, key: str) -> str:
 
 def _extra(message: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: message[key] for key in _EXTRA if isinstance(message.get(key), str)}
-    calls = message.get("tool_calls") or message.get("function_call")
-    if calls:
-        found["tool_calls"] = _calls(_loaded(calls, "a tool call"))
+    if calls := _loaded(message.get("tool_calls") or message.get("function_call"), "a tool call"):
+        found["tool_calls"] = _calls(calls)
     reasoning = next((message[key] for key in _REASONING if isinstance(message.get(key), str)), "")
     return found | (dict.fromkeys(_REASONING, reasoning) if reasoning.strip() else {})
 
@@ -183,10 +186,21 @@ def _tools(given: Any) -> tuple[Any, ...]:
     """Descriptions of tools as OpenAI writes them."""
     if not given:
         return ()
-    tools = _loaded(given, "tools")
+    tools = _loaded(given, "tools") if isinstance(given, str) else _filled(given)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError("tools that are no list of descriptions")
     return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
+
+
+def _filled(value: Any) -> Any:
+    """A value without the keys that hold nothing.
+
+    Tables give every mapping in a column the keys of all others: a call of one function would be trained with null for
+    the arguments of each other one.
+    """
+    if isinstance(value, dict):
+        return {key: _filled(one) for key, one in value.items() if one is not None}
+    return [_filled(one) for one in value] if isinstance(value, list) else value
 
 
 def _loaded(given: Any, what: str) -> Any:
