@@ -127,6 +127,21 @@ def test_one_rendering_tells_what_two_do(name: str) -> None:
             assert quick.rendered(Example(turns)) == slow.rendered(Example(turns))
 
 
+def test_models_without_a_template_say_the_same() -> None:
+    encoder = Encoder(tokenizer_of(""))
+    for kind, turns in SAID.items():
+        said = [replace(turn, text=turn.text.replace("END", "<eos>")) for turn in turns]
+        example = Example(tuple(said))
+        if any(turn.extra for turn in turns):
+            with pytest.raises(RowError, match="the model has no chat template that could show"):
+                encoder.rendered(example)
+            continue
+        rendered = encoder.rendered(example)
+        assert "<eos><eos>" not in rendered.rows[0][-1].text
+        *_, last = answers(encoder, encoder.tokenise(rendered.rows))
+        assert (kind, [last]) == (kind, encoder.references(example, rendered))
+
+
 def test_ends_of_tool_calls_stop_generation() -> None:
     for name, end in (("gptoss", "<|call|>"), ("glm4moe", "<|observation|>"), ("gemma4", "<|tool_response>")):
         encoder = Encoder(tokenizer_of(source_of(name)))

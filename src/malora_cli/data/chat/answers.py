@@ -24,6 +24,14 @@ def spoken(text: str, thinks: tuple[str, str], *, opened: bool = False) -> str:
     return "" if opened or text.lstrip().startswith(opening) else text
 
 
+def ended(text: str, end: str) -> str:
+    """A text with its end, once, which data may hold already."""
+    mark = end.strip()
+    while mark and text.rstrip().endswith(mark):
+        text = text.rstrip().removesuffix(mark)
+    return text + end
+
+
 def parted(text: str) -> tuple[str, str]:
     """The reasoning that begins a text of the data, and what stands behind it; no reasoning, and all of it."""
     reasoning, closed, behind = text.partition(THINK[1])

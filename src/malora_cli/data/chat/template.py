@@ -9,7 +9,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from malora_cli.data.chat.answers import THINK, spoken
+from malora_cli.data.chat.answers import THINK, ended, spoken
 from malora_cli.data.chat.messages import Conversation, conversation_of, reasoning_of
 from malora_cli.data.chat.rendering import Message, content, render, shared
 from malora_cli.data.chat.traits import REASONING, Traits, header, special_marks, traits_of
@@ -194,7 +194,4 @@ class ChatTemplate:
             answer = answer.rstrip()
         elif told.turns[at].extra.get("tool_calls"):
             end = traits.call_end or end
-        mark = end.strip()
-        while mark and answer.rstrip().endswith(mark):
-            answer = answer.rstrip().removesuffix(mark)
-        return answer + end
+        return ended(answer, end)
