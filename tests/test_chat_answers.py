@@ -203,3 +203,18 @@ def test_a_row_of_nothing_but_reasoning_cannot_be_scored(tmp_path: Path) -> None
     assert (len(split), left_out.rows, left_out.samples) == (1, 1, [2])
     assert left_out.reason == "an answer of nothing but reasoning or special tokens, so it cannot be scored"
     assert len(Encoding(reader, encoder, None, 512, "drop", "drop").split(loaded)) == 2  # it may be trained
+
+
+def test_rows_of_the_source_are_counted_where_each_answer_is_a_row(tmp_path: Path) -> None:
+    encoder = Encoder(tokenizer_of(source_of("qwen3")))
+    turns = [{"role": role, "content": "it is five"} for _ in range(6) for role in ("user", "assistant")]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": turns[:2]}) + "\n" + json.dumps({"messages": turns}) + "\n")
+    loaded = load_rows(SourceSettings(path=str(rows)), split="train")
+    reader = RowReader("messages", FORMATS["messages"], {}, loaded.dataset.column_names, "rows")
+    longest = Encoding(reader, encoder, None, 512, "drop", "error").split(loaded).longest
+    dropped = Encoding(reader, encoder, None, longest // 2, "drop", "error").split(loaded)
+    assert [(note.rows, note.samples) for note in dropped.left_out] == [(1, [2])]
+    assert 2 < len(dropped) < 7
+    shortened = Encoding(reader, encoder, None, longest // 2, "truncate_left", "error").split(loaded)
+    assert (shortened.cut, len(shortened)) == (1, 7)

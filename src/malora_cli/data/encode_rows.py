@@ -234,11 +234,12 @@ class _EncodeBatch:
             readable += found
             remarks += [(remark, number) for remark in told]
         columns: dict[str, list[Any]] = {name: [] for name in _ENCODED}
-        cut = 0
+        cut: set[int] = set()
         tokenised = self._tokenised([text.segments for text in readable])
         for text, encoded in zip(readable, tokenised, strict=True):
             pieces = self._pieces(encoded, text.number, unused)
-            cut += bool(pieces) and pieces != [encoded]
+            if pieces and pieces != [encoded]:
+                cut.add(text.number)
             for piece in pieces:
                 spans = [end for span in piece.spans for end in span]
                 counts = (len(piece.input_ids), piece.label_tokens)
@@ -246,7 +247,9 @@ class _EncodeBatch:
                 for name, value in zip(_ENCODED, values, strict=True):
                     columns[name].append(value)
         if unused or cut or remarks:
-            write_json(self.notes / f"{numbers[0]:012d}.json", {"unused": unused, "remarks": remarks, "cut": cut})
+            # Of an example that became several rows the same may be said of each; rows of the source are counted.
+            notes = {"unused": list(dict.fromkeys(unused)), "remarks": remarks, "cut": len(cut)}
+            write_json(self.notes / f"{numbers[0]:012d}.json", notes)
         return columns
 
     def _read(self, row: dict[str, Any], number: int) -> tuple[list[_Readable], tuple[str, ...]]:
