@@ -150,6 +150,13 @@ def test_ends_of_tool_calls_stop_generation() -> None:
         assert not encoder.template.traits.end.endswith(end)
 
 
+def test_the_name_of_a_channel_is_no_part_of_an_answer() -> None:
+    encoder = Encoder(tokenizer_of(source_of("gptoss")))
+    [[context, _]] = encoder.rendered(Example((ASKED, thinks("hm so", "five")))).rows  # asked with room for reasoning
+    prompt, said = (encoder.tokenizer.encode(text) for text in (context.text, "<|channel|>final<|message|>five , or 5"))
+    assert encoder.answer(prompt, said) == "five , or 5"
+
+
 def test_reasoning_that_stands_elsewhere_too_is_not_taken_for_shown() -> None:
     encoder = Encoder(tokenizer_of(source_of("llama3")))
     for turns in ((ASKED, thinks("five", "five")), (Turn("user", "five"), thinks("five", "5"))):

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from malora_cli.data.chat.answers import THINK, parted, spoken
 from malora_cli.data.chat.plain import plain
+from malora_cli.data.chat.rendering import shared
 from malora_cli.data.chat.template import ChatTemplate, Rendered, Segment
 from malora_cli.data.chat.traits import any_of
 from malora_cli.data.formats._base import Example
@@ -209,8 +210,17 @@ class Encoder:
             prompt: Tokens that were to be continued.
             generated: Tokens that continue them, without the one that ends them.
         """
-        opened = self.tokenizer.decode(prompt[-16:]).rstrip().endswith(self._thinks[0])
-        return self._said(self.tokenizer.decode(generated), opened=opened)
+        opened = self._text(prompt[-16:]).rstrip().endswith(self._thinks[0])
+        return self._said(self._text(generated).removeprefix(self._header), opened=opened)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)  # which takes spaces from before commas
+
+    @cached_property
+    def _header(self) -> str:
+        """What a model has to write itself before an answer where its prompt leaves room for reasoning."""
+        traits = None if self.template is None else self.template.traits
+        return "" if traits is None else traits.answered[len(shared(traits.asked, traits.answered)) :]
 
     def _said(self, text: str, *, opened: bool = False) -> str:
         """What is answered by a text: of a model, or of the data, which may hold marks too."""
