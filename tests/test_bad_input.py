@@ -181,7 +181,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
     "not UTF-8": (
         write("add.train.jsonl", f"{GOOD}\n".encode() + b'{"question": "\xff", "answer": "2"}\n'),
         [],
-        r"task 'add': \S+add\.train\.jsonl:2: is not UTF-8 at byte 15\. Mend or remove the line\.",
+        r"task 'add': \S+add\.train\.jsonl:2: is not UTF-8 at byte 15\. Save the file as UTF-8, or set its `encoding`",
     ),
     "mixed types in a column": (
         rows(GOOD, '{"question": ["1+2="], "answer": "3"}'),
