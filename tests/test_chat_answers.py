@@ -12,7 +12,7 @@ import pytest
 
 from chat_families import NAMES, source_of, tokenizer_of
 from malora_cli.data.chat.messages import BESIDE
-from malora_cli.data.chat.template import ChatTemplate
+from malora_cli.data.chat.template import APART, ChatTemplate
 from malora_cli.data.columns import RowReader
 from malora_cli.data.encode_rows import Encoding
 from malora_cli.data.encoding import Encoded, Encoder
@@ -223,5 +223,8 @@ def test_rows_of_the_source_are_counted_where_each_answer_is_a_row(tmp_path: Pat
     dropped = Encoding(reader, encoder, None, longest // 2, "drop", "error").split(loaded)
     assert [(note.rows, note.samples) for note in dropped.left_out] == [(1, [2])]
     assert 2 < len(dropped) < 7
+    assert [note.reason for note in dropped.remarks] == [APART]
+    scored = Encoding(reader, encoder, None, 512, "drop", "error", once=True).split(loaded)
+    assert (len(scored), scored.remarks) == (2, ())
     shortened = Encoding(reader, encoder, None, longest // 2, "truncate_left", "error").split(loaded)
     assert (shortened.cut, len(shortened)) == (1, 7)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from malora_cli.data.cache import cached, key_of
-from malora_cli.data.chat.template import Segment
+from malora_cli.data.chat.template import APART, Segment
 from malora_cli.data.columns import RowReader
 from malora_cli.data.encoding import Encoded, Encoder
 from malora_cli.data.formats._base import RowError
@@ -268,6 +268,8 @@ class _EncodeBatch:
             told |= dict.fromkeys((*rendered.remarks, *encoder.remarks(one)))
         if example.others and self.encoding.references is None and not self.encoding.once:
             told[_SEVERAL] = None
+        if self.encoding.once:
+            told.pop(APART, None)
         return found, tuple(told)
 
     def _tokenised(self, rows: Sequence[Sequence[Segment]]) -> Iterator[Encoded]:
