@@ -69,9 +69,10 @@ def test_of_very_many_faults_some_are_shown(place: Path, encoder: Encoder, monke
 def test_where_no_row_can_be_used_it_is_not_offered_to_drop_them(rows: int, place: Path, encoder: Encoder) -> None:
     path = place / "none.jsonl"
     _append(path, *[{"question": "x", "answer": None}] * rows)
-    also = f", and so it is with all {rows} rows looked at" if rows > 1 else ""
+    also = f", as have all of the first {rows} rows" if rows > 1 else ""
     assert _faults(place, encoder, f"mix.tasks.add.train={path}") == [
-        f"task 'add': {path}: row 1 has no 'answer'{also}. Map other columns (`columns`), or take another `format`."
+        f"task 'add': {path}: row 1 has no 'answer'{also}. See that the task's `columns`, `format` and `where` "
+        "suit these data."
     ]
     _append(path, {"question": "x", "answer": "y"})
     assert "set the task's bad_rows to drop" in _faults(place, encoder, f"mix.tasks.add.train={path}")[0]

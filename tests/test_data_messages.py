@@ -16,8 +16,9 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.formats._base import Example, RowError
 from malora_cli.data.sources import load_rows
+from malora_cli.data.tasks import load_tasks
 from malora_cli.errors import DataError
-from malora_cli.recipe import SourceSettings
+from malora_cli.recipe import MixSettings, SourceSettings
 
 
 def read(name: str, row: dict[str, Any], columns: dict[str, Any] | None = None, **speakers: str) -> Example:
@@ -148,6 +149,10 @@ def test_tool_calls_reach_the_template(message: dict[str, Any], tools: Any) -> N
         ({"role": "assistant", "content": None, "tool_calls": "[]"}, "a message without text as 'content'"),
         ({"role": "assistant", "content": None}, "a message without text as 'content'"),
         ({"role": "assistant", "content": {"text": "x"}}, "a message without text as 'content'"),
+        (
+            {"role": "assistant", "content": "x", "weight": 0.5},
+            "a message of the weight 0.5: an answer is trained (1) or not (0)",
+        ),
     ],
 )
 def test_a_message_that_says_nothing_is_told(message: dict[str, Any], expected: str) -> None:
@@ -212,3 +217,24 @@ def test_special_tokens_in_a_text_are_told_and_an_end_is_taken_once(tiny_model: 
     assert encoder.rendered(example).rows[0][1].text == "5<|im_end|>"
     assert encoder.remarks(example) == ["special tokens of the model in a text, such as <|im_end|>"]
     assert encoder.remarks(Example.single("2 < 3?", "<b>5</b>")) == []
+
+
+def test_a_task_says_who_speaks_and_which_answers_are_trained(tmp_path: Path, tiny_model: Path) -> None:
+    said = [("client", "a?"), ("agent", "A"), ("client", "b?"), ("agent", "B")]
+    row = json.dumps({"messages": [{"role": role, "content": text} for role, text in said]})
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n" * 4, encoding="utf-8")
+    speakers = {"client": "user", "agent": "assistant"}
+    encoder = Encoder(AutoTokenizer.from_pretrained(tiny_model))
+
+    def trained(**settings: Any) -> int:
+        source = {"train": {"path": str(tmp_path / "rows.jsonl")}, "metric": {"name": "exact-match"}}
+        task = {"domain": "d", "format": "messages", **source, **settings}
+        [loaded] = load_tasks(MixSettings.model_validate({"tasks": {"t": task}}), encoder, max_length=512)
+        return loaded.train.label_tokens // len(loaded.train)
+
+    with pytest.raises(DataError, match="unknown role 'client'"):
+        trained()
+    assert trained(speakers=speakers) == len("A") + len("B") + 2  # and an end each
+    assert trained(speakers=speakers, supervise="last") == len("B") + 1
+    with pytest.raises(DataError, match=r"format 'alpaca' has one answer a row. Leave supervise out."):
+        trained(format="alpaca", supervise="last")

@@ -126,9 +126,9 @@ def print_example(task: Task, parts: list[tuple[str, bool]], console: SafeConsol
 
 def print_template(tokenizer: PreTrainedTokenizerBase, console: SafeConsole) -> None:
     """Print what is to be known of the model's chat template."""
-    from malora_cli.data.encoding import Encoder
+    from malora_cli.data.chat.notes import notes
 
-    for line in Encoder(tokenizer).notes():
+    for line in notes(tokenizer):
         console.print(Text(f"\n{line}"), soft_wrap=True)
 
 

@@ -80,27 +80,6 @@ class Encoder:
         first = next((match for match in found if match is not None), None)
         return [] if first is None else [f"special tokens of the model in a text, such as {first.group()}"]
 
-    def notes(self) -> list[str]:
-        """What is to be known of the chat template by who serves the model."""
-        if self.template is None:
-            return []
-        traits, found = self.template.traits, []
-        if traits.quiet:
-            found.append("Rows without reasoning are asked as with enable_thinking: false. Serve the model so.")
-        elif traits.answered != traits.asked:
-            found.append(
-                f"The chat template asks for an answer with {traits.asked!r} and writes an answer without reasoning "
-                f"behind {traits.answered!r}. Such rows are trained and asked so; serve the model so."
-            )
-        begin, text = self._ids(["x"], special=True)[0], self.rendered(Example.single("x", "x")).rows[0][0].text
-        bos = self.tokenizer.bos_token
-        if bos and begin[0] == self.tokenizer.bos_token_id and not text.startswith(bos):
-            found.append(
-                f"The tokenizer begins a text with {bos}, and the chat template does not. Rows are trained without it, "
-                "as the chat template serves them."
-            )
-        return found
-
     @cached_property
     def _thinks(self) -> tuple[str, str]:
         return THINK if self.template is None else self.template.traits.thinks

@@ -90,6 +90,8 @@ def _load_task(
     def encode(rows: Rows, source: SourceSettings, policy: LengthPolicy, *, once: bool) -> Split:
         form = source.format or settings.format
         columns = settings.columns if source.columns is None else source.columns
+        if settings.supervise == "last" and not FORMATS[form].keys:
+            raise DataError(f"format '{form}' has one answer a row", where=source.path, fix="Leave supervise out.")
         reader = RowReader(form, FORMATS[form], columns, rows.columns, rows.source, settings.speakers)
         rows.check(reader.used, reader.needed)
         last = settings.supervise == "last"

@@ -21,6 +21,8 @@ _NAME, _KEY, _VALUE, _CALL_ID = "zq5name", "zq6key", "zq7value", "zq8call00"
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
+#: What templates' marks look like.
+_MARK = re.compile(r"<[|｜][^<>\s]+[|｜]>|<\w+_of_\w+>")
 #: How templates are told that no reasoning is wanted.
 _QUIET = {"enable_thinking": False, "thinking": False}
 #: How tool calls hold their arguments: as an object, or as JSON text.
@@ -50,6 +52,7 @@ class Traits:
         words: It shows what is said beside a call.
         tools: It shows the tools that may be called.
         roles: Roles of messages that it shows, beside user and assistant.
+        strange: What it writes that looks like a mark and is no token, as where it is another model's.
     """
 
     parts: bool
@@ -69,6 +72,7 @@ class Traits:
     words: bool
     tools: bool
     roles: frozenset[str]
+    strange: tuple[str, ...]
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
@@ -138,6 +142,7 @@ def traits_of(tokenizer: PreTrainedTokenizerBase) -> Traits:
         words=probe.shows(_ANSWER, question, {**probe.answer, "tool_calls": call["tool_calls"]}),
         tools=probe.shows(_NAME, question, tools=[_TOOL]),
         roles=frozenset(role for role in ("tool", "developer") if _shows_role(probe, role)),
+        strange=_strange(tokenizer, probe.text(question, probe.answer, question, probe.answer)),
     )
 
 
@@ -224,6 +229,11 @@ def _call_end(probe: _Probe, call: Message, close: str) -> str:
     behind = probe.text(probe.question, call, probe.result).removeprefix(text)  # the next turn may end this one
     found = special_run(probe.tokenizer).match(behind)
     return "" if found is None or not text else found.group()
+
+
+def _strange(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:
+    known = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    return tuple(dict.fromkeys(mark for mark in _MARK.findall(text) if mark not in known))
 
 
 def _thinks(probe: _Probe) -> tuple[str, str] | None:

@@ -116,8 +116,7 @@ def _turn(message: Mapping[str, Any], row: Mapping[str, Any]) -> Turn:
         role, text, extra = "assistant", "", {**extra, "tool_calls": _calls(_loaded(text or "", "a tool call"))}
     if text is None and "tool_calls" not in extra:
         raise RowError(f"a message without text as '{key}'")
-    supervised = not any(key in message and message[key] in (0, False) for key in _WEIGHTS)
-    return Turn(role, text or "", extra, supervised)
+    return Turn(role, text or "", extra, supervised=all(_trained(message, key) for key in _WEIGHTS))
 
 
 def _answer(given: Any, row: Mapping[str, Any]) -> tuple[Turn, tuple[str, ...]]:
@@ -130,6 +129,14 @@ def _answer(given: Any, row: Mapping[str, Any]) -> tuple[Turn, tuple[str, ...]]:
     if several and isinstance(several[-1], Mapping):
         return _turn(several[-1], row), ()
     raise RowError("an answer that is neither a text nor a message")
+
+
+def _trained(message: Mapping[str, Any], key: str) -> bool:
+    """Whether a message's weight lets it be trained; None is what tables hold where a message has none."""
+    weight = message.get(key)
+    if weight not in (None, 0, 1):
+        raise RowError(f"a message of the {key} {weight!r}: an answer is trained (1) or not (0)")
+    return weight is None or bool(weight)
 
 
 def _key(message: Mapping[str, Any], given: str | None, usual: Sequence[str]) -> str:
