@@ -346,7 +346,6 @@ def test_an_output_folder_that_cannot_be_written(
         ("mix.tasks.add.columns.prompt=nope", "no column 'nope'"),
         ("model.base=./nope", "nope"),
         ("method.target_modules=[nope]", "nope"),
-        ("train.max_length=3", "every row is longer"),
         ("train.report_to=[tensorboard]", "train.report_to: the package of 'tensorboard' is not installed. Install it"),
     ],
 )

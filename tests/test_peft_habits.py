@@ -198,7 +198,7 @@ def test_a_base_model_from_a_gguf_file_goes_by_its_name(tmp_path: Path, monkeypa
     model.peft_config["default"].base_model_name_or_path = cached
     model.save_pretrained(adapter)
     assert cached in (adapter / "README.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(merge, "resolve_base", lambda _, commit: BaseModel("models/some.gguf", cached, commit))
+    monkeypatch.setattr(merge, "base_of_run", lambda *_: BaseModel("models/some.gguf", cached))
     monkeypatch.setattr(merge, "check_adapter", lambda *_: None)  # there is no run whose method it could be of
     manifest = SimpleNamespace(base_model_commit=None)
     record: Any = SimpleNamespace(adapter_at=lambda _: adapter, path=tmp_path, manifest=manifest)
