@@ -76,3 +76,21 @@ def test_where_no_row_can_be_used_it_is_not_offered_to_drop_them(rows: int, plac
     ]
     _append(path, {"question": "x", "answer": "y"})
     assert "set the task's bad_rows to drop" in _faults(place, encoder, f"mix.tasks.add.train={path}")[0]
+
+
+def test_a_path_of_an_optional_text_that_is_nowhere_is_told(place: Path, encoder: Encoder) -> None:
+    path = place / "seeds.jsonl"
+    rows = [{"instruction": "Name it.", "more": [{"input": text, "output": "x"}]} for text in ("grass", "snow")]
+    _append(path, *rows, {"instruction": "Name it.", "more": [{"output": "x"}]})
+    task = {"train": str(path), "holdout": {"rows": 1}, "format": "alpaca", "metric": "exact-match"}
+
+    def told(source: str) -> list[str]:
+        settings = task | {"columns": {"input": source, "output": "more.0.output"}}
+        return _faults(place, encoder, f"mix.tasks={json.dumps({'seeds': settings})}")
+
+    assert told("more.0.inptu") == [
+        f"task 'seeds': {path}: none of the first rows has anything at 'more.0.inptu'. See how its parts are spelt, or "
+        "leave it out."
+    ]
+    with pytest.raises(pytest.fail.Exception):  # there is nothing to tell where some rows have it
+        told("more.0.input")

@@ -71,6 +71,16 @@ def test_rows_for_which_it_holds_are_used(where: str, expected: str, tmp_path: P
     assert [rows.places.number(row) for row in range(len(expected))] == [2 * "abcd".index(c) + 1 for c in expected]
 
 
+def test_a_text_that_says_whether_something_is_so_is_to_be_compared(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,ok\na?,True\nb?,False\n", encoding="utf-8")
+    assert _refusal(path, "ok") == (
+        "rows.csv: row 2 has the text 'True' as the condition; compare it, as in `ok == 'True'`. "
+        "Mend `where` of the source: it suits no row."
+    )
+    assert len(_kept(path, "ok == 'True'").dataset) == 1
+
+
 def test_all_of_a_csv_is_text(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("q,label,score\na,False,0.9\nb,True,\nc,True,0.7\n")

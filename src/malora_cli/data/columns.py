@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +70,16 @@ class RowReader:
         """Columns without which no row is an example."""
         parts = [part for role, part in self._parts.items() if role not in self.form.optional]
         return {column for part in parts if not isinstance(part, tuple) for column in part.columns}
+
+    def unfound(self, rows: Iterable[Mapping[str, Any]]) -> str | None:
+        """A path that may find nothing in a row and finds nothing in any of some, as where it has a slip."""
+        paths = [
+            part
+            for role, part in self._parts.items()
+            if role in self.form.optional and isinstance(part, Cell) and part.keys
+        ]
+        rows = list(rows) if paths else ()
+        return next((part.path for part in paths if rows and not any(map(part.found, rows))), None)
 
     @property
     def fingerprint(self) -> list[Any]:

@@ -101,7 +101,7 @@ class Encoding:
         policy = [self.max_length, self.too_long, self.bad_rows, self.last, self.once, self.references]
         key = key_of("encoded", rows.sha256(self.reader.used), *parts, *policy)
         try:
-            folder, about = cached(key, lambda scratch: self._fill(rows.used(self.reader.used), rows.source, scratch))
+            folder, about = cached(key, lambda scratch: self._fill(rows, scratch))
         except _RowFaultError as fault:
             row, what, fix = fault.args
             if fix == MEND_ROW and (looked_at := self._all_bad(rows)):
@@ -135,10 +135,14 @@ class Encoding:
             column_notes=column_notes(rows.dataset.features, self.reader.used),
         )
 
+    def _first(self, rows: Rows) -> list[dict[str, Any]]:
+        """Some rows, which stand for all."""
+        columns = rows.used(self.reader.used)[:_BATCH]
+        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
     def _all_bad(self, rows: Rows) -> int:
         """How many rows were looked at, where none of them is an example: to leave such out would leave none."""
-        columns = rows.used(self.reader.used)[:_BATCH]
-        found = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        found = self._first(rows)
         for row in found:
             with suppress(RowError):
                 self.encoder.rendered(self.reader(row), self.system, last=self.last)
@@ -153,22 +157,26 @@ class Encoding:
             if wrong is not None:
                 raise DataError(wrong[0], where=source, fix=wrong[1])
 
-    def _fill(self, rows: Dataset, source: str, scratch: Path) -> dict[str, Any]:
+    def _fill(self, rows: Rows, scratch: Path) -> dict[str, Any]:
         (scratch / "unused").mkdir()
         try:
-            encoded = self._encoded(rows, scratch)
+            # A few test rows may well lack what others have.
+            if not self.once and (path := self.reader.unfound(self._first(rows))) is not None:
+                fix = "See how its parts are spelt, or leave it out."
+                raise DataError(f"none of the first rows has anything at '{path}'", where=rows.source, fix=fix)
+            encoded = self._encoded(rows.used(self.reader.used), scratch)
         except (MaloraError, OSError, _RowFaultError):
             raise
         except Exception as error:  # a cell that cannot be made a Python object of, for one of many reasons
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise DataError(f"rows cannot be read ({reason})", where=source, fix="Mend or remove them.") from error
+            raise DataError(f"rows cannot be read ({reason})", where=rows.source, fix="Mend or remove them.") from error
         tokens = encoded.data.column("tokens")
         notes = [read_json(path) for path in sorted((scratch / "unused").iterdir())]
         shutil.rmtree(scratch / "unused")
         return {
-            "source": source,
+            "source": rows.source,
             "files": [Path(file["filename"]).name for file in encoded.cache_files],
-            "read": len(rows),
+            "read": len(rows.dataset),
             "rows": len(encoded),
             "tokens": pc.sum(tokens).as_py() or 0,
             "label_tokens": pc.sum(encoded.data.column("label_tokens")).as_py() or 0,

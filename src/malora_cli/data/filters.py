@@ -25,6 +25,8 @@ from malora_cli.results import NotedRows
 
 _PICKED = "picked.arrow"
 _BATCH = 1000
+#: Texts that say whether something is so: as texts that are not empty, all of them would hold.
+_WORDS = ("true", "false", "yes", "no", "0", "1")
 
 
 def kept(rows: Rows, bad_rows: str) -> Rows:
@@ -94,7 +96,12 @@ def _notes(rows: Rows, condition: Filled, bad_rows: str, picked: list[Ints]) -> 
 
 def _holds(condition: Filled, row: Mapping[str, Any], number: int, faults: dict[int, str]) -> bool:
     try:
-        return bool(condition(row))
+        value = condition(row)
+        if isinstance(value, str) and value.strip().casefold() in _WORDS:
+            raise RowError(
+                f"the text {value!r} as the condition; compare it, as in `{condition.text.strip('{ }')} == {value!r}`"
+            )
+        return bool(value)
     except RowError as error:
         faults[number] = str(error)
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -70,6 +71,12 @@ class Cell:
         """The cell of a row, or what is in it."""
         value = row[self.column]
         return self._within(value, self.keys) if self.keys else value
+
+    def found(self, row: Mapping[str, Any]) -> bool:
+        """Whether there is anything in a row."""
+        with suppress(RowError):
+            return self(row) is not None
+        return False
 
     def _within(self, value: Any, keys: Sequence[str]) -> Any:
         for number, key in enumerate(keys):
