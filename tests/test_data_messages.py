@@ -238,3 +238,15 @@ def test_a_task_says_who_speaks_and_which_answers_are_trained(tmp_path: Path, ti
     assert trained(speakers=speakers, supervise="last") == len("B") + 1
     with pytest.raises(DataError, match=r"format 'alpaca' has one answer a row. Leave supervise out."):
         trained(format="alpaca", supervise="last")
+
+
+def test_messages_where_a_text_is_wanted_are_told_with_the_format_for_them() -> None:
+    said = [{"role": "user", "content": "a?"}], [{"role": "assistant", "content": "A"}]
+    with pytest.raises(RowError) as caught:
+        read("prompt-completion", {"prompt": said[0], "completion": said[1]})
+    assert str(caught.value) == (
+        "messages as 'prompt', where a text is wanted; take format messages, as in `columns: {messages: prompt}`"
+    )
+    beside = {"messages": "prompt", "answer": "completion"}
+    example = read("messages", {"prompt": said[0], "completion": said[1]}, beside)
+    assert [turn.text for turn in example.turns] == ["a?", "A"]

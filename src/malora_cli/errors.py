@@ -32,7 +32,8 @@ class MaloraError(Exception):
 
     def __str__(self) -> str:
         located = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{located}. {self.fix}" if self.fix else located
+        end = "" if located.endswith("?") else "."  # as behind "did you mean 'that'?"
+        return f"{located}{end} {self.fix}" if self.fix else located
 
 
 class RecipeError(MaloraError):

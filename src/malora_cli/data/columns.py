@@ -182,6 +182,9 @@ class RowReader:
             given = str(self.columns[role])
             if isinstance(value, bytes):
                 raise RowError(f"no text as '{given}', but bytes that are not UTF-8")
+            if self.form.roles and _is_message(value[0] if isinstance(value, list) and value else value):
+                way = f"take format messages, as in `columns: {{messages: {self.columns[self.form.roles[0]]}}}`"
+                raise RowError(f"messages as '{given}', where a text is wanted; {way}")
             inner = f"({given.strip()[2:-2].strip()})" if is_template(given) else given
             way = f"`{{{{ {inner}{_WAYS.get(type(value), '')} }}}}` makes one text of it"
             raise RowError(f"no text as '{given}', but a {type(value).__name__}; {way}")
@@ -190,6 +193,10 @@ class RowReader:
 
 def _listed(parts: Part | tuple[Part, ...]) -> tuple[Part, ...]:
     return parts if isinstance(parts, tuple) else (parts,)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and ("content" in value or "value" in value) and bool({"role", "from"} & {*value})
 
 
 def _check_text(text: str) -> None:
