@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
@@ -14,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from malora_cli.data.encoding import Encoder
 
 # The same examples every time, and no clock: a busy machine is not a failure.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
@@ -130,6 +134,29 @@ def _words(count: int) -> list[str]:
 def tiny_recipe(tmp_path: Path, tiny_model: Path, tiny_mix: Path) -> Path:
     """A recipe of a few steps on the tiny model and mix, with its runs under ``tmp_path/runs``."""
     return write_recipe(tmp_path, tiny_model, tiny_mix)
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the tiny recipe and its data, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tiny_recipe.parent
+
+
+@pytest.fixture
+def encoder(tiny_model: Path) -> Encoder:
+    """The tiny model's."""
+    from transformers import AutoTokenizer
+
+    from malora_cli.data.encoding import Encoder
+
+    return Encoder(AutoTokenizer.from_pretrained(tiny_model))
+
+
+def append_rows(path: Path, *rows: dict[str, Any]) -> None:
+    """Put rows behind those of a JSON lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def write_recipe(folder: Path, model: Path, mix: Path) -> Path:

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
+from conftest import append_rows
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import load_tasks
 from malora_cli.errors import DataError
-from train_runs import load, workplace
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    workplace(tmp_path, tiny_model)
-    return tmp_path
-
-
-@pytest.fixture
-def encoder(tiny_model: Path) -> Encoder:
-    return Encoder(AutoTokenizer.from_pretrained(tiny_model))
+from train_runs import load
 
 
 def _faults(place: Path, encoder: Encoder, *overrides: str) -> list[str]:
@@ -33,13 +20,8 @@ def _faults(place: Path, encoder: Encoder, *overrides: str) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def _append(path: Path, *rows: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
 def test_the_faults_of_all_tasks_are_told_at_once(place: Path, encoder: Encoder) -> None:
-    _append(place / "copy.train.jsonl", {"question": "x"})
+    append_rows(place / "copy.train.jsonl", {"question": "x"})
     assert _faults(place, encoder, "mix.tasks.add.test=nope.jsonl") == [
         f"task 'copy': {place / 'copy.train.jsonl'}: row 19 has no 'answer'. Mend or remove the row, or set the task's "
         "bad_rows to drop.",
@@ -68,20 +50,20 @@ def test_of_very_many_faults_some_are_shown(place: Path, encoder: Encoder, monke
 @pytest.mark.parametrize("rows", [1, 3])
 def test_where_no_row_can_be_used_it_is_not_offered_to_drop_them(rows: int, place: Path, encoder: Encoder) -> None:
     path = place / "none.jsonl"
-    _append(path, *[{"question": "x", "answer": None}] * rows)
+    append_rows(path, *[{"question": "x", "answer": None}] * rows)
     also = f", as have all of the first {rows} rows" if rows > 1 else ""
     assert _faults(place, encoder, f"mix.tasks.add.train={path}") == [
         f"task 'add': {path}: row 1 has no 'answer'{also}. See that the task's `columns`, `format` and `where` "
         "suit these data."
     ]
-    _append(path, {"question": "x", "answer": "y"})
+    append_rows(path, {"question": "x", "answer": "y"})
     assert "set the task's bad_rows to drop" in _faults(place, encoder, f"mix.tasks.add.train={path}")[0]
 
 
 def test_a_path_of_an_optional_text_that_is_nowhere_is_told(place: Path, encoder: Encoder) -> None:
     path = place / "seeds.jsonl"
     rows = [{"instruction": "Name it.", "more": [{"input": text, "output": "x"}]} for text in ("grass", "snow")]
-    _append(path, *rows, {"instruction": "Name it.", "more": [{"output": "x"}]})
+    append_rows(path, *rows, {"instruction": "Name it.", "more": [{"output": "x"}]})
     task = {"train": str(path), "holdout": {"rows": 1}, "format": "alpaca", "metric": "exact-match"}
 
     def told(source: str) -> list[str]:

@@ -20,7 +20,7 @@ from malora_cli.data.sources import load_rows
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
-from train_runs import load, workplace
+from train_runs import load
 
 ROWS: list[dict[str, Any]] = [
     {"question": "a?", "answer": "1", "label": True, "score": 0.9, "image": None, "more": {"tags": ["x", "y"]}},
@@ -155,13 +155,6 @@ def test_a_changed_file_is_gone_through_again(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- in a mix
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    workplace(tmp_path, tiny_model)
-    return tmp_path
 
 
 def _task(place: Path, *overrides: str) -> tuple[Task, list[str]]:

@@ -21,7 +21,7 @@ from malora_cli.data.sources import load_rows
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
-from train_runs import load, workplace
+from train_runs import load
 
 Table = dict[str, list[Any]]
 Write = Callable[[Path, Table], None]
@@ -61,13 +61,6 @@ def _write(folder: Path, kind: str, *tables: Table) -> Path:
 
 def _load(path: Path | str, **settings: Any) -> Rows:
     return load_rows(SourceSettings(path=str(path), **settings), split="train")
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    workplace(tmp_path, tiny_model)
-    return tmp_path
 
 
 def _task(place: Path, path: Path | str, *overrides: str) -> Task:

@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer
 
-from conftest import CHATML
+from conftest import CHATML, append_rows
 from malora_cli.data import cache as cache_module
 from malora_cli.data import encode_rows as encode_rows
 from malora_cli.data.encoding import Encoder
@@ -25,7 +24,7 @@ from malora_cli.data.overlap import Overlap
 from malora_cli.data.tasks import Task, in_lots, load_tasks
 from malora_cli.errors import DataError
 from malora_cli.recipe import MixSettings, TrainSettings
-from train_runs import load, rewrite, workplace
+from train_runs import load, rewrite
 
 
 class CountingEncoder(Encoder):
@@ -36,18 +35,6 @@ class CountingEncoder(Encoder):
     def rendered(self, example: Example, system: str | None = None, *, last: bool = False) -> Any:
         type(self).encoded += 1
         return super().rendered(example, system, last=last)
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    workplace(tmp_path, tiny_model)
-    return tmp_path
-
-
-@pytest.fixture
-def encoder(tiny_model: Path) -> Encoder:
-    return Encoder(AutoTokenizer.from_pretrained(tiny_model))
 
 
 def _mix(place: Path, *overrides: str) -> MixSettings:
@@ -63,11 +50,6 @@ def _refusal(place: Path, encoder: Encoder, *overrides: str, max_length: int = 5
         _tasks(place, encoder, *overrides, max_length=max_length)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def _append(path: Path, *rows: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def test_what_is_loaded_is_what_the_files_hold(place: Path, encoder: Encoder) -> None:
@@ -93,7 +75,7 @@ def test_nothing_is_warned_of_where_all_is_well(place: Path, encoder: Encoder) -
 
 def test_test_rows_that_are_training_rows_of_any_task_are_counted(place: Path, encoder: Encoder) -> None:
     known = [json.loads(line) for line in (place / "add.train.jsonl").read_text().splitlines()[:2]]
-    _append(place / "copy.test.jsonl", *known)
+    append_rows(place / "copy.test.jsonl", *known)
     with pytest.warns(UserWarning, match="task 'copy': 2 of 8 test rows are also training rows") as caught:
         tasks = _tasks(place, encoder)
     assert {name: task.overlap.exact for name, task in tasks.items()} == {"copy": 2, "upper": 0, "add": 0}
@@ -103,8 +85,8 @@ def test_test_rows_that_are_training_rows_of_any_task_are_counted(place: Path, e
 def test_rows_that_are_too_long_are_left_out_and_counted(place: Path, encoder: Encoder) -> None:
     tasks = _tasks(place, encoder)
     whole, longest = tasks["copy"], max(len(ids) for task in tasks.values() for ids in task.train.rows["input_ids"])
-    _append(place / "copy.train.jsonl", {"question": "x" * 300, "answer": "y"})
-    _append(place / "copy.train.jsonl", {"question": "last", "answer": "z"})
+    append_rows(place / "copy.train.jsonl", {"question": "x" * 300, "answer": "y"})
+    append_rows(place / "copy.train.jsonl", {"question": "last", "answer": "z"})
     with pytest.warns(
         UserWarning, match=rf"task 'copy': 1 train rows are left out: longer than {longest} tokens \(row 19\)"
     ):
@@ -147,7 +129,7 @@ def test_a_task_of_which_nothing_is_left_is_refused(place: Path, encoder: Encode
 def test_a_row_that_cannot_be_learned_is_named(
     row: dict[str, Any], expected: str, place: Path, encoder: Encoder
 ) -> None:
-    _append(place / "copy.train.jsonl", row)
+    append_rows(place / "copy.train.jsonl", row)
     message = _refusal(place, encoder)
     assert message.startswith(f"task 'copy': {place / 'copy.train.jsonl'}: {expected}")
     assert message.endswith("Mend or remove the row, or set the task's bad_rows to drop.")
@@ -156,7 +138,7 @@ def test_a_row_that_cannot_be_learned_is_named(
 def test_a_row_without_a_supervised_token_is_named(place: Path, encoder: Encoder) -> None:
     encoder.tokenizer.chat_template, encoder.tokenizer.eos_token = None, None
     encoder.tokenizer.backend_tokenizer.pre_tokenizer = None  # bytes are no longer spelt out, so characters can lack
-    _append(place / "copy.train.jsonl", {"question": "x", "answer": "\u4e00"})
+    append_rows(place / "copy.train.jsonl", {"question": "x", "answer": "\u4e00"})
     assert "row 19 has a completion of no token" in _refusal(place, encoder)
 
 
@@ -167,7 +149,9 @@ def test_not_a_number_counts_as_missing(place: Path, encoder: Encoder) -> None:
 
 def test_numbers_are_text(place: Path, encoder: Encoder) -> None:
     path = place / "numbers.jsonl"
-    _append(path, {"question": "1+1", "answer": 2}, {"question": 2, "answer": 0.5}, {"question": "x", "answer": "two"})
+    append_rows(
+        path, {"question": "1+1", "answer": 2}, {"question": 2, "answer": 0.5}, {"question": "x", "answer": "two"}
+    )
     split = _tasks(place, encoder, f"mix.tasks.add.train={path}")["add"].train
     assert list(zip(split.rows["prompt"], split.rows["references"], strict=True)) == [
         ("1+1", ["2"]),
@@ -238,7 +222,9 @@ def test_nothing_is_encoded_twice(place: Path, encoder: Encoder) -> None:
 
 
 def test_several_processes_encode_the_same(place: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    _append(place / "add.train.jsonl", *({"question": f"{n}", "answer": "" if n % 3 == 0 else "x"} for n in range(50)))
+    append_rows(
+        place / "add.train.jsonl", *({"question": f"{n}", "answer": "" if n % 3 == 0 else "x"} for n in range(50))
+    )
     drop = ("mix.tasks.add.bad_rows=drop",)
     alone = _tasks(place, encoder, *drop)["add"].train
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "another cache"))
@@ -256,7 +242,7 @@ def test_what_decides_the_tokens_is_encoded_anew(
     _encoded(place, encoder)
     assert _encoded(place, encoder, "mix.tasks.add.system=Add.") == 36
     assert _encoded(place, encoder, "mix.tasks.add.columns={prompt: answer, completion: answer}") == 36
-    _append(place / "add.train.jsonl", {"question": "9+9=", "answer": "18"})
+    append_rows(place / "add.train.jsonl", {"question": "9+9=", "answer": "18"})
     assert _encoded(place, encoder) == 31
     monkeypatch.setattr(cache_module, "_VERSION", -1)
     assert _encoded(place, encoder) == 97

@@ -16,7 +16,7 @@ from malora_cli.data.chat.answers import THINK, parted, spoken
 from malora_cli.data.chat.plain import plain
 from malora_cli.data.chat.rendering import shared
 from malora_cli.data.chat.template import ChatTemplate, Rendered, Segment
-from malora_cli.data.chat.traits import any_of
+from malora_cli.data.chat.traits import added_tokens, any_of, at_the_end
 from malora_cli.data.formats._base import Example
 from malora_cli.data.word_marks import Marks, marks_of, without_marks
 
@@ -149,12 +149,11 @@ class Encoder:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        """Tokens that are cut out of a text before all others are found in it."""
-        return any_of((*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()))
+        return any_of(added_tokens(self.tokenizer))
 
     @cached_property
     def _special_end(self) -> re.Pattern[str]:
-        return re.compile(rf"(?:{self._special.pattern})$")
+        return at_the_end(self._special)
 
     def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
         if not texts:  # which the tokenizer refuses

@@ -9,8 +9,8 @@ from typing import Any
 
 from malora_cli.data.chat.answers import parted
 from malora_cli.data.chat.rendering import Message, content
-from malora_cli.data.chat.traits import REASONING, Arguments, Traits
-from malora_cli.data.formats._base import Example, RowError, Turn, paragraphs
+from malora_cli.data.chat.traits import Arguments, Traits
+from malora_cli.data.formats._base import REASONING, Example, RowError, Turn, paragraphs
 
 #: Said of examples whose system prompt a template without a system role is given.
 FOLDED = "a system prompt that stands in the user's first turn, since the model's chat template knows none"

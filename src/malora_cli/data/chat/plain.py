@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from malora_cli.data.chat.answers import THINK, ended, spoken
 from malora_cli.data.chat.template import Rendered, Segment
-from malora_cli.data.chat.traits import REASONING
-from malora_cli.data.formats._base import Example, RowError, with_system
+from malora_cli.data.formats._base import REASONING, Example, RowError, with_system
 
 
 def plain(example: Example, system: str | None, eos: str, *, last: bool = False) -> Rendered:

@@ -12,11 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from malora_cli.data.chat.answers import THINK, ended, spoken
 from malora_cli.data.chat.messages import Conversation, conversation_of, reasoning_of
 from malora_cli.data.chat.rendering import Message, content, render, shared
-from malora_cli.data.chat.traits import REASONING, Traits, header, special_marks, traits_of
-from malora_cli.data.formats._base import Example, RowError, Turn
+from malora_cli.data.chat.traits import ANSWER, QUESTION, SYSTEM, Traits, at_the_end, header, special_marks, traits_of
+from malora_cli.data.formats._base import REASONING, Example, RowError, Turn
 
-_ANSWER = "Zq3answer"
-_ONLY = (Turn("system", "Zq1system"), Turn("user", "Zq2question"), Turn("assistant", _ANSWER))
+_ONLY = (Turn("system", SYSTEM), Turn("user", QUESTION), Turn("assistant", ANSWER))
 #: Said of conversations of which each answer is a row.
 APART = "several answers, each a row of its own, since the model's chat template rewrites earlier turns"
 
@@ -62,7 +61,7 @@ class ChatTemplate:
 
     @cached_property
     def _ending(self) -> re.Pattern[str]:
-        return re.compile(rf"(?:{special_marks(self.tokenizer).pattern})$")
+        return at_the_end(special_marks(self.tokenizer))
 
     def rendered(self, example: Example, system: str | None = None, *, last: bool = False) -> Rendered:
         """The text of an example.
@@ -103,7 +102,7 @@ class ChatTemplate:
             told = conversation_of(Example(turns), None, self.traits)
             try:
                 context, _ = self._compared(told, len(told.turns) - 1)
-                lead, _, close = self._text(told.messages, told, **self.traits.quiet).partition(_ANSWER)
+                lead, _, close = self._text(told.messages, told, **self.traits.quiet).partition(ANSWER)
             except RowError:
                 return None
             leads.add(lead[len(context) :] if lead.startswith(context) and close == self.traits.close else None)
@@ -164,8 +163,8 @@ class ChatTemplate:
 
     def _given(self, before: Sequence[Message], told: Conversation) -> str:
         """What the template writes before the words of an answer."""
-        answer = {"role": "assistant", "content": content(_ANSWER, parts=self.traits.parts)}
-        return self._text([*before, answer], told, **self.traits.quiet).rpartition(_ANSWER)[0]
+        answer = {"role": "assistant", "content": content(ANSWER, parts=self.traits.parts)}
+        return self._text([*before, answer], told, **self.traits.quiet).rpartition(ANSWER)[0]
 
     def _shown(self, told: Conversation, at: int, asked: str, whole: str) -> bool:
         """Whether the template has written the reasoning of an answer."""

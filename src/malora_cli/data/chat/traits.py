@@ -11,16 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from malora_cli.data.chat.answers import THINK
 from malora_cli.data.chat.rendering import Message, content, render, shared
-from malora_cli.data.formats._base import RowError
+from malora_cli.data.formats._base import REASONING, RowError
 from malora_cli.errors import DataError
 
 # Words that no template writes itself.
-_SYSTEM, _QUESTION, _ANSWER, _THOUGHT = "Zq1system", "Zq2question", "Zq3answer", "Zq4thought"
+SYSTEM, QUESTION, ANSWER, _THOUGHT = "Zq1system", "Zq2question", "Zq3answer", "Zq4thought"
 _NAME, _KEY, _VALUE, _CALL_ID = "zq5name", "zq6key", "zq7value", "zq8call00"
-#: The keys under which templates look for reasoning.
-REASONING = ("reasoning_content", "reasoning", "thinking")
-
-
 #: What templates' marks look like.
 _MARK = re.compile(r"<[|｜][^<>\s]+[|｜]>|<\w+_of_\w+>")
 #: How templates are told that no reasoning is wanted.
@@ -80,9 +76,19 @@ def any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted({*texts} - {""}, key=len, reverse=True))) or r"(?!)")
 
 
+def at_the_end(texts: re.Pattern[str]) -> re.Pattern[str]:
+    """Matches the same at the end of a text."""
+    return re.compile(rf"(?:{texts.pattern})$")
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Tokens that are cut out of a text before all others are found in it."""
+    return {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+
+
 def special_marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Matches a token that chat templates may write as a mark; some tokenizers add white space too, which is none."""
-    return any_of(mark for mark in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if mark.strip())
+    return any_of(filter(str.strip, added_tokens(tokenizer)))
 
 
 def special_run(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -117,8 +123,8 @@ def traits_of(tokenizer: PreTrainedTokenizerBase) -> Traits:
     told = loud.text(question, ask=True, **_QUIET)
     quiet = {} if told in ("", loud.text(question, ask=True)) else _QUIET
     probe = replace(loud, settings=quiet)
-    given, _, close = probe.text(question, probe.answer).rpartition(_ANSWER)
-    asked = probe.text(question, ask=True).rpartition(_QUESTION)[2]
+    given, _, close = probe.text(question, probe.answer).rpartition(ANSWER)
+    asked = probe.text(question, ask=True).rpartition(QUESTION)[2]
     end, stops = _ends(probe, close)
     arguments = next((kind for kind in _ARGUMENTS if probe.shows(_VALUE, question, probe.call(kind))), None)
     call = probe.call(arguments or "object")
@@ -126,11 +132,11 @@ def traits_of(tokenizer: PreTrainedTokenizerBase) -> Traits:
     thinks = _thinks(loud)
     return Traits(
         parts=parts,
-        system=probe.shows(_SYSTEM, probe.say("system", _SYSTEM), question),
+        system=probe.shows(SYSTEM, probe.say("system", SYSTEM), question),
         quiet=quiet,
         asks=probe.text(question, ask=True) != probe.text(question),
         asked=asked,
-        answered=header(asked, given.rpartition(_QUESTION)[2]),
+        answered=header(asked, given.rpartition(QUESTION)[2]),
         close=close,
         end=end,
         call_end=call_end,
@@ -139,7 +145,7 @@ def traits_of(tokenizer: PreTrainedTokenizerBase) -> Traits:
         thinks=thinks or THINK,
         arguments=arguments,
         parallel=probe.text(question, {**call, "tool_calls": call["tool_calls"] * 2}).count(_VALUE) > 1,
-        words=probe.shows(_ANSWER, question, {**probe.answer, "tool_calls": call["tool_calls"]}),
+        words=probe.shows(ANSWER, question, {**probe.answer, "tool_calls": call["tool_calls"]}),
         tools=probe.shows(_NAME, question, tools=[_TOOL]),
         roles=frozenset(role for role in ("tool", "developer") if _shows_role(probe, role)),
         strange=_strange(tokenizer, probe.text(question, probe.answer, question, probe.answer)),
@@ -169,11 +175,11 @@ class _Probe:
 
     @property
     def question(self) -> Message:
-        return self.say("user", _QUESTION)
+        return self.say("user", QUESTION)
 
     @property
     def answer(self) -> Message:
-        return self.say("assistant", _ANSWER)
+        return self.say("assistant", ANSWER)
 
     def call(self, kind: Arguments) -> Message:
         arguments: Any = {_KEY: _VALUE} if kind == "object" else f'{{"{_KEY}": "{_VALUE}"}}'
@@ -182,7 +188,7 @@ class _Probe:
 
     @property
     def result(self) -> Message:
-        return self.say("tool", _SYSTEM, name=_NAME, tool_call_id=_CALL_ID)
+        return self.say("tool", SYSTEM, name=_NAME, tool_call_id=_CALL_ID)
 
     def text(self, *messages: Message, **options: Any) -> str:
         try:
@@ -198,7 +204,7 @@ def _takes_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
     for parts in (False, True):
         probe = _Probe(tokenizer, parts)
         text = probe.text(probe.question, probe.answer)
-        if _QUESTION in text and _ANSWER in text:
+        if QUESTION in text and ANSWER in text:
             return parts
     raise DataError(
         "the model's chat template does not show what a user and an assistant say",
@@ -212,7 +218,7 @@ def _ends(probe: _Probe, close: str) -> tuple[str, tuple[str, ...]]:
     run, eos = special_run(probe.tokenizer), str(probe.tokenizer.eos_token or "")
     found = run.match(close)
     if found is None and not close.strip():  # what begins the next turn may end this one
-        found = run.match(probe.text(probe.question, probe.answer, probe.question).rpartition(_ANSWER)[2])
+        found = run.match(probe.text(probe.question, probe.answer, probe.question).rpartition(ANSWER)[2])
     if found is None:
         end = close.rstrip() or eos
         return end, tuple(dict.fromkeys(text for text in (end.strip(), eos) if text))
@@ -224,7 +230,7 @@ def _call_end(probe: _Probe, call: Message, close: str) -> str:
     """The mark that ends a tool call, where it is not the one that ends an answer."""
     text = probe.text(probe.question, call)
     if close.strip():
-        found = re.search(rf"(?:{special_marks(probe.tokenizer).pattern})$", text.rstrip())
+        found = at_the_end(special_marks(probe.tokenizer)).search(text.rstrip())
         return "" if found is None or close.strip().endswith(found.group()) else found.group()
     behind = probe.text(probe.question, call, probe.result).removeprefix(text)  # the next turn may end this one
     found = special_run(probe.tokenizer).match(behind)
@@ -232,15 +238,15 @@ def _call_end(probe: _Probe, call: Message, close: str) -> str:
 
 
 def _strange(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:
-    known = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    known = added_tokens(tokenizer)
     return tuple(dict.fromkeys(mark for mark in _MARK.findall(text) if mark not in known))
 
 
 def _thinks(probe: _Probe) -> tuple[str, str] | None:
     """What opens reasoning, and what closes it; None where it is not shown."""
-    message = probe.say("assistant", _ANSWER, **dict.fromkeys(REASONING, _THOUGHT))
+    message = probe.say("assistant", ANSWER, **dict.fromkeys(REASONING, _THOUGHT))
     before, _, behind = probe.text(probe.question, message).partition(_THOUGHT)
-    between, found, _ = behind.partition(_ANSWER)
+    between, found, _ = behind.partition(ANSWER)
     asked = probe.text(probe.question, ask=True)
     if not found or not between.strip():
         return None
@@ -250,7 +256,7 @@ def _thinks(probe: _Probe) -> tuple[str, str] | None:
 
 def _shows_role(probe: _Probe, role: str) -> bool:
     if role != "tool":  # a template that shows whatever role there is knows none of them
-        told = probe.say(role, _SYSTEM)
-        return role in str(probe.tokenizer.chat_template) and probe.shows(_SYSTEM, told, probe.question)
+        told = probe.say(role, SYSTEM)
+        return role in str(probe.tokenizer.chat_template) and probe.shows(SYSTEM, told, probe.question)
     calls = [(probe.question, probe.call(kind)) for kind in _ARGUMENTS]
-    return any(probe.shows(_SYSTEM, *before, probe.result) for before in calls)
+    return any(probe.shows(SYSTEM, *before, probe.result) for before in calls)

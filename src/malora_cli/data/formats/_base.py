@@ -6,6 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+#: The keys under which messages hold reasoning, and chat templates look for it.
+REASONING = ("reasoning_content", "reasoning", "thinking")
+
 
 class RowError(ValueError):
     """A row is no example; the message stands behind "row 7 has "."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from malora_cli.data.formats._base import Example, RowError, Turn, as_text, with_system
+from malora_cli.data.formats._base import REASONING, Example, Format, RowError, Turn, as_text, with_system
 
 #: Where a message says who speaks, and what is said.
 _SPEAKER, _TEXT = ("role", "from", "speaker"), ("content", "value", "text")
@@ -23,10 +23,21 @@ _ROLES = {
 }
 #: What chat templates are given of a message beside who says what.
 _EXTRA = ("name", "tool_call_id")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 _JSON_LIST = re.compile(r'\s*\[\s*[]{"[]')
 #: How data mark an answer that is not to be trained.
 _WEIGHTS = ("weight", "train", "loss")
+
+
+def conversations_in(column: str) -> Format:
+    """The format of rows whose column of this name holds a list of messages."""
+    return Format(
+        roles=(),
+        structured=(column, "tools", "answer"),
+        optional=("system", "tools", "answer"),
+        mapped=("answer",),
+        keys=("role", "content"),
+        example=lambda row: conversation(row, row[column]),
+    )
 
 
 def conversation(row: Mapping[str, Any], messages: Any) -> Example:
@@ -172,8 +183,8 @@ def _extra(message: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: message[key] for key in _EXTRA if isinstance(message.get(key), str)}
     if calls := _loaded(message.get("tool_calls") or message.get("function_call"), "a tool call"):
         found["tool_calls"] = _calls(calls)
-    reasoning = next((message[key] for key in _REASONING if isinstance(message.get(key), str)), "")
-    return found | (dict.fromkeys(_REASONING, reasoning) if reasoning.strip() else {})
+    reasoning = next((message[key] for key in REASONING if isinstance(message.get(key), str)), "")
+    return found | (dict.fromkeys(REASONING, reasoning) if reasoning.strip() else {})
 
 
 def _calls(given: Any) -> list[dict[str, Any]]:

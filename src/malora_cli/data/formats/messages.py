@@ -11,14 +11,6 @@ begins; one text is parted where a line begins with one of ``speakers`` (``{"Hum
 
 from __future__ import annotations
 
-from malora_cli.data.formats._base import Format
-from malora_cli.data.formats._conversation import conversation
+from malora_cli.data.formats._conversation import conversations_in
 
-FORMAT = Format(
-    roles=(),
-    structured=("messages", "tools", "answer"),
-    optional=("system", "tools", "answer"),
-    mapped=("answer",),
-    keys=("role", "content"),
-    example=lambda row: conversation(row, row["messages"]),
-)
+FORMAT = conversations_in("messages")

@@ -8,14 +8,6 @@ the column of an ``answer`` to conversations that end with the user (``columns: 
 
 from __future__ import annotations
 
-from malora_cli.data.formats._base import Format
-from malora_cli.data.formats._conversation import conversation
+from malora_cli.data.formats._conversation import conversations_in
 
-FORMAT = Format(
-    roles=(),
-    structured=("conversations", "tools", "answer"),
-    optional=("system", "tools", "answer"),
-    mapped=("answer",),
-    keys=("role", "content"),
-    example=lambda row: conversation(row, row["conversations"]),
-)
+FORMAT = conversations_in("conversations")
