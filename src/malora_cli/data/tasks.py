@@ -114,16 +114,11 @@ def _rows(name: str, source: SourceSettings, split: str, bad_rows: str) -> Rows:
 
 def _warn(task: Task) -> None:
     for split, rows in (("train", task.train), ("test", task.test)):
-        for unused in rows.left_out:
-            samples = ", ".join(str(number) for number in unused.samples)
-            warnings.warn(
-                f"task '{task.name}': {unused.rows:,} {split} rows are left out: {unused.reason} (row {samples})",
-                stacklevel=3,
-            )
-        for noted in rows.remarks:
+        told = [("are left out:", noted) for noted in rows.left_out] + [("have", noted) for noted in rows.remarks]
+        for what, noted in told:
             samples = ", ".join(str(number) for number in noted.samples)
             warnings.warn(
-                f"task '{task.name}': {noted.rows:,} {split} rows have {noted.reason} (row {samples})", stacklevel=3
+                f"task '{task.name}': {noted.rows:,} {split} rows {what} {noted.reason} (row {samples})", stacklevel=3
             )
     if task.overlap.exact:
         warnings.warn(
