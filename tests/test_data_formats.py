@@ -103,6 +103,12 @@ def turns(example: Example) -> list[tuple[str, str]]:
             [("user", ICE), ("assistant", "A")],
         ),
         (
+            "cloze",
+            {"question": "What melts ice?", "choices": ["cold", "heat"], "answer": 1, "context": "Physics."},
+            {},
+            [("user", "Physics.\n\nWhat melts ice?"), ("assistant", "heat")],
+        ),
+        (
             "template",
             {"table": "a | b", "question": "Is a first? ", "answer": True},
             YES_OR_NO,
@@ -244,7 +250,10 @@ def test_what_templates_count_is_left_as_it_is() -> None:
     [
         ({"prompt": "qq"}, "no column 'qq' for 'prompt'; did you mean 'q'?"),
         ({"prompt": "q.text", "completion": "zzz.z"}, "no column 'zzz.z' for 'completion'; known: a, q"),
-        ({"promt": "q"}, "format 'prompt-completion' has no role 'promt'. Its roles: prompt, completion, system."),
+        (
+            {"promt": "q"},
+            "format 'prompt-completion' has no role 'promt'. Its roles: prompt, completion, system, cluster.",
+        ),
     ],
 )
 def test_a_wrong_column_has_a_neighbour(columns: dict[str, str], expected: str) -> None:

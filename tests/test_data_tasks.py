@@ -168,7 +168,7 @@ def test_numbers_are_text(place: Path, encoder: Encoder) -> None:
         (("mix.tasks.add.columns={}",), "there is no column 'prompt' for 'prompt'; known: answer, question"),
         (
             ("mix.tasks.add.columns.answer=answer",),
-            "format 'prompt-completion' has no role 'answer'. Its roles: prompt, completion, system.",
+            "format 'prompt-completion' has no role 'answer'. Its roles: prompt, completion, system, cluster.",
         ),
     ],
 )

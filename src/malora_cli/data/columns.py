@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ from malora_cli.errors import DataError
 from malora_cli.recipe import Columns
 from malora_cli.registry import did_you_mean
 
+#: A fact that any task may have: rows of one value of it, such as questions on one text, are no independent evidence.
+CLUSTER = "cluster"
 #: Characters of a row: about a million tokens of English.
 _LONGEST = 4_000_000
 #: Filters that make one text of what is none.
@@ -29,6 +32,8 @@ class RowReader:
         available: Columns of the rows.
         source: Where the rows come from, for messages.
         speakers: Roles of names in messages that are not usual ones.
+        needs: Facts that the task's metric wants of a row.
+        scored: Whether the rows are scored, so that their facts are read.
 
     Raises:
         DataError: The format has no such role, or the rows no such column.
@@ -42,8 +47,10 @@ class RowReader:
         available: Collection[str],
         source: str,
         speakers: Mapping[str, str] | None = None,
+        needs: Sequence[str] = (),
+        scored: bool = False,
     ) -> None:
-        known = (*form.all_roles, *form.keys)
+        known = dict.fromkeys((*form.all_roles, *form.keys, *needs, CLUSTER))
         unknown = set(columns) - set(known)
         if unknown:
             raise DataError(
@@ -54,11 +61,16 @@ class RowReader:
                 f"format '{name}' has no messages that somebody speaks", where=source, fix="Leave speakers out."
             )
         self.name, self.form, self.source, self.available = name, form, source, available
+        self.scored = scored
         self.keys = {key: columns.get(key) for key in form.keys} | ({"speakers": speakers} if form.keys else {})
         absent = {
             role for role in form.optional if role not in columns and (role in form.mapped or role not in available)
         }
-        self.columns = {role: columns.get(role, role) for role in form.all_roles if role not in absent}
+        facts = [need for need in needs if need not in form.facts] + [CLUSTER] * (CLUSTER in columns)
+        self.facts = tuple(facts) if scored else ()
+        self.structured = {*form.structured, *facts}
+        roles = dict.fromkeys((*form.all_roles, *self.facts))
+        self.columns = {role: columns.get(role, role) for role in roles if role not in absent}
         # Found now, not at the first row.
         self._parts = {role: self._part_of(role, given) for role, given in self.columns.items()}
         self.used = sorted(
@@ -84,12 +96,12 @@ class RowReader:
     @property
     def fingerprint(self) -> list[Any]:
         """What decides the example of a row."""
-        return [self.name, sorted(self.columns.items()), self.keys]
+        return [self.name, sorted(self.columns.items()), self.keys, self.scored]
 
     def _part_of(self, role: str, given: str | Sequence[str]) -> Part | tuple[Part, ...]:
         if isinstance(given, str):
             return self._one_part(role, given)
-        if role not in (*self.form.structured, self.form.answer):
+        if role not in (*self.structured, self.form.answer):
             raise DataError(
                 f"a list of columns as '{role}', where one text is wanted",
                 where=self.source,
@@ -99,7 +111,7 @@ class RowReader:
 
     def _one_part(self, role: str, given: str) -> Part:
         if given in self.available or not is_template(given):
-            wording = role in self.form.mapped and role not in self.form.structured
+            wording = role in self.form.mapped and role not in self.structured
             words = wording and given not in self.available and " " in given
             return Wording(given) if words else self._cell(role, given)
         columns = columns_of_template(given, role, self.available, self.source)
@@ -109,7 +121,7 @@ class RowReader:
                 where=self.source,
                 fix=way_to_name(self.available) or "Write a column as {{ COLUMN }}.",
             )
-        answer, values = role == self.form.answer, role in self.form.structured
+        answer, values = role == self.form.answer, role in self.structured
         optional = role in self.form.optional
         return Filled(role, given, columns, may_be_none=optional or answer, lists=answer, values=values)
 
@@ -139,7 +151,19 @@ class RowReader:
         if any(turn.role == "assistant" and not (turn.text.strip() or turn.extra) for turn in example.turns):
             raise RowError("an empty completion, so nothing of it is supervised")
         _check_text("".join(f"{turn.text}{turn.extra or ''}" for turn in example.turns))
-        return example
+        return replace(example, facts=self._facts(row, example)) if self.facts or example.facts else example
+
+    def _facts(self, row: Mapping[str, Any], example: Example) -> Mapping[str, Any]:
+        """What metrics may want of a row that is scored."""
+        if not self.scored:
+            return {}
+        facts = {**example.facts, **{name: self._value(name, row) for name in self.facts}}
+        try:
+            json.dumps(facts, allow_nan=False)
+        except (TypeError, ValueError):
+            names = ", ".join(self.facts) or "choices"
+            raise RowError(f"more than texts, numbers and lists of them as {names}") from None
+        return facts
 
     def _value(self, role: str, row: Mapping[str, Any]) -> Any:
         if role not in self._parts:
@@ -157,7 +181,7 @@ class RowReader:
                 raise RowError(f"no '{role}': all cells of its template are empty")
             names = [given] if isinstance(given, str) else given
             raise RowError("no " + " or ".join(f"'{name}'" for name in names))
-        if several or role in self.form.structured:
+        if several or role in self.structured:
             return value
         if isinstance(parts, Cell) and parts.keys and isinstance(row[parts.column], list) and isinstance(value, list):
             text = f"{{{{ {parts.column} | map(attribute='{'.'.join(parts.keys)}') | join(', ') }}}}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -35,6 +36,7 @@ _ENCODED = Features(
         "row": Value("int64"),
         "prompt": Value("string"),
         "references": List(Value("string")),
+        "facts": Value("string"),
         "input_ids": List(Value("int32")),
         "spans": List(Value("int32")),
         "tokens": Value("int32"),
@@ -208,6 +210,7 @@ class _Readable:
     number: int
     prompt: str
     references: list[str]
+    facts: str
     segments: Sequence[Segment]
 
 
@@ -251,7 +254,7 @@ class _EncodeBatch:
             for piece in pieces:
                 spans = [end for span in piece.spans for end in span]
                 counts = (len(piece.input_ids), piece.label_tokens)
-                values = (text.number, text.prompt, text.references, piece.input_ids, spans, *counts)
+                values = (text.number, text.prompt, text.references, text.facts, piece.input_ids, spans, *counts)
                 for name, value in zip(_ENCODED, values, strict=True):
                     columns[name].append(value)
         if unused or cut or remarks:
@@ -272,7 +275,8 @@ class _EncodeBatch:
             if self.encoding.once and not all(map(str.strip, references)):  # to say nothing would be right
                 raise RowError("an answer of nothing but reasoning or special tokens, so it cannot be scored")
             rows = rendered.rows[-1:] if self.encoding.once else rendered.rows
-            found += [_Readable(number, one.prompt, references, segments) for segments in rows]
+            facts = json.dumps(one.facts, ensure_ascii=False) if one.facts else ""
+            found += [_Readable(number, one.prompt, references, facts, segments) for segments in rows]
             told |= dict.fromkeys((*rendered.remarks, *encoder.remarks(one)))
         if example.others and self.encoding.references is None and not self.encoding.once:
             told[_SEVERAL] = None

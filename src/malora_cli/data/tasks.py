@@ -88,11 +88,14 @@ def _load_task(
     system = settings.system if settings.system is not None else mix.system
 
     def encode(rows: Rows, source: SourceSettings, policy: LengthPolicy, *, once: bool) -> Split:
+        needs = settings.metric.needs
         form = source.format or settings.format
         columns = settings.columns if source.columns is None else source.columns
         if settings.supervise == "last" and not FORMATS[form].keys:
             raise DataError(f"format '{form}' has one answer a row", where=source.path, fix="Leave supervise out.")
-        reader = RowReader(form, FORMATS[form], columns, rows.columns, rows.source, settings.speakers)
+        reader = RowReader(
+            form, FORMATS[form], columns, rows.columns, rows.source, settings.speakers, needs, scored=once
+        )
         rows.check(reader.used, reader.needed)
         last = settings.supervise == "last"
         references = "first" if once else settings.references

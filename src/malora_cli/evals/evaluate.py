@@ -19,7 +19,7 @@ from malora_cli.data.batch import Packer, collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import DataError, RecipeError, RunError
-from malora_cli.evals.metrics._base import Metric
+from malora_cli.evals.metrics._base import Answer, Metric
 from malora_cli.evals.predict import MORE_MEMORY, predict
 from malora_cli.modeling import base_of_run, load_adapter, load_base, load_tokenizer
 from malora_cli.modeling.heldout import HeldOut, held_out
@@ -218,7 +218,13 @@ class _Evaluator:
         )
         rows = task.test.rows.select(sample)
         references: list[list[str]] = rows["references"]
-        scores = cast(Metric, task.settings.metric).scores(predictions, references)
+        answers = [
+            Answer(answer, rights, prompt, json.loads(facts or "{}"))
+            for answer, rights, prompt, facts in zip(
+                predictions, references, rows["prompt"], rows["facts"], strict=True
+            )
+        ]
+        scores = [mark.score for mark in cast(Metric, task.settings.metric).marks(answers)]
         for row, prompt, rights, answer, score in zip(
             sample, rows["prompt"], references, predictions, scores, strict=True
         ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -50,8 +50,17 @@ class MethodSettings(Settings):
     )
 
 
+#: What a metric wants of a model: an answer that it generates, the likelihoods of answers that are given, or no more
+#: than the likelihood of the right one, which is measured of every task.
+Kind = Literal["generation", "choices", "likelihood"]
+
+
 class MetricSettings(Settings):
     """What every metric is asked; each metric adds its options as fields."""
+
+    kind: ClassVar[Kind] = "generation"
+    #: What it wants of a row besides the right answers, such as ``("tests",)``: the task's `columns` say where it is.
+    needs: ClassVar[tuple[str, ...]] = ()
 
     name: Text = Field(description="Metric")
 
@@ -83,7 +92,7 @@ class MetricSettings(Settings):
         return whole(self) if self._chosen else self.name
 
     def reads(self, reference: str) -> bool:
-        """Whether an answer can be right where this text is: some metrics look for a number or a letter in it."""
+        """Whether an answer can be read from a text: some metrics look for a number or a letter in it."""
         return True
 
 

@@ -40,12 +40,14 @@ class Example:
         others: Right answers beside the one it ends with.
         tools: Descriptions of what may be called, for the chat template.
         remarks: What is to be known of how the row was read; it stands behind "5 train rows have ".
+        facts: What else metrics may want of the row, such as its ``choices``.
     """
 
     turns: tuple[Turn, ...]
     others: tuple[str, ...] = ()
     tools: Sequence[Any] = ()
     remarks: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def single(cls, prompt: str, completion: str, system: str | None = None) -> Example:
@@ -93,6 +95,7 @@ class Format:
         wrong: What is wrong with the rows of a split together, and what to do, where no row shows it; None where
             nothing is. It is given their answers, the reasons for which rows were left out, and the remarks, each once.
         keys: What the mix names for the format to look for within cells, such as the keys of messages.
+        facts: Which facts its examples have, for metrics.
     """
 
     roles: tuple[str, ...]
@@ -103,6 +106,7 @@ class Format:
     mapped: tuple[str, ...] = ()
     wrong: Callable[[Collection[str], Collection[str]], tuple[str, str] | None] | None = None
     keys: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
     @property
     def all_roles(self) -> tuple[str, ...]:

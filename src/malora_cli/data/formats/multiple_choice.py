@@ -39,12 +39,22 @@ _MARKED = re.compile(r"\(?([A-Za-z])[).:]\s*(.*)", re.DOTALL)
 
 
 def _example(row: Mapping[str, Any]) -> Example:
-    texts, labels = _choices(row["choices"])
-    right, remarks = _position(row["answer"], texts, labels)
+    texts, right, remarks = chosen(row)
     listed = "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False))
     instruction = "Answer with the letter alone." if row["instruction"] is None else row["instruction"]
     prompt = paragraphs((row["context"], row["question"], listed, instruction))
-    return replace(Example.single(prompt, ascii_uppercase[right]), remarks=remarks)
+    letters = list(ascii_uppercase[: len(texts)])
+    return replace(Example.single(prompt, letters[right]), remarks=remarks, facts={"choices": letters})
+
+
+def chosen(row: Mapping[str, Any]) -> tuple[list[str], int, tuple[str, ...]]:
+    """The choices of a row, which of them is right, and what is to be known of that.
+
+    Raises:
+        RowError: There are none, or none is right.
+    """
+    texts, labels = _choices(row["choices"])
+    return texts, *_position(row["answer"], texts, labels)
 
 
 def _choices(given: Any) -> tuple[list[str], list[str]]:
@@ -128,4 +138,5 @@ FORMAT = Format(
     mapped=("instruction",),
     example=_example,
     wrong=_wrong,
+    facts=("choices",),
 )

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from typing import Literal
 
-from malora_cli.evals.metrics._base import Metric
+from malora_cli.evals.metrics._base import TextMetric
 
 #: Marks that put emphasis on a letter or set it as a formula.
 _EMPHASIS = re.compile(r"[*`$\"“”]|\\(?:text|textbf|mathrm|mathbf)(?=\s*\{)")
@@ -39,7 +39,7 @@ _ALONE = re.compile(r"^[ (\[]*([A-Za-z])[ )\]]*[.:]?[ ]*$", re.MULTILINE)
 _BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
 
 
-class Choice(Metric):
+class Choice(TextMetric):
     """The letter that is read from an answer, such as B from "(B)", "B. heat" and "The answer is B"."""
 
     name: Literal["choice"] = "choice"

@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from malora_cli.evals.metrics._base import Metric
+from malora_cli.evals.metrics._base import TextMetric
 from malora_cli.evals.metrics._normalised import without_articles, without_punctuation
 
 
-class ExactMatch(Metric):
+class ExactMatch(TextMetric):
     """1 for an answer that is the reference, 0 for any other."""
 
     name: Literal["exact-match"] = "exact-match"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from malora_cli.evals.metrics._base import Metric
+from malora_cli.evals.metrics._base import TextMetric
 from malora_cli.evals.metrics._numbers import number_of
 
 
-class LastNumber(Metric):
+class LastNumber(TextMetric):
     r"""The last number of an answer; what is in ``\boxed{}``, or stands behind ``####``, comes before others."""
 
     name: Literal["last-number"] = "last-number"

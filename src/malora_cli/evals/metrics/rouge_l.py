@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Literal
 
-from malora_cli.evals.metrics._base import Metric
+from malora_cli.evals.metrics._base import TextMetric
 from malora_cli.words import words
 
 
-class RougeL(Metric):
+class RougeL(TextMetric):
     """F1 of the longest sequence of words that is in both in this order."""
 
     name: Literal["rouge-l"] = "rouge-l"

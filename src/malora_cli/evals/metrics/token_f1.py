@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
-from malora_cli.evals.metrics._base import Metric
+from malora_cli.evals.metrics._base import TextMetric
 from malora_cli.evals.metrics._normalised import without_articles, without_punctuation
 from malora_cli.words import apart, plain
 
 
-class TokenF1(Metric):
+class TokenF1(TextMetric):
     """F1 of the words in any order; case, punctuation and English articles do not count."""
 
     name: Literal["token-f1"] = "token-f1"
