@@ -1,0 +1,170 @@
+"""Two models on the same rows.
+
+Sources: McNemar (1947) and Agresti and Min (2005) for scores of 0 and 1; Riezler and Maxwell (2005), On Some Pitfalls
+in Automatic Evaluation and Significance Testing for MT, for swapping two models' answers; Miller (2024), Adding Error
+Bars to Evals, arXiv 2411.00640, for the detectable difference, with the t quantiles of Bloom (1995).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from scipy.stats import t
+from statsmodels.stats.contingency_tables import mcnemar
+
+from malora_cli.errors import DataError
+from malora_cli.results.statistics.arrays import FloatArray
+from malora_cli.results.statistics.proportions import agresti_min, detectable_share, effective_rows
+from malora_cli.results.statistics.records import Interval, Measured, Paired
+from malora_cli.results.statistics.resampling import DRAWS, Sample, bootstrap_interval, cluster_sums
+from malora_cli.results.statistics.single import unvaried
+
+#: Up to so many differing clusters, all ways of swapping them are tried.
+_ENUMERATED = 13
+#: Below so many, no way of swapping is rarer than 5%, two-sided.
+_FEWEST = 6
+
+
+def paired(before: Measured, after: Measured) -> Paired:
+    """How ``after`` differs from ``before``."""
+    pair = Pair(before, after)
+    return Paired(pair.difference, pair.interval, pair.p, *pair.tally, pair.detectable)
+
+
+class Pair:
+    """Two models' counts side by side, cluster by cluster.
+
+    Which of the two comes first inside is decided by the content, so that exchanging them negates every result to
+    the bit.
+
+    Args:
+        before: The earlier model's rows.
+        after: The later model's; the same rows in the same order.
+
+    Raises:
+        DataError: They are not the same rows.
+    """
+
+    def __init__(self, before: Measured, after: Measured) -> None:
+        if before.counts.shape != after.counts.shape or (before.codes != after.codes).any():
+            raise DataError(
+                f"{before.rows} rows in {before.cluster_count} clusters cannot be paired with "
+                f"{after.rows} rows in {after.cluster_count}",
+                fix="Evaluate both models on the same rows.",
+            )
+        self.before, self.after = before, after
+        ways = {
+            1: cluster_sums(np.hstack([before.counts, after.counts]), before.codes),
+            -1: cluster_sums(np.hstack([after.counts, before.counts]), before.codes),
+        }
+        self._sign = min(ways, key=lambda sign: ways[sign].tobytes())
+        self.sample = Sample(ways[self._sign], self._difference)
+
+    def _difference(self, sums: FloatArray) -> FloatArray:
+        first, second = np.split(sums, 2, axis=-1)
+        return self.before.value(second) - self.before.value(first)
+
+    @property
+    def difference(self) -> float:
+        """After minus before."""
+        return self.after.score - self.before.score
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether both models' rows are right or wrong."""
+        return self.before.is_binary and self.after.is_binary
+
+    @cached_property
+    def tally(self) -> tuple[int, int, int]:
+        """Rows won, tied and lost by the later model."""
+        gaps = self.after.row_scores - self.before.row_scores
+        wins, losses = int((gaps > 1e-12).sum()), int((gaps < -1e-12).sum())
+        return wins, self.before.rows - wins - losses, losses
+
+    @cached_property
+    def _effective(self) -> tuple[float, float, float]:
+        """Rows won, lost and in all, as numbers of independent rows."""
+        wins, _, losses = self.tally
+        rows, gaps = self.before.rows, self.after.row_scores - self.before.row_scores
+        effective = effective_rows(gaps - gaps.mean(), self.before.codes)
+        return wins * effective / rows, losses * effective / rows, effective
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """The 95% interval of the difference."""
+        if len(self.sample) < 2:
+            return None
+        if self.is_binary:
+            return agresti_min(*self._effective)
+        found = bootstrap_interval(self.sample) if self._varies else unvaried(self.sample, self._bounds)
+        return found if found is None or self._sign > 0 else Interval(-found.high, -found.low)
+
+    @property
+    def _bounds(self) -> tuple[float, float] | None:
+        if self.before.bounds is None:
+            return None
+        width = self.before.bounds[1] - self.before.bounds[0]
+        return -width, width
+
+    @cached_property
+    def _varies(self) -> bool:
+        return bool(np.ptp(self.sample.without_each) > 1e-12)
+
+    @cached_property
+    def p(self) -> float:
+        """Two-sided, that the two are exchangeable: McNemar's exact test, or swapping answers cluster by cluster."""
+        if self.is_binary and len(self.sample) == self.before.rows:
+            wins, ties, losses = self.tally
+            return min(1.0, float(mcnemar([[ties, wins], [losses, 0]], exact=True).pvalue))
+        return share_as_far(self.difference, self.swapped(), exact=self._few)
+
+    @cached_property
+    def _gaps(self) -> FloatArray:
+        """Counts of the second less those of the first, of the clusters that differ."""
+        first, second = np.split(self.sample.sums, 2, axis=1)
+        gaps = second - first
+        return gaps[(gaps != 0).any(axis=1)]
+
+    @property
+    def _few(self) -> bool:
+        return len(self._gaps) <= _ENUMERATED
+
+    def swapped(self, stream: int | None = None) -> FloatArray:
+        """Differences with the two models exchanged in some of the clusters.
+
+        Args:
+            stream: Random numbers of which stream to draw with; None tries all ways where there are few.
+        """
+        totals, gaps = self.sample.sums.sum(axis=0), self._gaps
+        first, second = np.split(totals, 2)
+        if stream is None and self._few:
+            exchanged = np.arange(2 ** len(gaps))[:, None] >> np.arange(len(gaps)) & 1
+            return self._moved(first, second, exchanged @ gaps)
+        chance = self.sample.generator(stream or 0)
+        blocks = self.sample.blocks(DRAWS)
+        moved = [chance.integers(2, size=(block, len(gaps)), dtype=np.int8) @ gaps for block in blocks]
+        return self._moved(first, second, np.concatenate(moved))
+
+    def _moved(self, first: FloatArray, second: FloatArray, shift: FloatArray) -> FloatArray:
+        return self.before.value(second - shift) - self.before.value(first + shift)
+
+    @property
+    def detectable(self) -> float | None:
+        """Smallest true difference found 80 times in 100 at 5%; None where none could be."""
+        clusters = len(self.sample)
+        if clusters < _FEWEST:
+            return None
+        if self.is_binary:
+            wins, losses, rows = self._effective
+            return detectable_share(rows, (wins + losses + 1) / (rows + 2))
+        if self._varies:
+            return float(t.ppf([0.975, 0.8], clusters - 1).sum()) * self.sample.standard_error
+        return None if self.before.bounds is None else detectable_share(clusters, 1 / (clusters + 2))
+
+
+def share_as_far(difference: float, null: FloatArray, *, exact: bool) -> float:
+    """The share of differences under the null that are as far from 0; of draws, with the one observed among them."""
+    near = abs(difference) - 1e-9 * max(1e-3, abs(difference))
+    as_far = int((np.abs(null) >= near).sum())
+    return as_far / len(null) if exact else (as_far + 1) / (len(null) + 1)

@@ -1,0 +1,146 @@
+"""What is measured of a task's rows, and what is concluded from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from malora_cli.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from malora_cli.results.statistics.arrays import FloatArray
+
+
+def ratio(sums: FloatArray) -> FloatArray:
+    """The first count over the second: a mean of row scores where the second counts rows."""
+    return sums[..., 0] / sums[..., 1]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One task's rows under one model, as counts that add up.
+
+    Args:
+        counts: Sufficient counts of every row, shape ``(rows, k)``.
+        clusters: The cluster of every row, numbers or strings; None makes each row its own.
+        value: From sums of counts, shape ``(..., k)``, to scores, shape ``(...)``.
+        bounds: Between what the score lies whatever the rows; None for a loss.
+
+    Raises:
+        DataError: There are no rows, as many clusters as rows are not given, or a count is not finite.
+    """
+
+    counts: FloatArray
+    clusters: ArrayLike | None = None
+    value: Callable[[FloatArray], FloatArray] = ratio
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        import numpy as np
+
+        counts = np.asarray(self.counts, dtype=np.float64)
+        if counts.ndim != 2 or not len(counts):
+            raise DataError("no rows were scored", fix="Give the task at least one row.")
+        if not np.isfinite(counts).all():
+            row = int(np.flatnonzero(~np.isfinite(counts).all(axis=1))[0])
+            raise DataError("the score is not a finite number", where=f"row {row + 1}", fix="Check the metric.")
+        labels = np.arange(len(counts)) if self.clusters is None else np.asarray(self.clusters)
+        if len(labels) != len(counts):
+            raise DataError(f"{len(counts)} rows have {len(labels)} clusters", fix="Give every row its cluster.")
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "clusters", np.unique(labels, return_inverse=True)[1])
+
+    @classmethod
+    def of_scores(cls, scores: Sequence[float], clusters: ArrayLike | None = None) -> Measured:
+        """A task whose score is the mean of its rows' scores."""
+        import numpy as np
+
+        listed = np.asarray(scores, dtype=np.float64)
+        return cls(np.stack([listed, np.ones_like(listed)], axis=-1), clusters)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.counts)
+
+    @cached_property
+    def cluster_count(self) -> int:
+        """How many clusters they form."""
+        return len(set(self.codes.tolist()))
+
+    @property
+    def codes(self) -> NDArray[np.intp]:
+        """The cluster of every row as a number from 0."""
+        return self.clusters  # type: ignore[return-value]
+
+    @property
+    def score(self) -> float:
+        """The score of all rows together."""
+        return float(self.value(self.counts.sum(axis=0)))
+
+    @cached_property
+    def row_scores(self) -> FloatArray:
+        """The score of every row alone."""
+        return self.value(self.counts)
+
+    @cached_property
+    def is_binary(self) -> bool:
+        """Whether the score is the mean of rows that are right (1) or wrong (0)."""
+        scores, ones = self.counts[:, 0], self.counts[:, 1:]
+        means = self.value is ratio and ones.shape[1] == 1 and bool((ones == 1).all())
+        return means and bool(((scores == 0) | (scores == 1)).all())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% interval."""
+
+    low: float
+    high: float
+
+    def plus_minus(self, score: float) -> float:
+        """The distance from the score to the farther end, for a figure behind ``±``."""
+        return max(score - self.low, self.high - score)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The difference of two models over the same rows, later minus earlier.
+
+    Args:
+        difference: Of the two scores.
+        interval: Its 95% interval; None where there are not two clusters.
+        p: Two-sided, not corrected for other tests.
+        wins: Rows on which the later model scores higher.
+        ties: Rows on which both score the same.
+        losses: Rows on which it scores lower.
+        detectable: Smallest true difference found 80 times in 100 at 5%; None where no difference could be.
+    """
+
+    difference: float
+    interval: Interval | None
+    p: float
+    wins: int
+    ties: int
+    losses: int
+    detectable: float | None
+
+
+def in_words(paired: Paired, p: float | None = None) -> str:
+    """Whether two models can be told apart, as a sentence.
+
+    Args:
+        paired: The two models' difference.
+        p: The p-value after correction; by default the difference's own.
+    """
+    if (paired.p if p is None else p) < 0.05:
+        return "better" if paired.difference > 0 else "worse"
+    if paired.detectable is None:
+        return "cannot be told apart: there are too few rows to find any difference"
+    seen = f"{paired.detectable:.2g}"
+    return f"cannot be told apart: a true difference of {seen} or more would have been found 80 times in 100"
