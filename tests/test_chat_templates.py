@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from chat_families import NAMES, marked, source_of, tokenizer_of
+from malora_cli.data.batch import Packer
 from malora_cli.data.chat.rendering import content
 from malora_cli.data.chat.template import APART, ChatTemplate
 from malora_cli.data.encoding import Encoder
@@ -293,7 +294,7 @@ def test_what_was_learned_is_generated_and_ends(name: str) -> None:
     prompts = [row.prompt_tokens - begin for row, begin in zip(rows, begins, strict=True)]
     model = _by_heart(encoder.tokenizer, ids, prompts)
     asked = [tokens[:prompt] for tokens, prompt in zip(ids, prompts, strict=True)]
-    said = predict(model, encoder, asked, max_new_tokens=24, batch_size=8)
+    said = predict(model, encoder, asked, max_new_tokens=24, batch=Packer(8))
     assert [text.strip() for text in said] == answers
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from malora_cli.data.batch import collate
+from malora_cli.data.batch import Packer, collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import in_lots, load_tasks
 from malora_cli.errors import DataError, RecipeError, RunError
@@ -78,7 +78,7 @@ def test_batched_answers_are_those_of_single_prompts_in_order(
     stops = [0, tokenizer.eos_token_id]
     expected = [decoded(tokenizer, greedy(talker, prompt, stops=stops, length=9)) for prompt in prompts]
     assert len(set(expected)) > 4  # the answers tell the prompts apart
-    answers = predict(talker, stopping_at(tokenizer, stops), prompts, max_new_tokens=9, batch_size=batch_size)
+    answers = predict(talker, stopping_at(tokenizer, stops), prompts, max_new_tokens=9, batch=Packer(batch_size))
     assert answers == expected
 
 
@@ -94,7 +94,7 @@ def test_an_answer_ends_at_any_stop_token_or_at_its_longest(
     assert stop not in tokenizer.all_special_ids
 
     def answers(stop_ids: list[int], longest: int) -> list[str]:
-        return predict(talker, stopping_at(tokenizer, stop_ids), prompts, max_new_tokens=longest, batch_size=5)
+        return predict(talker, stopping_at(tokenizer, stop_ids), prompts, max_new_tokens=longest, batch=Packer(5))
 
     def cut(ids: list[int], stops: list[int], length: int) -> str:
         ends = [at for at, token in enumerate(ids[:length]) if token in stops]
@@ -114,7 +114,7 @@ def test_what_a_model_ships_for_sampling_does_not_count(
     own = talker.generation_config
     own.do_sample, own.temperature, own.repetition_penalty, own.num_beams = True, 0.9, 5.0, 3
     own.no_repeat_ngram_size, own.max_length = 1, 4
-    answers = predict(talker, Encoder(tokenizer), prompts, max_new_tokens=12, batch_size=1)
+    answers = predict(talker, Encoder(tokenizer), prompts, max_new_tokens=12, batch=Packer(1))
     assert answers == [expected]
     assert talker.generation_config is own
     assert own.repetition_penalty == 5.0
@@ -126,12 +126,12 @@ def test_special_tokens_are_no_part_of_an_answer(talker: PreTrainedModel, tokeni
     with torch.no_grad():  # the model now says <|im_start|> instead
         talker.lm_head.weight[1] = talker.lm_head.weight[first] * 1.1
     assert greedy(talker, prompt, stops=[], length=1) == [1]
-    answer = predict(talker, Encoder(tokenizer), [prompt], max_new_tokens=5, batch_size=1)[0]
+    answer = predict(talker, Encoder(tokenizer), [prompt], max_new_tokens=5, batch=Packer(1))[0]
     assert "im_start" not in answer
 
 
 def test_no_prompts_are_no_answers(talker: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    assert predict(talker, Encoder(tokenizer), [], max_new_tokens=5, batch_size=4) == []
+    assert predict(talker, Encoder(tokenizer), [], max_new_tokens=5, batch=Packer(4)) == []
 
 
 # ---------------------------------------------------------------- metrics

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from malora_cli.data.batch import TrainExample, collate
+from malora_cli.data.batch import Packer, TrainExample, collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.errors import ModelError
 from malora_cli.evals.evaluate import evaluate_run
@@ -135,7 +135,7 @@ def test_answers_take_the_positions_there_are_whatever_they_are_batched_with(tin
         for _ in range(length):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
         expected.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
-    assert predict(model, Encoder(tokenizer), prompts, max_new_tokens=9, batch_size=4) == expected
+    assert predict(model, Encoder(tokenizer), prompts, max_new_tokens=9, batch=Packer(4)) == expected
 
 
 def test_a_tokenizer_without_end_and_padding_trains_and_answers_and_is_told_of(

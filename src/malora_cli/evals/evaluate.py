@@ -214,7 +214,7 @@ class _Evaluator:
             self.encoder,
             [example.input_ids[: example.prompt_tokens] for example in examples],
             max_new_tokens=task.settings.max_new_tokens,
-            batch_size=self.packer.rows,
+            batch=Packer(self.packer.rows),
         )
         rows = task.test.rows.select(sample)
         references: list[list[str]] = rows["references"]
