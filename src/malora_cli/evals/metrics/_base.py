@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from malora_cli.recipe import MetricSettings
+from malora_cli.results.statistics import Measured, ratio
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike
 
-    Sums = NDArray[np.float64]
+    from malora_cli.results.statistics.arrays import FloatArray
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Answer:
         facts: What else the row holds, under the names of the metric's ``needs``.
         nats: Of every choice in ``facts["choices"]``, behind the prompt; for a metric of the kind ``choices``.
         prior_nats: Of every choice without the question, for a metric that asks for them.
-        reference_nats: Of the first reference.
+        reference_nats: Of the first reference; no number where it was not measured.
     """
 
     text: str
@@ -36,7 +37,7 @@ class Answer:
     facts: Mapping[str, Any] = field(default_factory=dict)
     nats: Sequence[float] = ()
     prior_nats: Sequence[float] = ()
-    reference_nats: float = 0.0
+    reference_nats: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Metric(MetricSettings):
 
     @abstractmethod
     def marks(self, answers: Sequence[Answer]) -> list[Mark]:
-        """What each of a task's answers is worth."""
+        """What each answer is worth; of all rows of a task at once, whose references may say what can be answered."""
 
-    def value(self, sums: Sums) -> Sums:
+    def value(self, sums: FloatArray) -> FloatArray:
         """The task's score, from 0 to 1, higher is better.
 
         Args:
@@ -77,7 +78,42 @@ class Metric(MetricSettings):
         Returns:
             Shape ``(...)``. By default the mean over rows.
         """
-        return sums[..., 0] / sums[..., 1]
+        return ratio(sums)
+
+    def measured(self, marks: Sequence[Mark], clusters: ArrayLike | None = None) -> Measured:
+        """A task's rows for its score, its interval and comparisons.
+
+        Args:
+            marks: Of its rows.
+            clusters: The cluster of every row; None makes each row its own.
+
+        Raises:
+            DataError: There are no rows, or one has no finite score.
+        """
+        import numpy as np
+
+        is_mean = type(self).value is Metric.value  # it says of scores of 0 and 1 that they are proportions
+        counts = np.asarray([mark.counts for mark in marks], dtype=np.float64)
+        return Measured(counts, clusters, ratio if is_mean else self.value)
+
+
+class CorpusMetric(Metric):
+    """A score of all answers together, from counts that add up; a row's own score is that of its counts alone."""
+
+    @abstractmethod
+    def counts(self, answer: Answer) -> tuple[float, ...]:
+        """What `value` makes the score of, for one answer."""
+
+    def marks(self, answers: Sequence[Answer]) -> list[Mark]:
+        """The counts of each answer, and what they alone come to."""
+        import numpy as np
+
+        counts = [self.counts(answer) for answer in answers]
+        scores = self.value(np.asarray(counts, dtype=np.float64))
+        return [
+            Mark(float(score), row, unread=not self.reads(answer.text))
+            for score, row, answer in zip(scores, counts, answers, strict=True)
+        ]
 
 
 class TextMetric(Metric):

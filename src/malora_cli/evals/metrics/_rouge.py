@@ -1,0 +1,30 @@
+"""ROUGE: F1 of what an answer and its reference share (Lin, ROUGE, 2004), as Google's `rouge-score` counts it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, ClassVar
+
+from malora_cli.evals.metrics._base import TextMetric
+from malora_cli.words import words
+
+
+class Rouge(TextMetric):
+    """F1 of what ``counted`` names in the library, over words of any script: its tokenizer knows ASCII alone."""
+
+    counted: ClassVar[str]
+
+    def score(self, prediction: str, reference: str) -> float:
+        """The library's own."""
+        return float(_scorer(self.counted).score(reference, prediction)[self.counted].fmeasure)
+
+
+@cache
+def _scorer(counted: str) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # it loads nltk, which others need not wait for
+
+    class Words:
+        def tokenize(self, text: str) -> list[str]:
+            return words(text)
+
+    return RougeScorer([counted], tokenizer=Words())
