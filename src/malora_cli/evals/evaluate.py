@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
 from typing import cast
 
 from peft import PeftModel
@@ -224,16 +223,17 @@ class _Evaluator:
                 predictions, references, rows["prompt"], rows["facts"], strict=True
             )
         ]
-        scores = [mark.score for mark in cast(Metric, task.settings.metric).marks(answers)]
-        for row, prompt, rights, answer, score in zip(
-            sample, rows["prompt"], references, predictions, scores, strict=True
+        metric = cast(Metric, task.settings.metric)
+        marks = metric.marks(answers)
+        for row, prompt, rights, answer, mark in zip(
+            sample, rows["prompt"], references, predictions, marks, strict=True
         ):
             line = self.answers.setdefault((task.name, row), {"task": task.name, "row": row, "prompt": prompt})
             line |= {"reference": rights[0]} if len(rights) == 1 else {"references": rights}
-            line |= {which: answer, f"{which}_score": score}
+            line |= {which: answer, f"{which}_score": mark.score}
         nats = loss.loss.loss
         assert nats is not None  # every row has a supervised token
-        return Scores(score=fmean(scores), loss=nats), loss
+        return Scores(score=metric.measured(marks).score, loss=nats), loss
 
     def lines(self) -> list[str]:
         """One JSON line a row: prompt, reference, and what each model answered."""
