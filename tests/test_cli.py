@@ -20,10 +20,11 @@ from rich.console import Console
 import malora_cli
 from malora_cli.cli import main
 from malora_cli.cli._common import names_in
-from malora_cli.cli._tables import evaluation_table
+from malora_cli.cli._evaluation import evaluation_table, gate_line, notes
 from malora_cli.cli._terminal import plain_table, result_console
 from malora_cli.recipe import shipped, shipped_files
 from malora_cli.results import EvalResult, RunRecord, Scores, TaskEval
+from malora_cli.results.evaluation import Difference
 from train_runs import SilentView, load, workplace
 
 ROOT = Path(__file__).parents[1]
@@ -87,36 +88,57 @@ def test_a_run_is_named_by_its_folder_or_its_name(here: Path, capsys: pytest.Cap
 def test_eval_prints_what_it_writes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("eval", "newer") == 0
     captured = capsys.readouterr()
-    assert captured.err == ""
     result = RunRecord(here / "runs" / "newer").evaluations()[-1]
+    models = ("base", "adapter")
+    told = [f"{model}: {name}: {task.rows} rows in" for model in models for name, task in result.tasks.items()]
+    assert [line.rpartition(" in")[0] + " in" for line in captured.err.splitlines()] == told
     lines = captured.out.splitlines()
-    assert lines[0].split() == ["task", "domain", "rows", "score", "base", "gain", "loss", "base", "loss"]
-    rows = {
-        **{f"{name} {task.domain} {task.rows}": (task.base, task.adapter) for name, task in result.tasks.items()},
-        **{f"average {name}": pair for name, pair in result.domains().items()},
-        "average all domains": result.overall(),
-    }
-    for line, (name, (base, adapter)) in zip(lines[1 : 1 + len(rows)], rows.items(), strict=True):
-        gain = adapter.score - base.score
-        numbers = f"{adapter.score:.3f} {base.score:.3f} {gain:+.3f} {adapter.loss:.3f} {base.loss:.3f}"
-        assert " ".join(line.split()) == f"{name} {numbers}"
+    assert lines[0].split() == ["task", "rows", "base", "adapter", "change", "p(Holm)", "unread", "sees"]
+    rows = [*result.tasks.items(), *result.domains().items(), ("all domains", result.overall())]
+    for line, (name, it) in zip(lines[1 : 1 + len(rows)], rows, strict=True):
+        assert line.startswith(name)
+        assert it.against is not None
+        scores = [f"{scores.score:.2f}" for scores in (it.against, it.model)]
+        assert [cell for cell in line.removeprefix(name).split() if cell[:2] in ("0.", "1.")][:2] == scores
+    assert max(map(len, lines[: 1 + len(rows)])) <= 80
     assert lines[-2:] == ["results: runs/newer/eval", "report:  runs/newer/report/index.html"]
     assert (here / "runs" / "newer" / "report" / "index.html").is_file()
 
 
-def test_gains_and_losses_of_score_are_signed() -> None:
-    def task(base: float, adapter: float) -> TaskEval:
-        scores = [Scores(score=score, loss=score + 1) for score in (base, adapter)]
-        return TaskEval(domain="d", metric="m", rows=9, base=scores[0], adapter=scores[1])
+def test_the_table_of_an_evaluation_says_what_can_be_told_apart() -> None:
+    def task(base: float, adapter: float, p: float, unread: float = 0.0) -> TaskEval:
+        scores = [Scores(score=score, low=score - 0.05, high=score + 0.06, unread=unread) for score in (base, adapter)]
+        value = adapter - base
+        difference = Difference(value=value, low=value - 0.07, high=value + 0.07, p=p, p_holm=p, detectable=0.031)
+        return TaskEval(domain="d", metric="m", rows=1500, model=scores[1], against=scores[0], difference=difference)
 
-    tasks = {"up": task(0.125, 0.5), "[down]": task(0.75, 0.25), "same": task(0.5, 0.5)}
+    tasks = {"up": task(0.125, 0.5, 0.0), "[down]": task(0.75, 0.25, 0.004), "same": task(0.5, 0.53, 0.41, 0.125)}
     result = EvalResult(run="r", created="now", step=1, limit=None, seconds=1, tasks=tasks)
     output = io.StringIO()
     Console(file=output, width=200).print(evaluation_table(result))
     lines = [line.split() for line in output.getvalue().splitlines()]
-    assert lines[1] == ["up", "d", "9", "0.500", "0.125", "+0.375", "1.500", "1.125"]
-    assert lines[2] == ["[down]", "d", "9", "0.250", "0.750", "-0.500", "1.250", "1.750"]
-    assert lines[3] == ["same", "d", "9", "0.500", "0.500", "+0.000", "1.500", "1.500"]
+    assert lines[1] == ["up", "1,500", "0.12", "±.06", "0.50", "±.06", "+0.38", "±.07", "<0.001", "-", "0.03"]
+    assert lines[2] == ["[down]", "1,500", "0.75", "±.06", "0.25", "±.06", "-0.50", "±.07", "0.004", "-", "0.03"]
+    assert lines[3] == ["same", "1,500", "0.50*", "±.06", "0.53*", "±.06", "+0.03", "±.07", "0.41", "12.5%", "0.03"]
+    assert notes(result) == [
+        "Cannot be told apart from base: same.",
+        "Worse than base: [down].",
+        "* A tenth or more of the answers could not be read: the score is one of their form.",
+    ]
+    assert gate_line(result) == ("gate: failed, worse than base: [down] by 0.500 (p(Holm) 0.004)", False)
+    better = result.model_copy(update={"tasks": {name: tasks[name] for name in ("up", "same")}})
+    assert gate_line(better) == ("gate: passed, no task is worse than base", True)
+
+
+def test_the_table_of_a_model_alone_compares_nothing() -> None:
+    alone = TaskEval(domain="d", metric="m", rows=9, model=Scores(score=0.5, low=0.25, high=0.75))
+    result = EvalResult(run="m", created="now", step=0, limit=None, seconds=1, against=None, tasks={"t": alone})
+    output = io.StringIO()
+    Console(file=output, width=80).print(evaluation_table(result))
+    assert [line.split() for line in output.getvalue().splitlines()[:2]] == [
+        ["task", "rows", "m", "unread"],
+        ["t", "9", "0.50", "±.25", "-"],
+    ]
 
 
 def test_tables_that_are_piped_are_whole(

@@ -16,7 +16,7 @@ from malora_cli.compare.plan import PlannedRun, parse_method_overrides, parse_se
 from malora_cli.compare.run import carry_out
 from malora_cli.compare.table import Row, compare, newest_evaluation
 from malora_cli.errors import RecipeError, RunError
-from malora_cli.evals.evaluate import evaluate_run
+from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.results import EvalResult, RunRecord, read_json
 from train_runs import Killed, SilentView, kill_at, load, losses, rewrite, same_weights, train_run, workplace
 
@@ -235,12 +235,12 @@ def test_an_evaluation_of_some_rows_stands_for_nothing(recipe: Path) -> None:
     runs = planned(recipe, methods="malora")
     [(record, whole)] = carried_out(runs)
     for tasks, limit in ((["add"], None), (None, 1)):
-        evaluate_run(record, runs[0].loaded.recipe, tasks=tasks, limit=limit)
+        evaluate_run(record, runs[0].loaded.recipe, Wanted(tasks=tasks, limit=limit))
     told: list[str] = []
     [(_, result)] = carried_out(runs, told)
     assert len(told) == 1
     assert result == whole
-    assert compare([(record, result)]).rows[-1].values == [whole.overall()[1].score]
+    assert compare([(record, result)]).rows[-1].values == [whole.overall().model.score]
 
 
 # ---------------------------------------------------------------- the table
@@ -249,10 +249,10 @@ def test_an_evaluation_of_some_rows_stands_for_nothing(recipe: Path) -> None:
 def with_scores(result: EvalResult, first: float) -> EvalResult:
     """The result with adapters' scores that tell tasks apart; an untrained model's are all zero."""
     tasks = {
-        name: task.model_copy(update={"adapter": task.adapter.model_copy(update={"score": first + number / 10})})
+        name: task.model_copy(update={"model": task.model.model_copy(update={"score": first + number / 10})})
         for number, (name, task) in enumerate(result.tasks.items())
     }
-    return result.model_copy(update={"tasks": tasks})
+    return result.model_copy(update={"tasks": tasks, "averages": {}})
 
 
 def test_the_table_holds_what_was_measured(compared: list[tuple[RunRecord, EvalResult]]) -> None:
@@ -262,12 +262,12 @@ def test_the_table_holds_what_was_measured(compared: list[tuple[RunRecord, EvalR
     assert table.runs == ["tiny-lora-seed0", "tiny-molora-seed0", "tiny-malora-seed0"]
     assert rows["cost", "trainable parameters"].values == [r.manifest.trainable_parameters for r, _ in compared]
     for task in ("copy", "upper", "add"):
-        expected = [result.tasks[task].adapter for _, result in compared]
+        expected = [result.tasks[task].model for _, result in compared]
         assert rows["held-out loss, nats a token", task].values == [scores.loss for scores in expected]
         assert rows["score", task].values == [scores.score for scores in expected]
     for index, (_, result) in enumerate(compared):
-        words = [result.tasks[task].adapter.score for task in ("copy", "upper")]
-        sums = result.tasks["add"].adapter.score
+        words = [result.tasks[task].model.score for task in ("copy", "upper")]
+        sums = result.tasks["add"].model.score
         assert rows["score of a domain", "words"].values[index] == pytest.approx(sum(words) / 2)
         assert rows["score of a domain", "sums"].values[index] == sums
         assert rows["score of a domain", "all domains"].values[index] == pytest.approx((sum(words) / 2 + sums) / 2)

@@ -17,7 +17,8 @@ from malora_cli.data.batch import Packer, collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import in_lots, load_tasks
 from malora_cli.errors import DataError, RecipeError, RunError
-from malora_cli.evals.evaluate import choose_tasks, evaluate_run
+from malora_cli.evals.choosing import choose_tasks
+from malora_cli.evals.evaluate import Silent, Wanted, evaluate_run
 from malora_cli.evals.metrics import METRICS
 from malora_cli.evals.predict import predict
 from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base
@@ -171,7 +172,12 @@ def record(trained: RunRecord, tmp_path: Path) -> RunRecord:
 def test_a_result_holds_what_each_model_does_on_each_row(recipe: Path, record: RunRecord) -> None:
     loaded = load(recipe, "eval.rows=null").recipe
     told: list[tuple[str, str]] = []
-    result = evaluate_run(record, loaded, on_task=lambda model, task: told.append((model, task)))
+
+    class Told(Silent):
+        def begin(self, subject: str, task: str, rows: int) -> None:
+            told.append((subject, task))
+
+    result = evaluate_run(record, loaded, Wanted(progress=Told()))
 
     assert told == [(model, task) for model in ("base", "adapter") for task in ("copy", "upper", "add")]
     assert (result.run, result.step, result.limit) == ("tiny", 6, None)
@@ -201,14 +207,14 @@ def test_a_result_holds_what_each_model_does_on_each_row(recipe: Path, record: R
                     logits[range(example.prompt_tokens - 1, len(example.input_ids) - 1), targets].sum()
                 )
         tokens = task.test.label_tokens
-        assert result.tasks[task.name].base.loss == pytest.approx(nats["base"] / tokens, rel=1e-5)
-        assert result.tasks[task.name].adapter.loss == pytest.approx(nats["adapter"] / tokens, rel=1e-5)
-    assert all(task.base.loss != task.adapter.loss for task in result.tasks.values())
+        assert result.tasks[task.name].against.loss == pytest.approx(nats["base"] / tokens, rel=1e-5)
+        assert result.tasks[task.name].model.loss == pytest.approx(nats["adapter"] / tokens, rel=1e-5)
+    assert all(task.against.loss != task.model.loss for task in result.tasks.values())
 
 
 def test_predictions_are_kept_row_by_row(recipe: Path, record: RunRecord) -> None:
     loaded = load(recipe).recipe
-    result = evaluate_run(record, loaded, tasks=["add", "copy"], limit=3)
+    result = evaluate_run(record, loaded, Wanted(tasks=["add", "copy"], limit=3))
     [path] = record.eval_dir.glob("*.predictions.jsonl")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [line["task"] for line in lines] == ["copy"] * 3 + ["add"] * 3
@@ -217,7 +223,8 @@ def test_predictions_are_kept_row_by_row(recipe: Path, record: RunRecord) -> Non
     for line in lines[3:]:
         row = rows[line["row"]]
         assert (line["prompt"], line["reference"]) == (row["question"], row["answer"])
-        assert line.keys() == {"task", "row", "prompt", "reference", "base", "base_score", "adapter", "adapter_score"}
+        own = {f"{model}{what}" for model in ("base", "adapter") for what in ("", "_score", "_nats")}
+        assert line.keys() == {"task", "row", "prompt", "reference", "tokens"} | own
 
     base = resolve_base(loaded.model)
     encoder = Encoder(load_tokenizer(base, loaded.model))
@@ -227,38 +234,30 @@ def test_predictions_are_kept_row_by_row(recipe: Path, record: RunRecord) -> Non
         prompt = example.input_ids[: example.prompt_tokens]
         ids = greedy(model, prompt, stops=encoder.stop_ids, length=task.settings.max_new_tokens)
         assert line["adapter"] == decoded(encoder.tokenizer, ids)
-    assert result.tasks["add"].adapter.score == sum(line["adapter_score"] for line in lines[3:]) / 3
+    assert result.tasks["add"].model.score == sum(line["adapter_score"] for line in lines[3:]) / 3
 
 
-def test_the_base_is_measured_once_where_another_evaluation_has_it(
-    recipe: Path, record: RunRecord, tmp_path: Path
-) -> None:
+def test_answers_that_are_known_are_not_asked_for_again(recipe: Path, record: RunRecord, tmp_path: Path) -> None:
     loaded = load(recipe).recipe
-    whole = evaluate_run(record, loaded)
-    marked = whole.model_copy(
-        update={
-            "tasks": {
-                name: task.model_copy(update={"base": task.base.model_copy(update={"score": 0.125})})
-                for name, task in whole.tasks.items()
-            }
-        }
-    )
-    told: list[tuple[str, str]] = []
-    again = evaluate_run(record, loaded, base_from=marked, on_task=lambda model, task: told.append((model, task)))
-    assert {model for model, _ in told} == {"adapter"}
-    assert {task.base.score for task in again.tasks.values()} == {0.125}
-    assert {n: t.adapter for n, t in again.tasks.items()} == {n: t.adapter for n, t in whole.tasks.items()}
-    other = evaluate_run(record, loaded, limit=3, base_from=marked, out=tmp_path, on_task=lambda *at: told.append(at))
-    assert ("base", "add") in told, "on other rows"
-    assert {task.base.score for task in other.tasks.values()} == {0.0}
+    whole = evaluate_run(record, loaded, Wanted(limit=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("malora_cli.evals.subject.load_base", lambda *_: pytest.fail("the model was loaded"))
+        again = evaluate_run(record, loaded, Wanted(limit=2))
+        assert evaluate_run(record, loaded, Wanted(limit=3, rescore=True)).tasks == whole.tasks
+        # Of another run on this base, only its own answers are missing.
+        other = RunRecord(Path(shutil.copytree(record.path, tmp_path / "other")))
+        shutil.rmtree(other.eval_dir)
+        with pytest.raises(RunError, match=r"3 answers of adapter on task 'copy' are not stored.*without --rescore"):
+            evaluate_run(other, loaded, Wanted(limit=3, rescore=True))
+    assert {task.rows for task in again.tasks.values()} == {2}
     # Two evaluations within one second are two files, and the newest comes last.
-    assert [result.tasks["add"].base.score for result in record.evaluations()] == [0.0, 0.125]
+    assert [result.limit for result in record.evaluations()] == [3, 2, 3]
 
 
 def test_limit_and_tasks_choose(recipe: Path, record: RunRecord) -> None:
     loaded = load(recipe).recipe
     assert loaded.eval.rows == 4
-    result = evaluate_run(record, loaded, tasks=["upper"], limit=2)
+    result = evaluate_run(record, loaded, Wanted(tasks=["upper"], limit=2))
     assert {name: task.rows for name, task in result.tasks.items()} == {"upper": 2}
     assert result.limit == 2
     assert result.expert_load is not None
@@ -267,7 +266,7 @@ def test_limit_and_tasks_choose(recipe: Path, record: RunRecord) -> None:
         assert math.isclose(sum(shares), 1, rel_tol=1e-5)
     assert result.gate_entropy is not None
     assert all(0 < value <= 1 for value in result.gate_entropy["upper"].values())
-    assert evaluate_run(record, loaded, tasks=["upper"], limit=100).tasks["upper"].rows == 6
+    assert evaluate_run(record, loaded, Wanted(tasks=["upper"], limit=100)).tasks["upper"].rows == 6
 
 
 def test_the_mix_keeps_its_order_whatever_the_order_of_the_names(recipe: Path) -> None:
@@ -286,7 +285,7 @@ def test_the_mix_keeps_its_order_whatever_the_order_of_the_names(recipe: Path) -
 )
 def test_a_task_that_is_not_there(recipe: Path, record: RunRecord, names: list[str], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        evaluate_run(record, load(recipe).recipe, tasks=names)
+        evaluate_run(record, load(recipe).recipe, Wanted(tasks=names))
     assert str(caught.value) == message
 
 
@@ -304,9 +303,9 @@ def test_a_checkpoint_is_evaluated_in_place_of_the_end(recipe: Path, record: Run
     assert result.step == 4
     assert not record.checkpoint(5).exists()
     newest = record.metrics.evals()[-1]
-    assert result.tasks["add"].adapter.loss != pytest.approx(newest.tasks["add"].loss, rel=1e-5)
+    assert result.tasks["add"].model.loss != pytest.approx(newest.tasks["add"].loss, rel=1e-5)
     at_end = evaluate_run(record, load(recipe).recipe, step=6)
-    assert at_end.tasks["add"].adapter.loss == pytest.approx(newest.tasks["add"].loss, rel=1e-5)
+    assert at_end.tasks["add"].model.loss == pytest.approx(newest.tasks["add"].loss, rel=1e-5)
     assert [found.step for found in record.evaluations()] == [4, 6]
     assert [found.step for found in record.evaluations_of_the_end()] == [6], "what comparisons go by"
     with pytest.raises(RunError, match=r"there is no checkpoint of step 5. It has those of steps 4, 6."):
@@ -323,14 +322,14 @@ def test_rows_that_changed_since_the_training_are_refused(record: RunRecord, tin
     with pytest.raises(DataError, match=r"task 'add': .*add.test.jsonl: these rows have changed .*Put them back"):
         evaluate_run(record, load(recipe).recipe)
     assert not record.eval_dir.exists()
-    assert evaluate_run(record, load(recipe).recipe, tasks=["copy"]).tasks.keys() == {"copy"}
+    assert evaluate_run(record, load(recipe).recipe, Wanted(tasks=["copy"])).tasks.keys() == {"copy"}
 
 
 def test_losses_of_training_and_evaluation_agree(recipe: Path, record: RunRecord) -> None:
     last = record.metrics.evals()[-1]
     result = evaluate_run(record, load(recipe).recipe)  # both on the same 4 rows
     for name, task in result.tasks.items():
-        assert last.tasks[name].loss == pytest.approx(task.adapter.loss, rel=1e-5)
+        assert last.tasks[name].loss == pytest.approx(task.model.loss, rel=1e-5)
 
 
 # ---------------------------------------------------------------- a gain is seen
@@ -360,7 +359,8 @@ output: {{folder: {tmp_path / "runs"}}}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # nothing overlaps, nothing is too long
         result = evaluate_run(train_run(recipe), load(recipe, "mix.tasks.say.max_new_tokens=8").recipe)
-    base, adapted = result.overall()
+    base, adapted = result.overall().against, result.overall().model
+    assert base is not None
     assert result.tasks["say"].rows == 13
     assert base.score < 0.2
     assert adapted.score > 0.9

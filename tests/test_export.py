@@ -24,7 +24,7 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats._base import Example
 from malora_cli.data.tasks import load_tasks
 from malora_cli.errors import MaloraError, RecipeError, RunError
-from malora_cli.evals.evaluate import choose_tasks
+from malora_cli.evals.choosing import choose_tasks
 from malora_cli.export.merge import export_adapter, export_lora
 from malora_cli.export.static import export_static_lora
 from malora_cli.modeling import load_adapter, wrap

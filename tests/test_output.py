@@ -12,7 +12,8 @@ import pytest
 from rich.text import Text
 
 from malora_cli.cli import main
-from malora_cli.cli._tables import comparison_table, evaluation_table
+from malora_cli.cli._evaluation import evaluation_table
+from malora_cli.cli._tables import comparison_table
 from malora_cli.cli._terminal import SafeConsole, plain_table, result_console, say
 from malora_cli.compare.table import Comparison, Row
 from malora_cli.errors import MaloraError
@@ -90,12 +91,12 @@ def test_characters_that_cannot_be_shown_are_replaced(monkeypatch: pytest.Monkey
 def test_tables_of_results_are_folded_but_for_their_means() -> None:
     console = SafeConsole(file=io.StringIO(), width=200)
     console.most = 2
-    result = evaluation({f"t{i}": f"d{i}" for i in range(5)})
+    result = evaluation({f"t{i}": f"d{i % 3}" for i in range(5)})
     rows = [Row(section, f"{section}{i}", [float(i), 1.0], True, ".1f") for section in "ab" for i in range(5)]
     mean = Row("b", "all domains", [2.0, 1.0], True, ".1f")
     comparisons = [Comparison(["x", "y"], [*some, mean]) for some in (rows, rows[:2])]
     for table, heads in (
-        (evaluation_table(result, 2), ["task", "t0", "t1", "average", "average", "average"]),
+        (evaluation_table(result, 2), ["task", "t0", "t1", "d0", "d1", "all"]),
         (
             comparison_table(comparisons[0], 2),
             ["x", "a", "a0", "a1", "b", "b0", "b1", "all"],

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from malora_cli.data.batch import Packer, TrainExample, collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.errors import ModelError
-from malora_cli.evals.evaluate import evaluate_run
+from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.evals.predict import predict
 from malora_cli.modeling.loss import token_nats
 from malora_cli.modeling.positions import check_positions, check_rows, most_positions
@@ -148,5 +148,5 @@ def test_a_tokenizer_without_end_and_padding_trains_and_answers_and_is_told_of(
     settings = ["model.chat_template=plain", "train.steps=1", "train.eval_rows=1", "method={name: lora, r: 2}"]
     with pytest.warns(UserWarning, match=r"the tokenizer has no end token \(eos_token\), and the chat template ends"):
         record = train_run(recipe, *settings)
-    result = evaluate_run(record, load(recipe, *settings).recipe, limit=2)
+    result = evaluate_run(record, load(recipe, *settings).recipe, Wanted(limit=2))
     assert {task.rows for task in result.tasks.values()} == {2}

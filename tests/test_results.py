@@ -209,11 +209,12 @@ def test_sums_of_examples(examples: list[tuple[float, int]]) -> None:
 
 def test_averages_are_over_tasks_then_over_domains() -> None:
     result = _evaluation(a=("words", 0.0, 0.5), b=("words", 0.5, 1.0), c=("sums", 0.25, 0.0))
-    assert {name: (base.score, adapter.score) for name, (base, adapter) in result.domains().items()} == {
+    assert {name: (it.against.score, it.model.score) for name, it in result.domains().items() if it.against} == {
         "words": (0.25, 0.75),
         "sums": (0.25, 0.0),
     }
-    base, adapter = result.overall()
+    base, adapter = result.overall().against, result.overall().model
+    assert base is not None
     assert (base.score, adapter.score) == (0.25, 0.375)  # over the three tasks it would be 0.5
     assert (base.loss, adapter.loss) == (0.75, 0.625)
 
@@ -222,9 +223,21 @@ def test_an_evaluation_comes_back_with_its_averages_spelled_out(tmp_path: Path) 
     result = _evaluation(a=("words", 0.0, 0.5), c=("sums", 0.25, 0.0))
     result.save(tmp_path / "eval" / "x.json")
     written = read_json(tmp_path / "eval" / "x.json")
-    assert written["averages"]["all domains"]["adapter"] == {"score": 0.25, "loss": 0.75}
-    assert written["averages"]["words"]["base"] == {"score": 0.0, "loss": 1.0}
-    assert EvalResult.load(tmp_path / "eval" / "x.json") == result
+    assert written["averages"]["all domains"]["model"]["score"] == 0.25
+    assert written["averages"]["words"]["against"]["loss"] == 1.0
+    read = EvalResult.load(tmp_path / "eval" / "x.json")
+    assert (read.tasks, read.domains(), read.overall()) == (result.tasks, result.domains(), result.overall())
+
+
+def test_an_evaluation_of_an_older_version_is_read(tmp_path: Path) -> None:
+    pair = {"base": {"score": 0.0, "loss": 2.0}, "adapter": {"score": 0.5, "loss": 1.0}}
+    task = {"domain": "d", "metric": "exact-match", "rows": 4, "sample": None, **pair}
+    old = {"run": "r", "created": "now", "step": 3, "limit": None, "seconds": 1.0, "tasks": {"t": task}}
+    write_json(tmp_path / "1.json", {**old, "averages": {"d": pair, "all domains": pair}})
+    read = EvalResult.load(tmp_path / "1.json")
+    assert read.against_base
+    assert (read.tasks["t"].model, read.tasks["t"].against) == (Scores(score=0.5, loss=1), Scores(score=0, loss=2))
+    assert read.overall().gain == 0.5
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"run": "r"}', '{"averages": {}}', b"\xff"])

@@ -17,8 +17,9 @@ import malora_cli
 from malora_cli.characters import one_line, visible
 from malora_cli.cli import main
 from malora_cli.cli._common import prepare_libraries
+from malora_cli.cli._evaluation import evaluation_table
 from malora_cli.cli._statement import print_example
-from malora_cli.cli._tables import comparison_table, evaluation_table
+from malora_cli.cli._tables import comparison_table
 from malora_cli.cli._terminal import SafeConsole, plain_table, say
 from malora_cli.compare.table import compare
 from malora_cli.results import EvalResult, NotedRows, RunRecord, Scores, TaskData, TaskEval, TrainEvent

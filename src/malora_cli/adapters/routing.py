@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from malora_cli.adapters.kernel import Load, mean_over_processes
+
+#: What of a tally is kept on disk.
+_KEPT = ("assigned_LE", "gate_LE", "tokens_L", "entropy_L")
 
 
 class RoutingTally:
@@ -49,6 +53,18 @@ class RoutingTally:
         if balance is not None:
             self.balance_L[router] += balance
             self.calls_L[router] += 1
+
+    def kept(self) -> dict[str, list[Any]]:
+        """The sums as plain lists, to be kept on disk; `of` reads them back."""
+        return {name: getattr(self, name).tolist() for name in _KEPT}
+
+    @classmethod
+    def of(cls, kept: Mapping[str, list[Any]], device: torch.device) -> RoutingTally:
+        """A tally that was kept."""
+        tally = cls(len(kept["tokens_L"]), len(kept["assigned_LE"][0]), device)
+        for name in _KEPT:
+            getattr(tally, name).copy_(torch.tensor(kept[name]))
+        return tally
 
     @property
     def share_LE(self) -> Tensor:

@@ -46,6 +46,9 @@ TrustOption = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run the Python code that comes with the model; a run never grants that."),
 ]
+CodeOption = Annotated[
+    bool, typer.Option("--allow-code", help="Run code that the model writes, in a sandbox that is tested first.")
+]
 FullOption = Annotated[
     bool, typer.Option("--full", help="Show every task on a terminal too; a pipe or a file gets them all anyway.")
 ]

@@ -12,34 +12,9 @@ from rich.text import Text
 
 from malora_cli.cli._terminal import plain_table
 from malora_cli.compare.table import Comparison, Row
-from malora_cli.results import EvalResult, Scores
 
 if TYPE_CHECKING:  # it takes torch, which a comparison of runs does without
     from malora_cli.export.merge import MergeCost
-
-
-def evaluation_table(result: EvalResult, most: int | None = None) -> Table:
-    """Scores and losses of every task and domain, or of as many, base model beside adapter."""
-    table = plain_table(("task", "domain"), ("rows", "score", "base", "gain", "loss", "base loss"))
-    for name, task in list(result.tasks.items())[:most]:
-        table.add_row(Text(name), Text(task.domain), str(task.rows), *_pair(task.base, task.adapter))
-    table.add_section()
-    averages = [*list(result.domains().items())[:most], ("all domains", result.overall())]
-    for name, (base, adapter) in averages:
-        table.add_row("average", Text(name), "", *_pair(base, adapter), style="bold")
-    return table
-
-
-def _pair(base: Scores, adapter: Scores) -> tuple[str, ...]:
-    gain = adapter.score - base.score
-    colour = "green" if gain > 0 else "red" if gain < 0 else "dim"
-    return (
-        f"{adapter.score:.3f}",
-        f"{base.score:.3f}",
-        f"[{colour}]{gain:+.3f}[/]",
-        f"{adapter.loss:.3f}",
-        f"{base.loss:.3f}",
-    )
 
 
 def comparison_table(comparison: Comparison, most: int | None = None) -> Table:

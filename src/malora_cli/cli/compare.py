@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from malora_cli.cli._common import FullOption, OverridesArgument, RecipeArgument, RunsOption, TrustOption
+from malora_cli.cli._common import CodeOption, FullOption, OverridesArgument, RecipeArgument, RunsOption, TrustOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,7 @@ def baselines(
         list[str] | None,
         typer.Option("--for", metavar="METHOD:KEY=VALUE", help="A setting for one method, such as its learning rate."),
     ] = None,
+    allow_code: CodeOption = False,
     full: FullOption = False,
     trust: TrustOption = False,
 ) -> None:
@@ -70,7 +71,7 @@ def baselines(
 
     console = result_console()
     with interruptible():
-        evaluated = carry_out(planned, lambda: view_for(console), say)
+        evaluated = carry_out(planned, lambda: view_for(console), say, allow_code=allow_code)
     for record, _ in evaluated:
         write_report(record)
     _print(evaluated, full=full)

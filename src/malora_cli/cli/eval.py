@@ -1,13 +1,13 @@
-"""``malora eval``: every task under the base model and under the adapter."""
+"""``malora eval``: every task under a model, beside the base model or another evaluation."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from malora_cli.cli._common import FullOption, MovedArgument, RunArgument, RunsOption, StepOption, TrustOption
+from malora_cli.cli._common import CodeOption, FullOption, MovedArgument, RunsOption, StepOption, TrustOption
 
 if TYPE_CHECKING:
     from malora_cli.results import EvalResult
@@ -19,16 +19,43 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run: RunArgument = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN|MODEL]",
+            help="Run folder, or its name under --runs; the newest when left out. Or, with --mix, a model: a short "
+            "name, hub id, folder, GGUF file or exported adapter.",
+        ),
+    ] = None,
     moved: MovedArgument = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Tasks to evaluate; all of the run's when left out.")
+        str | None,
+        typer.Option(metavar="A,B", help="Tasks, domains as domain:NAME, lm_eval:NAME; all of the mix when left out."),
+    ] = None,
+    mix: Annotated[
+        str | None, typer.Option(metavar="MIX", help="Take the tasks of this mix, a file or a shipped one's name.")
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Held-out rows a task, at random; the recipe's when left out."),
+        typer.Option(min=1, metavar="N", help="Test rows a task, at random; the recipe's when left out."),
     ] = None,
+    shots: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Solved training rows in front of each prompt of the base.")
+    ] = 0,
+    against: Annotated[
+        str | None, typer.Option(metavar="base|RUN|FILE", help="What to compare with: base, a run or an evaluation.")
+    ] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit with 1 where a task is worse than --against by more than chance.")
+    ] = False,
+    allow_code: CodeOption = False,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Score stored answers anew, without loading the model.")
+    ] = False,
+    split: Annotated[Literal["test", "validation"], typer.Option(help="Which rows.")] = "test",
     step: StepOption = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there as CSV.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to; the run's eval/ and report when left out.")
     ] = None,
@@ -36,39 +63,57 @@ def evaluate(
     full: FullOption = False,
     trust: TrustOption = False,
 ) -> None:
-    """Score a run on its held-out rows, base model beside adapter, by task and domain.
+    """Score a run or a model on rows it was not trained on, with intervals, by task and domain.
 
     Example: malora eval runs/quickstart --tasks chain_sum,words_sorted --limit 20
     """
-    from malora_cli.cli._common import find_and_tell, names_in, recipe_of_run, telling_of_moves
+    from malora_cli.cli import _evaluation as ways
+    from malora_cli.cli._common import names_in, prepare_libraries, telling_of_moves
     from malora_cli.cli._terminal import result_console, say
 
-    record = find_and_tell(run, runs)
-    recipe = recipe_of_run(record, moved or [], trust=trust)
-    from malora_cli.cli._tables import evaluation_table
-    from malora_cli.evals.evaluate import evaluate_run
+    record = ways.run_named(run, runs, mix)
+    recipe = ways.recipe_named(record, run, moved or [], mix=mix, trust=trust)
+    prepare_libraries()
+    folder = out or ways.folder_for(record, recipe, mix, runs)
+    other = ways.evaluation_named(against, runs)
+    from malora_cli.evals.evaluate import Wanted, evaluate_model, evaluate_run
     from malora_cli.reports import check_writable, write_report
 
-    if out is None:
-        check_writable(record)
+    reported = record if record is not None and out is None and mix is None else None
+    if reported is not None:
+        check_writable(reported)
     console = result_console(full=full)
-    with telling_of_moves(recipe), console.status("loading") as status:
+    if json_:
+        console.most = None
 
-        def show(result: EvalResult) -> None:
-            status.stop()
-            console.print(evaluation_table(result, console.most))
-            console.tell_left_out(len(result.tasks), "tasks")
+    def show(result: EvalResult) -> None:
+        if json_:
+            console.out(result.model_dump_json(indent=2), highlight=False)
+        else:
+            ways.print_evaluation(result, console)
 
-        evaluate_run(
-            record,
-            recipe,
+    with telling_of_moves(recipe), ways.progress_on(console) as progress:
+        wanted = Wanted(
             tasks=names_in(tasks) if tasks is not None else None,
             limit=limit,
-            step=step,
-            out=out,
-            on_task=lambda model, task: status.update(f"{model}: {task}"),
+            split=split,
+            shots=shots,
+            against=other,
+            rescore=rescore,
+            allow_code=allow_code,
+            progress=progress,
             on_result=show,
         )
-    say(f"results: {out or record.eval_dir}")
-    if out is None:
-        say(f"report:  {write_report(record)}")
+        if record is not None:
+            result = evaluate_run(record, recipe, wanted, step=step, mix=mix, out=folder)
+        else:
+            result = evaluate_model(recipe, wanted, mix=str(mix), out=folder)
+    if csv is not None:
+        ways.write_csv(result, csv)
+    say(f"results: {folder}", err=json_)
+    if reported is not None:
+        say(f"report:  {write_report(reported)}", err=json_)
+    if gate:
+        line, passed = ways.gate_line(result)
+        say(line, err=json_)
+        raise typer.Exit(0 if passed else 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from malora_cli.compare.plan import PlannedRun
 from malora_cli.errors import RunError
-from malora_cli.evals.evaluate import evaluate_run
+from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.results import EvalResult, RunRecord
 from malora_cli.train.resuming import check_same_recipe
 from malora_cli.train.run import train
@@ -14,16 +14,19 @@ from malora_cli.train.view import View
 
 
 def carry_out(
-    runs: Sequence[PlannedRun], new_view: Callable[[], View], tell: Callable[[str], None]
+    runs: Sequence[PlannedRun],
+    new_view: Callable[[], View],
+    tell: Callable[[str], None],
+    *,
+    allow_code: bool = False,
 ) -> list[tuple[RunRecord, EvalResult]]:
     """Train and evaluate every run that is not there yet, one after another.
-
-    The base model is the same for all of them, so it is evaluated once.
 
     Args:
         runs: The plan.
         new_view: Makes the view of one training run.
         tell: Told what happens to each run.
+        allow_code: Run code that models write, in a sandbox.
 
     Returns:
         Every run with its newest evaluation of all tasks.
@@ -36,7 +39,6 @@ def carry_out(
         if (record := _record(run)).exists:
             check_same_recipe(record, run.loaded)
     evaluated: list[tuple[RunRecord, EvalResult]] = []
-    measured: EvalResult | None = None
     for number, run in enumerate(runs, start=1):
         loaded, record = run.loaded, _record(run)
         state = "finished already" if record.finished else "going on" if record.exists else "training"
@@ -50,8 +52,7 @@ def carry_out(
         done = [result for result in record.evaluations_of_the_end() if _is_whole(result, run)]
         if not done:
             tell(f"[{number}/{len(runs)}] {record.path}: evaluating")
-            done = [evaluate_run(record, loaded.recipe, base_from=measured)]
-        measured = measured or done[-1]
+            done = [evaluate_run(record, loaded.recipe, Wanted(allow_code=allow_code))]
         evaluated.append((record, done[-1]))
     return evaluated
 

@@ -65,19 +65,19 @@ def compare(evaluated: Sequence[tuple[RunRecord, EvalResult]]) -> Comparison:
         Row("cost", "seconds a step", [_seconds_a_step(r) for r in records], False, ".2f"),
     ]
 
-    def add(section: str, name: str, better: bool, form: str, value: Callable[[EvalResult], float]) -> None:
+    def add(section: str, name: str, better: bool, form: str, value: Callable[[EvalResult], float | None]) -> None:
         rows.append(Row(section, name, [value(result) for result in results], better, form))
 
     first = results[0]
     for task in first.tasks:
-        add("held-out loss, nats a token", task, False, ".3f", lambda r, t=task: r.tasks[t].adapter.loss)  # type: ignore[misc]
+        add("held-out loss, nats a token", task, False, ".3f", lambda r, t=task: r.tasks[t].model.loss)  # type: ignore[misc]
     for task in first.tasks:
-        add("score", task, True, ".3f", lambda r, t=task: r.tasks[t].adapter.score)  # type: ignore[misc]
+        add("score", task, True, ".3f", lambda r, t=task: r.tasks[t].model.score)  # type: ignore[misc]
     averages = [result.domains() for result in results]
     for domain in averages[0]:
-        scores: list[float | None] = [found[domain][1].score for found in averages]
+        scores: list[float | None] = [found[domain].model.score for found in averages]
         rows.append(Row("score of a domain", domain, scores, True, ".3f"))
-    add("score of a domain", "all domains", True, ".3f", lambda r: r.overall()[1].score)
+    add("score of a domain", "all domains", True, ".3f", lambda r: r.overall().model.score)
     return Comparison([record.name for record in records], rows)
 
 

@@ -1,135 +1,237 @@
-"""The evaluation of a run: every task under the base model and under the adapter, on the same rows."""
+"""An evaluation: every task under a model and under what it is compared with, on the same rows."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
-from peft import PeftModel
+from platformdirs import user_cache_path
 
 from malora_cli.adapters.methods._base import AdapterSettings
-from malora_cli.adapters.routing import routing_of
-from malora_cli.data.batch import Packer, collate
+from malora_cli.adapters.routing import RoutingTally, routing_of
+from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, load_tasks
-from malora_cli.errors import DataError, RecipeError, RunError
-from malora_cli.evals.metrics._base import Answer, Metric
-from malora_cli.evals.predict import MORE_MEMORY, predict
-from malora_cli.modeling import base_of_run, load_adapter, load_base, load_tokenizer
-from malora_cli.modeling.heldout import HeldOut, held_out
-from malora_cli.modeling.memory import fitting
-from malora_cli.recipe import MixSettings, Recipe
-from malora_cli.registry import did_you_mean
-from malora_cli.results import EvalResult, RunRecord, Scores, TaskEval, utc_now, why_unwritable, write_text
+from malora_cli.errors import DataError, RunError
+from malora_cli.evals.against import answers_in
+from malora_cli.evals.choosing import check_code, choose_tasks
+from malora_cli.evals.examine import Examiner, Progress
+from malora_cli.evals.metrics._base import Metric
+from malora_cli.evals.questions import questions_of, sample_hash
+from malora_cli.evals.scoring import Scored, averaged, differences
+from malora_cli.evals.subject import Models, Subject
+from malora_cli.modeling import BaseModel, base_of_run, load_tokenizer
+from malora_cli.recipe import Recipe
+from malora_cli.results import EvalResult, RunRecord, TaskEval, utc_now, why_unwritable, write_text
 
 _ELSEWHERE = "Free some space there, or evaluate into another folder: --out FOLDER."
+_BASE, _ADAPTER, _MODEL = "base", "adapter", "model"
 
 
-def choose_tasks(mix: MixSettings, names: Collection[str] | None) -> MixSettings:
-    """The mix with only the tasks named; all of them when none are.
+class Silent:
+    """Shows nothing."""
 
-    Raises:
-        RecipeError: A name is not in the mix, or there is none.
+    def begin(self, subject: str, task: str, rows: int) -> None:
+        """As `Progress` has it."""
+
+    def answered(self, rows: int) -> None:
+        """As `Progress` has it."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of an evaluation beside the recipe.
+
+    Args:
+        tasks: Tasks or domains to evaluate; None is all.
+        limit: Rows a task at most, over the recipe's ``eval.rows``.
+        against: The evaluation that the scores are compared with; None is the base model's.
+        shots: Solved training rows in front of each prompt of the base model.
+        split: Which rows.
+        rescore: Score stored answers anew, without loading a model.
+        allow_code: Run code that models write, in a sandbox.
+        progress: Is told how far it has come.
+        on_result: Given the result before it is written, which may fail.
     """
-    if names is None:
-        return mix
-    if not names:
-        raise RecipeError("no task is named", where="--tasks", fix=f"Its tasks: {', '.join(mix.tasks)}.")
-    for name in names:
-        if name not in mix.tasks:
-            raise RecipeError(f"there is no task '{name}'; {did_you_mean(name, mix.tasks)}", where="--tasks")
-    return mix.model_copy(update={"tasks": {name: mix.tasks[name] for name in mix.tasks if name in names}})
+
+    tasks: Collection[str] | None = None
+    limit: int | None = None
+    against: Path | None = None
+    shots: int = 0
+    split: Literal["test", "validation"] = "test"
+    rescore: bool = False
+    allow_code: bool = False
+    progress: Progress = field(default_factory=Silent)
+    on_result: Callable[[EvalResult], None] = lambda _result: None
 
 
 def evaluate_run(
     record: RunRecord,
     recipe: Recipe,
+    wanted: Wanted | None = None,
     *,
-    tasks: Collection[str] | None = None,
-    limit: int | None = None,
     step: int | None = None,
-    base_from: EvalResult | None = None,
+    mix: str | None = None,
     out: Path | None = None,
-    on_task: Callable[[str, str], None] = lambda _model, _task: None,
-    on_result: Callable[[EvalResult], None] = lambda _result: None,
 ) -> EvalResult:
     """Evaluate a finished run and write the result and its predictions into the run's ``eval/``.
 
     Args:
         record: The run.
-        recipe: The run's own.
-        tasks: Tasks to evaluate; None is all.
-        limit: Held-out rows a task at most, over the recipe's ``eval.rows``.
+        recipe: The run's own, with another mix where ``mix`` says so.
+        wanted: What is asked for.
         step: Take the checkpoint of this step instead of the finished adapter.
-        base_from: An evaluation whose scores of the base model are taken instead of measured, if its rows are the same.
+        mix: Where the tasks are from, where they are not the run's own.
         out: Folder to write them into instead.
-        on_task: Told of each model (``"base"``, ``"adapter"``) and task before it is measured.
-        on_result: Given the result before it is written, which may fail.
 
     Raises:
         MaloraError: The run is not finished, or the model, the data or a task is not there, or the held-out rows are
             others than when it was trained, or the result cannot be written.
     """
-    adapter, folder = record.adapter_at(step), out or record.eval_dir
-    _check_writable(folder)
-    started = time.perf_counter()
-    mix = choose_tasks(recipe.mix, tasks)
-    rows = limit if limit is not None else recipe.eval.rows
+    wanted = wanted or Wanted()
+    adapter = record.adapter_at(step)
+    folder = out or (record.eval_dir if mix is None else record.eval_dir / Path(mix).stem)
     base = base_of_run(recipe.model, record.manifest)
-    encoder = Encoder(load_tokenizer(base, recipe.model))
-    loaded = load_tasks(mix, encoder, max_length=recipe.train.max_length)
-    _check_same_data(record, loaded)
-    model = load_adapter(load_base(base, recipe.model), adapter, cast(AdapterSettings, recipe.method))
-    packer = Packer(recipe.eval.batch_size, recipe.train.micro_batch_tokens)
-    evaluator = _Evaluator(model, encoder, rows, packer, on_task)
-    samples = {task.name: _sample(task, rows) for task in loaded}
-    known = base_from.tasks if base_from is not None else {}
-    if all(name in known and known[name].sample == sample for name, sample in samples.items()):
-        base_scores = {name: known[name].base for name in samples}
-    else:
-        with model.disable_adapter():
-            base_scores = {name: scores for name, (scores, _) in evaluator.measure_all("base", loaded).items()}
-    adapted = evaluator.measure_all("adapter", loaded)
-    routing = routing_of(model)
-    tallies = {name: held.tally for name, (_, held) in adapted.items() if held.tally is not None}
-    result = EvalResult(
-        run=record.name,
-        created=utc_now(),
-        step=record.manifest.steps if step is None else step,
-        limit=rows,
-        seconds=time.perf_counter() - started,
-        tasks={
+    models = Models(base, recipe.model, adapter, cast(AdapterSettings, recipe.method))
+    own = Subject(_ADAPTER, models.adapter_key, folder / "answers", models)
+    evaluation = _Evaluation(recipe, wanted, base, folder)
+    if mix is None:
+        _check_same_data(record, evaluation.tasks)
+    steps = record.manifest.steps if step is None else step
+    return evaluation.carried_out(own, _base_subject(models), name=record.name, step=steps, mix=mix)
+
+
+def evaluate_model(recipe: Recipe, wanted: Wanted, *, mix: str, out: Path) -> EvalResult:
+    """Evaluate a model that no run has made, alone or against an evaluation; an adapter beside its base.
+
+    Args:
+        recipe: Its model and its mix.
+        wanted: What is asked for.
+        mix: Where the tasks are from.
+        out: Folder to write the result into.
+
+    Raises:
+        MaloraError: As in `evaluate_run`.
+    """
+    models, name = Models.named(recipe.model), str(recipe.output.name)
+    evaluation = _Evaluation(recipe, wanted, models.base, out)
+    if models.adapter is None:
+        return evaluation.carried_out(_base_subject(models), None, name=name, step=0, mix=mix)
+    own = Subject(_ADAPTER, models.adapter_key, out / "answers", models)
+    return evaluation.carried_out(own, _base_subject(models), name=name, step=0, mix=mix)
+
+
+def _base_subject(models: Models) -> Subject:
+    """The base model, whose answers are kept for all runs on it."""
+    folder = user_cache_path("malora") / "answers" / models.base_key
+    return Subject(_BASE, models.base_key, folder, models, plain=True)
+
+
+class _Evaluation:
+    """One evaluation: its tasks and questions, and what is made of the answers."""
+
+    def __init__(self, recipe: Recipe, wanted: Wanted, base: BaseModel, folder: Path) -> None:
+        self.recipe, self.wanted, self.folder = recipe, wanted, folder
+        _check_writable(folder)
+        self.started = time.perf_counter()
+        mix = choose_tasks(recipe.mix, wanted.tasks)
+        check_code(mix, allowed=wanted.allow_code)
+        self.limit = wanted.limit if wanted.limit is not None else recipe.eval.rows
+        self.encoder = Encoder(load_tokenizer(base, recipe.model))
+        self.tasks = load_tasks(mix, self.encoder, max_length=recipe.train.max_length)
+        self.questions = {task.name: questions_of(task.test, self.limit) for task in self.tasks}
+
+    def carried_out(
+        self, subject: Subject, other: Subject | None, *, name: str, step: int, mix: str | None
+    ) -> EvalResult:
+        """Ask, score, compare, show and keep."""
+        others, against = self._others(other)
+        scored, tallies = self._scored(subject)
+        routing = routing_of(subject.models.loaded) if tallies else None
+        result = EvalResult(
+            run=name,
+            created=utc_now(),
+            step=step,
+            limit=self.limit,
+            seconds=time.perf_counter() - self.started,
+            against=against,
+            mix=mix,
+            tasks=self._compared(scored, others),
+            expert_load=routing.load_by_group(tallies) if routing is not None else None,
+            gate_entropy=routing.entropy_by_group(tallies) if routing is not None else None,
+        )
+        domains, overall = averaged(result.members(), result.tasks, scored, others)
+        result = result.with_averages(domains, overall)
+        try:
+            self.wanted.on_result(result)
+        finally:  # also where nobody can be shown it
+            columns = {subject.name if other is not None else _MODEL: scored}
+            if others is not None:
+                columns = {_BASE if against == _BASE else "against": others, **columns}
+            _keep(self.folder, result, list(self._lines(columns)))
+        return result
+
+    def _others(self, other: Subject | None) -> tuple[dict[str, Scored] | None, str | None]:
+        """What the scores are compared with, and its name."""
+        if self.wanted.against is not None:
+            answers = answers_in(self.wanted.against, self.questions)
+            found = {
+                task.name: Scored.of(_metric(task), self.questions[task.name], *answers.of(task.name))
+                for task in self.tasks
+            }
+            return found, answers.name
+        if other is None:
+            return None, None
+        return self._scored(other)[0], _BASE
+
+    def _scored(self, subject: Subject) -> tuple[dict[str, Scored], dict[str, RoutingTally]]:
+        """Scores of all tasks under a model, and what their tokens asked of its experts."""
+        batch = Packer(self.recipe.eval.batch_size, self.recipe.train.micro_batch_tokens)
+        examiner = Examiner(subject, self.encoder, batch, self.wanted.rescore, self.wanted.progress)
+        scored, tallies = dict[str, Scored](), dict[str, RoutingTally]()
+        for task in self.tasks:
+            questions = self.questions[task.name]
+            found = examiner.examine(task, _metric(task), questions)
+            scored[task.name] = Scored.of(_metric(task), questions, found.answers, found.nats)
+            if found.tally is not None:
+                tallies[task.name] = found.tally
+        return scored, tallies if len(tallies) == len(self.tasks) else {}
+
+    def _compared(self, scored: Mapping[str, Scored], others: Mapping[str, Scored] | None) -> dict[str, TaskEval]:
+        found = differences(scored, others) if others is not None else {}
+        return {
             task.name: TaskEval(
                 domain=task.settings.domain,
                 metric=str(task.settings.metric),
-                rows=adapted[task.name][1].loss.examples,
-                sample=samples[task.name],
-                base=base_scores[task.name],
-                adapter=adapted[task.name][0],
+                rows=len(self.questions[task.name]),
+                clusters=scored[task.name].measured.cluster_count,
+                sample=sample_hash(task.test, self.limit),
+                model=scored[task.name].scores,
+                against=others[task.name].scores if others is not None else None,
+                difference=found.get(task.name),
             )
-            for task in loaded
-        },
-        expert_load=routing.load_by_group(tallies) if routing is not None else None,
-        gate_entropy=routing.entropy_by_group(tallies) if routing is not None else None,
-    )
-    try:
-        on_result(result)
-    finally:  # also where nobody can be shown it
-        _keep(folder, result, evaluator.lines())
-    return result
+            for task in self.tasks
+        }
+
+    def _lines(self, columns: Mapping[str, Mapping[str, Scored]]) -> Iterator[str]:
+        """One JSON line a row: prompt, reference, and what each model answered."""
+        for task in self.tasks:
+            for number, question in enumerate(self.questions[task.name]):
+                line: dict[str, object] = {"task": task.name, "row": question.row, "prompt": question.prompt}
+                rights = question.references
+                line |= {"reference": rights[0]} if len(rights) == 1 else {"references": rights}
+                for which, scored in columns.items():
+                    line |= scored[task.name].line(number, which)
+                yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def _sample(task: Task, limit: int | None) -> str | None:
-    """A hash of which rows of a task are evaluated; None is all of them."""
-    sample = task.test.sample(limit)
-    if len(sample) == len(task.test):
-        return None
-    return hashlib.sha256(json.dumps(list(sample)).encode()).hexdigest()[:16]
+def _metric(task: Task) -> Metric:
+    return cast(Metric, task.settings.metric)
 
 
 def _check_writable(folder: Path) -> None:
@@ -174,67 +276,3 @@ def _check_same_data(record: RunRecord, tasks: Sequence[Task]) -> None:
                 where=f"task '{task.name}': {task.test.source}",
                 fix="Put them back, or train again.",
             )
-
-
-class _Evaluator:
-    """Measures one task at a time and keeps what was answered."""
-
-    def __init__(
-        self,
-        model: PeftModel,
-        encoder: Encoder,
-        limit: int | None,
-        packer: Packer,
-        on_task: Callable[[str, str], None],
-    ) -> None:
-        self.model, self.encoder, self.limit, self.packer, self.on_task = model, encoder, limit, packer, on_task
-        self.answers: dict[tuple[str, int], dict[str, object]] = {}
-
-    def measure_all(self, which: str, tasks: Sequence[Task]) -> dict[str, tuple[Scores, HeldOut]]:
-        """Scores and losses of all tasks under the model as it stands."""
-        found = {}
-        for task in tasks:
-            self.on_task(which, task.name)
-            found[task.name] = self.measure(which, task)
-        return found
-
-    def measure(self, which: str, task: Task) -> tuple[Scores, HeldOut]:
-        """Score and loss of one task under the model as it stands."""
-        sample = task.test.sample(self.limit)
-        examples = task.test.examples(sample, 0)
-        loss, self.packer = fitting(
-            lambda packer: held_out(self.model, map(collate, packer.parted(examples))),
-            self.packer,
-            f"the held-out rows of '{task.name}'",
-            fix=MORE_MEMORY,
-        )
-        predictions = predict(
-            self.model,
-            self.encoder,
-            [example.input_ids[: example.prompt_tokens] for example in examples],
-            max_new_tokens=task.settings.max_new_tokens,
-            batch=Packer(self.packer.rows),
-        )
-        rows = task.test.rows.select(sample)
-        references: list[list[str]] = rows["references"]
-        answers = [
-            Answer(answer, rights, prompt, json.loads(facts or "{}"))
-            for answer, rights, prompt, facts in zip(
-                predictions, references, rows["prompt"], rows["facts"], strict=True
-            )
-        ]
-        metric = cast(Metric, task.settings.metric)
-        marks = metric.marks(answers)
-        for row, prompt, rights, answer, mark in zip(
-            sample, rows["prompt"], references, predictions, marks, strict=True
-        ):
-            line = self.answers.setdefault((task.name, row), {"task": task.name, "row": row, "prompt": prompt})
-            line |= {"reference": rights[0]} if len(rights) == 1 else {"references": rights}
-            line |= {which: answer, f"{which}_score": mark.score}
-        nats = loss.loss.loss
-        assert nats is not None  # every row has a supervised token
-        return Scores(score=metric.measured(marks).score, loss=nats), loss
-
-    def lines(self) -> list[str]:
-        """One JSON line a row: prompt, reference, and what each model answered."""
-        return [json.dumps(line, ensure_ascii=False) + "\n" for line in self.answers.values()]

@@ -16,10 +16,14 @@ from malora_cli.results import TaskLoss
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Loss of one task on its held-out rows; ``tally`` is None for a model without routers."""
+    """Loss of one task on its held-out rows; ``tally`` is None for a model without routers.
+
+    ``examples`` has the nats and the tokens of each row, in order.
+    """
 
     loss: TaskLoss
     tally: RoutingTally | None
+    examples: list[tuple[float, int]]
 
 
 def held_out(model: PeftModel, batches: Iterable[Mapping[str, Any]]) -> HeldOut:
@@ -31,4 +35,5 @@ def held_out(model: PeftModel, batches: Iterable[Mapping[str, Any]]) -> HeldOut:
     """
     routed = routing_of(model) is not None
     with tallying(model) if routed else nullcontext() as tally:
-        return HeldOut(TaskLoss.of_examples(example_nats(model, batches)), tally)
+        examples = example_nats(model, batches)
+        return HeldOut(TaskLoss.of_examples(examples), tally, examples)

@@ -1,6 +1,6 @@
 """The recipe of a run: its schema, and how a YAML file and overrides become one. No torch in here."""
 
-from malora_cli.recipe.loading import COMMAND_LINE, DEFAULT, LoadedRecipe, load_recipe
+from malora_cli.recipe.loading import COMMAND_LINE, DEFAULT, LoadedRecipe, load_recipe, recipe_of_model
 from malora_cli.recipe.mix_settings import (
     Columns,
     HoldoutSettings,
@@ -43,6 +43,7 @@ __all__ = [
     "data_beside",
     "description_of",
     "load_recipe",
+    "recipe_of_model",
     "recipe_schema",
     "recipe_type",
     "shipped",

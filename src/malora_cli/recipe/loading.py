@@ -20,7 +20,7 @@ from malora_cli.recipe.problems import InvalidRecipeError, describe_errors, show
 from malora_cli.recipe.schema import Recipe
 from malora_cli.recipe.settings import file_name_from
 from malora_cli.recipe.vocabulary import Vocabulary, recipe_type
-from malora_cli.yaml_lines import DataPath, Document, Problem, write_yaml
+from malora_cli.yaml_lines import DataPath, Document, Origin, Problem, read_yaml, write_yaml
 
 DEFAULT = "default"
 
@@ -74,6 +74,28 @@ def load_recipe(
         raise _is_a_mix(path)
     if was is not None:
         follow(document.data, was, path.resolve().parent)
+    return _checked(document, path, overrides, vocabulary)
+
+
+def recipe_of_model(model: str, mix: str, overrides: Sequence[str] = (), *, vocabulary: Vocabulary) -> LoadedRecipe:
+    """The recipe by which a model is evaluated that no recipe has trained: its own settings, a mix, and defaults.
+
+    Args:
+        model: The model, as ``model.base`` takes it.
+        mix: The mix, as a recipe names it; paths are relative to the current folder.
+        overrides: As in `load_recipe`.
+        vocabulary: The names a recipe may use.
+
+    Raises:
+        InvalidRecipeError: The mix or an override is wrong; every problem is named.
+    """
+    data = {"model": {"base": model}, "method": {"name": "lora"}, "mix": mix, "train": {"steps": 1}}
+    document = read_yaml(write_yaml(data), lambda _line: Origin(COMMAND_LINE, Path.cwd()))
+    return _checked(document, Path(f"{file_name_from(Path(model).name)}.yaml"), overrides, vocabulary)
+
+
+def _checked(document: Document, path: Path, overrides: Sequence[str], vocabulary: Vocabulary) -> LoadedRecipe:
+    """The recipe of a document, with overrides."""
     parsed, problems = parse_overrides(overrides)
     document.problems += problems
     has_mix = _assemble(document, parsed)
@@ -173,4 +195,4 @@ def leaves(value: Any, path: DataPath = ()) -> Iterator[tuple[DataPath, Any]]:
         yield path, value
 
 
-__all__ = ["COMMAND_LINE", "DEFAULT", "LoadedRecipe", "leaves", "load_recipe"]
+__all__ = ["COMMAND_LINE", "DEFAULT", "LoadedRecipe", "leaves", "load_recipe", "recipe_of_model"]

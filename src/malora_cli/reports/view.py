@@ -108,8 +108,9 @@ class RunView:
 
     @cached_property
     def evaluation(self) -> EvalResult | None:
-        """The evaluation that the page quotes: of those that cover the most tasks, the newest."""
-        return max(self.evaluations, key=lambda r: (len(r.tasks), r.step, r.created), default=None)
+        """The evaluation that the page quotes: of those against the base that cover the most tasks, the newest."""
+        found = [result for result in self.evaluations if result.against_base]
+        return max(found, key=lambda r: (len(r.tasks), r.step, r.created), default=None)
 
     @cached_property
     def expert_load(self) -> tuple[int, dict[str, ExpertShare]] | None:
@@ -168,4 +169,6 @@ class RunView:
             found = change(self.log.evals[0].tasks.get(task), self.log.lows.newest.get(task))
             return found.nats if found is not None else None
         scores = self.evaluation.tasks.get(task) if self.evaluation is not None else None
-        return scores.adapter.loss - scores.base.loss if scores is not None else None
+        if scores is None or scores.against is None or scores.model.loss is None or scores.against.loss is None:
+            return None
+        return scores.model.loss - scores.against.loss

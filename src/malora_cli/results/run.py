@@ -332,12 +332,13 @@ class RunRecord:
         return sorted(found, key=lambda result: result.created)
 
     def evaluations_of_the_end(self) -> list[EvalResult]:
-        """Those of the finished adapter, not of a checkpoint before it; oldest first.
+        """Those of the finished adapter, not of a checkpoint before it, on its test rows; oldest first.
 
         Raises:
             RunError: One of them is damaged.
         """
-        return [result for result in self.evaluations() if result.step == self.manifest.steps]
+        steps = self.manifest.steps
+        return [result for result in self.evaluations() if result.step == steps and result.of_test_rows]
 
 
 def runs_under(folder: Path) -> Iterator[RunRecord]:

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from malora_cli.recipe import MetricSettings
 from malora_cli.results.statistics import Measured, ratio
@@ -64,6 +64,11 @@ class Mark:
 
 class Metric(MetricSettings):
     """A score of answers, with its options as fields."""
+
+    #: Whether answers are run as programs, which only a user can allow.
+    runs_code: ClassVar[bool] = False
+    #: Whether it compares the choices with how likely each is without the question.
+    needs_prior: ClassVar[bool] = False
 
     @abstractmethod
     def marks(self, answers: Sequence[Answer]) -> list[Mark]:

@@ -46,7 +46,7 @@ _TEMPLATE = """
 {% endif %}
 {% if result %}
 <div class="domains">
-{% for name, (b, a) in domains.items() if name in domains_shown %}
+{% for name, it in domains.items() if name in domains_shown %}{% set b, a = it.against, it.model %}
   <div><span>{{ name }}</span>{{ m.dumbbell(b.score, a.score, "var(--accent)") }}
   <span class="num">{{ b.score|percent }} → <b>{{ a.score|percent }}</b></span>
   <span class="num">{{ m.change(a.score - b.score, (a.score - b.score)|points) }}</span></div>
@@ -82,15 +82,16 @@ def _gains(result: EvalResult | None) -> dict[str, object]:
     if result is None:
         return {}
     domains = result.domains()
-    base, adapter = result.overall()
+    overall = result.overall()
+    members = result.tasks.values()
     return {
         "domains": domains,
         "domains_shown": list(domains)[:SHOWN],
-        "base": base,
-        "adapter": adapter,
-        "gain": adapter.score - base.score,
-        "tasks_up": sum(task.adapter.score > task.base.score for task in result.tasks.values()),
-        "domains_up": sum(after.score > before.score for before, after in domains.values()),
+        "base": overall.against,
+        "adapter": overall.model,
+        "gain": overall.gain,
+        "tasks_up": sum((task.gain or 0) > 0 for task in members),
+        "domains_up": sum((domain.gain or 0) > 0 for domain in domains.values()),
     }
 
 

@@ -78,8 +78,8 @@ def _figures(run: RunView, task: Task) -> list[str]:
         first.loss if first else None,
         best[1].loss if best else None,
         newest.loss if newest else None,
-        scores.base.score if scores else None,
-        scores.adapter.score if scores else None,
+        scores.against.score if scores and scores.against else None,
+        scores.model.score if scores else None,
     ]
     return [task.name, task.domain, *("" if value is None else _number(value) for value in figures)]
 

@@ -33,15 +33,15 @@ _TEMPLATE = """
 <th class="num gap">rows</th><th>metric</th></tr>
 </thead>
 <tbody>
-{% for domain, (base, adapter) in domains.items() if domain in domains_shown %}
-{{ row("domain", domain, "", "", base, adapter, "var(--muted)") }}
+{% for domain, it in domains.items() if domain in domains_shown %}
+{{ row("domain", domain, "", "", it.against, it.model, "var(--muted)") }}
 {% for task in tasks if result.tasks[task.name].domain == domain %}
 {% set it = result.tasks[task.name] %}
-{{ row("task", m.chip(task), it.metric, it.rows ~ shares.get(task.name, ""), it.base, it.adapter, task.colour) }}
+{{ row("task", m.chip(task), it.metric, it.rows ~ shares.get(task.name, ""), it.against, it.model, task.colour) }}
 {% endfor %}
 {% endfor %}
 </tbody>
-<tfoot>{{ row("total", "All domains", "", "", overall[0], overall[1], "var(--accent)") }}</tfoot>
+<tfoot>{{ row("total", "All domains", "", "", overall.against, overall.model, "var(--accent)") }}</tfoot>
 </table></div>
 <p class="legend"><span><i class="dot hollow"></i>base model</span><span><i class="dot"></i>adapter</span></p>
 {{ m.some(view) -}}

@@ -1,0 +1,271 @@
+"""What ``malora eval`` evaluates, how far it has come, and its table."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from malora_cli.cli._common import find_and_tell, granted, read_recipe, recipe_of_run, vocabulary
+from malora_cli.cli._terminal import SafeConsole, say
+from malora_cli.errors import RecipeError, RunError
+from malora_cli.recipe import Recipe, recipe_of_model
+from malora_cli.results import EvalResult, RunRecord, Scores, find_run
+from malora_cli.results.evaluation import Compared, Difference, TaskEval
+
+#: Below this a probability is not spelled out.
+_CLEARLY = 0.001
+
+
+class LineProgress:
+    """A line for every task that a model has answered, as where nobody looks on."""
+
+    def __init__(self) -> None:
+        self._now: tuple[str, str, int, float] | None = None
+
+    def begin(self, subject: str, task: str, rows: int) -> None:
+        """A model begins on the rows of a task."""
+        self.end()
+        self._now = (subject, task, rows, time.perf_counter())
+
+    def answered(self, rows: int) -> None:
+        """Lines are of whole tasks."""
+
+    def end(self) -> None:
+        """Tell of the task that is done."""
+        if self._now is not None:
+            subject, task, rows, since = self._now
+            say(f"{subject}: {task}: {rows:,} rows in {time.perf_counter() - since:,.0f} s", err=True)
+        self._now = None
+
+
+class LiveProgress:
+    """A bar with the time left, for each model and task."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("loading", total=None)
+
+    def begin(self, subject: str, task: str, rows: int) -> None:
+        """A model begins on the rows of a task."""
+        self._progress.reset(self._task, total=rows, description=f"{subject}: {task}")
+
+    def answered(self, rows: int) -> None:
+        """So many more of them are answered."""
+        self._progress.advance(self._task, rows)
+
+
+@contextmanager
+def progress_on(console: SafeConsole) -> Iterator[LineProgress | LiveProgress]:
+    """How far an evaluation has come: a bar on a terminal, lines elsewhere."""
+    if not console.is_terminal:
+        lines = LineProgress()
+        yield lines
+        lines.end()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield LiveProgress(progress)
+
+
+def run_named(run: Path | None, runs: Path, mix: str | None) -> RunRecord | None:
+    """The run that a user means; None where what is named is no run, but a mix is, so that it may be a model.
+
+    Raises:
+        RunError: It is no run, and no mix says what to ask of a model.
+    """
+    try:
+        return find_and_tell(run, runs)
+    except RunError as error:
+        if run is None:
+            raise
+        if mix is None:
+            fix = f"See `ls {runs}` for the runs there are; for a model add --mix MIX, which names the tasks."
+            raise RunError("there is no run here", where=str(run), fix=fix) from error
+        return None
+
+
+def recipe_named(
+    record: RunRecord | None, model: Path | None, moved: Sequence[str], *, mix: str | None, trust: bool
+) -> Recipe:
+    """The recipe by which a run, or a model, is evaluated.
+
+    Raises:
+        MaloraError: The recipe, the mix or an override is wrong.
+    """
+    if record is None:
+        overrides = [*moved, *granted(trust)]
+        return recipe_of_model(str(model), str(mix), overrides, vocabulary=vocabulary()).recipe
+    recipe = recipe_of_run(record, moved, trust=trust)
+    return recipe if mix is None else read_recipe(record.recipe_path, [*moved, f"mix={mix}", *granted(trust)]).recipe
+
+
+def folder_for(record: RunRecord | None, recipe: Recipe, mix: str | None, runs: Path) -> Path:
+    """Where an evaluation is kept: with its run, beside the run's own where the tasks are others."""
+    if record is None:
+        return runs / "evals" / str(recipe.output.name)
+    return record.eval_dir if mix is None else record.eval_dir / Path(mix).stem
+
+
+def evaluation_named(against: str | None, runs: Path) -> Path | None:
+    """The evaluation that ``--against`` means: a file, or the newest of a run; None is the base model.
+
+    Raises:
+        RunError: There is none.
+    """
+    if against in (None, "base"):
+        return None
+    path = Path(str(against))
+    if path.is_file():
+        return path
+    record = find_run(path, runs)
+    found = sorted(record.eval_dir.glob("*.json"))
+    if not found:
+        raise RunError("this run has not been evaluated", where=str(record.path), fix=f"malora eval {record.path}")
+    return found[-1]
+
+
+def gate_line(result: EvalResult) -> tuple[str, bool]:
+    """The verdict of ``--gate`` as a line, and whether it is passed.
+
+    Raises:
+        RecipeError: Nothing is compared.
+    """
+    if result.against is None:
+        raise RecipeError("there is nothing to compare with", where="--gate", fix="Add --against RUN or FILE.")
+    worse = [
+        f"{name} by {-task.difference.value:.3f} (p(Holm) {_p(task.difference)})"
+        for name, task in result.tasks.items()
+        if task.difference is not None and task.difference.is_worse
+    ]
+    if not worse:
+        return f"gate: passed, no task is worse than {result.against_name}", True
+    return f"gate: failed, worse than {result.against_name}: {', '.join(worse)}", False
+
+
+def write_csv(result: EvalResult, path: Path) -> None:
+    """Every figure of the table, unrounded.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    scores, differences = list(Scores.model_fields), list(Difference.model_fields)
+    heads = ["kind", "name", "domain", "metric", "rows", *(f"model_{name}" for name in scores)]
+    heads += [*(f"against_{name}" for name in scores), *(f"difference_{name}" for name in differences)]
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, heads)
+            writer.writeheader()
+            for kind, name, compared in _every(result):
+                writer.writerow({"kind": kind, "name": name} | _figures(compared))
+    except OSError as error:
+        raise RunError(f"it cannot be written ({error.strerror})", where=str(path)) from error
+
+
+def _every(result: EvalResult) -> Iterator[tuple[str, str, Compared]]:
+    yield from (("task", name, task) for name, task in result.tasks.items())
+    yield from (("domain", name, domain) for name, domain in result.domains().items())
+    yield "all", "all domains", result.overall()
+
+
+def _figures(compared: Compared) -> dict[str, object]:
+    parts = {"model": compared.model, "against": compared.against, "difference": compared.difference}
+    found: dict[str, object] = {
+        f"{part}_{name}": value
+        for part, record in parts.items()
+        if record is not None
+        for name, value in record.model_dump(mode="json").items()
+    }
+    if isinstance(compared, TaskEval):
+        found |= {"domain": compared.domain, "metric": compared.metric, "rows": compared.rows}
+    return found
+
+
+def print_evaluation(result: EvalResult, console: SafeConsole) -> None:
+    """The table of an evaluation, and what is to be known of it."""
+    console.print(evaluation_table(result, console.most))
+    console.tell_left_out(len(result.tasks), "tasks")
+    for note in notes(result):
+        say(note)
+
+
+def evaluation_table(result: EvalResult, most: int | None = None) -> Table:
+    """Scores of every task and domain, or of as many, beside those of what the model is compared with."""
+    name = "adapter" if result.against == "base" else result.run if result.against is None else "model"
+    paired = result.against is not None
+    heads = ["rows", result.against_name or "", name, "change", "p(Holm)", "unread", "sees"]
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    table.add_column("task", overflow="fold")
+    for number, head in enumerate(heads):
+        if paired or number not in (1, 3, 4, 6):
+            table.add_column(Text(head), overflow="fold", justify="right")
+    for task, it in list(result.tasks.items())[:most]:
+        table.add_row(Text(task), *_cells(it, paired=paired))
+    table.add_section()
+    shown = result.domains() if len(result.domains()) < len(result.tasks) else {}
+    for domain, average in [*list(shown.items())[:most], ("all domains", result.overall())]:
+        table.add_row(Text(domain), *_cells(average, paired=paired), style="bold")
+    return table
+
+
+def notes(result: EvalResult) -> list[str]:
+    """What is to be known of a table of scores, a sentence each."""
+    found = []
+    alike = [name for name, task in result.tasks.items() if task.difference and not task.difference.told_apart]
+    if alike:
+        found.append(f"Cannot be told apart from {result.against_name}: {', '.join(alike)}.")
+    worse = [name for name, task in result.tasks.items() if task.difference and task.difference.is_worse]
+    if worse:
+        found.append(f"Worse than {result.against_name}: {', '.join(worse)}.")
+    if any(scores.much_unread for task in result.tasks.values() for scores in (task.model, task.against) if scores):
+        found.append("* A tenth or more of the answers could not be read: the score is one of their form.")
+    return found
+
+
+def _cells(compared: Compared, *, paired: bool) -> list[Text]:
+    rows = f"{compared.rows:,}" if isinstance(compared, TaskEval) else ""
+    own, other, change = compared.model, compared.against, compared.difference
+    unread = "-" if not own.unread else f"{own.unread:.1%}"
+    if not paired or other is None:
+        return [Text(rows), Text(_score(own)), Text(unread)]
+    return [
+        Text(rows),
+        Text(_score(other)),
+        Text(_score(own)),
+        _change(change),
+        Text("" if change is None or change.p is None else _p(change)),
+        Text(unread),
+        Text("" if change is None or change.detectable is None else f"{change.detectable:.2f}"),
+    ]
+
+
+def _score(scores: Scores) -> str:
+    star = "*" if scores.much_unread else ""
+    return f"{scores.score:.2f}{star}{_about(scores.score, scores.low, scores.high)}"
+
+
+def _about(value: float, low: float | None, high: float | None) -> str:
+    """The interval around a value, by its farther end."""
+    if low is None or high is None:
+        return ""
+    return f" ±{max(value - low, high - value):.2f}".replace("±0.", "±.")
+
+
+def _change(change: Difference | None) -> Text:
+    if change is None:
+        return Text("")
+    told = change.told_apart
+    colour = "dim" if not told else "green" if change.value > 0 else "red"
+    return Text(f"{change.value:+.2f}{_about(change.value, change.low, change.high)}", style=colour)
+
+
+def _p(change: Difference) -> str:
+    p = change.p if change.p_holm is None else change.p_holm
+    assert p is not None
+    return f"<{_CLEARLY}" if p < _CLEARLY else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}"

@@ -1,0 +1,66 @@
+"""Which tasks of a mix are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import cast
+
+from malora_cli.errors import RecipeError
+from malora_cli.evals.metrics._base import Metric
+from malora_cli.recipe import MixSettings
+from malora_cli.registry import did_you_mean
+
+_DOMAIN = "domain:"
+#: How the tasks of another harness begin.
+LM_EVAL = "lm_eval:"
+_WHERE = "--tasks"
+
+
+def choose_tasks(mix: MixSettings, names: Collection[str] | None) -> MixSettings:
+    """The mix with only the tasks named, in its own order; all of them when none are.
+
+    Args:
+        mix: The mix.
+        names: Names of tasks; ``domain:NAME`` is all tasks of a domain, ``all`` is all.
+
+    Raises:
+        RecipeError: A name is not in the mix, or there is none.
+    """
+    if names is None:
+        return mix
+    if not names:
+        raise RecipeError("no task is named", where=_WHERE, fix=f"Its tasks: {', '.join(mix.tasks)}.")
+    chosen = {task for name in names for task in _named(mix, name)}
+    return mix.model_copy(update={"tasks": {name: mix.tasks[name] for name in mix.tasks if name in chosen}})
+
+
+def _named(mix: MixSettings, name: str) -> list[str]:
+    """The tasks that a name stands for."""
+    if name in mix.tasks:
+        return [name]
+    if name == "all":
+        return list(mix.tasks)
+    if name.startswith(_DOMAIN):
+        domain = name.removeprefix(_DOMAIN)
+        domains = dict.fromkeys(task.domain for task in mix.tasks.values())
+        if domain not in domains:
+            raise RecipeError(f"there is no domain '{domain}'; {did_you_mean(domain, domains)}", where=_WHERE)
+        return [task for task, settings in mix.tasks.items() if settings.domain == domain]
+    raise RecipeError(f"there is no task '{name}'; {did_you_mean(name, mix.tasks)}", where=_WHERE)
+
+
+def check_code(mix: MixSettings, *, allowed: bool) -> None:
+    """Make sure that no generated code is run that nobody has allowed to.
+
+    Raises:
+        RecipeError: A task's metric runs code.
+    """
+    running = [name for name, task in mix.tasks.items() if cast(Metric, task.metric).runs_code]
+    if running and not allowed:
+        others = ",".join(name for name in mix.tasks if name not in running)
+        leave = f", or leave it out: --tasks {others}" if others else ""
+        raise RecipeError(
+            f"task '{running[0]}' is scored by running code that the model writes",
+            where=_WHERE,
+            fix=f"Add --allow-code, which runs it in a sandbox{leave}.",
+        )
