@@ -15,10 +15,24 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from malora_cli.errors import DataError
 from malora_cli.results.statistics.arrays import FloatArray
-from malora_cli.results.statistics.proportions import agresti_min, detectable_share, effective_rows
+from malora_cli.results.statistics.proportions import (
+    agresti_min,
+    agresti_min_graded,
+    detectable_share,
+    effective_rows,
+    few_clusters,
+    padded_error,
+    sum_of_squares,
+)
 from malora_cli.results.statistics.records import Interval, Measured, Paired
-from malora_cli.results.statistics.resampling import DRAWS, Sample, bootstrap_interval, cluster_sums
-from malora_cli.results.statistics.single import unvaried
+from malora_cli.results.statistics.resampling import (
+    DRAWS,
+    ENOUGH,
+    Sample,
+    bootstrap_interval,
+    cluster_sums,
+    student_interval,
+)
 
 #: Up to so many differing clusters, all ways of swapping them are tried.
 _ENUMERATED = 13
@@ -96,20 +110,16 @@ class Pair:
         if len(self.sample) < 2:
             return None
         if self.is_binary:
-            return agresti_min(*self._effective)
-        found = bootstrap_interval(self.sample) if self._varies else unvaried(self.sample, self._bounds)
+            few = few_clusters(self.before.rows, len(self.sample))
+            return agresti_min(*(few * count for count in self._effective))
+        if self._few_clusters and self.before.bounded:
+            return agresti_min_graded(self.difference, self.sample.standard_error, len(self.sample))
+        found = student_interval(self.sample) if self._few_clusters else bootstrap_interval(self.sample)
         return found if found is None or self._sign > 0 else Interval(-found.high, -found.low)
 
     @property
-    def _bounds(self) -> tuple[float, float] | None:
-        if self.before.bounds is None:
-            return None
-        width = self.before.bounds[1] - self.before.bounds[0]
-        return -width, width
-
-    @cached_property
-    def _varies(self) -> bool:
-        return bool(np.ptp(self.sample.without_each) > 1e-12)
+    def _few_clusters(self) -> bool:
+        return self.sample.effective < ENOUGH
 
     @cached_property
     def p(self) -> float:
@@ -117,7 +127,7 @@ class Pair:
         if self.is_binary and len(self.sample) == self.before.rows:
             wins, ties, losses = self.tally
             return min(1.0, float(mcnemar([[ties, wins], [losses, 0]], exact=True).pvalue))
-        return share_as_far(self.difference, self.swapped(), exact=self._few)
+        return share_as_far(self.difference, self.swapped(), exact=self._enumerable)
 
     @cached_property
     def _gaps(self) -> FloatArray:
@@ -127,7 +137,7 @@ class Pair:
         return gaps[(gaps != 0).any(axis=1)]
 
     @property
-    def _few(self) -> bool:
+    def _enumerable(self) -> bool:
         return len(self._gaps) <= _ENUMERATED
 
     def swapped(self, stream: int | None = None) -> FloatArray:
@@ -138,7 +148,7 @@ class Pair:
         """
         totals, gaps = self.sample.sums.sum(axis=0), self._gaps
         first, second = np.split(totals, 2)
-        if stream is None and self._few:
+        if stream is None and self._enumerable:
             exchanged = np.arange(2 ** len(gaps))[:, None] >> np.arange(len(gaps)) & 1
             return self._moved(first, second, exchanged @ gaps)
         chance = self.sample.generator(stream or 0)
@@ -158,9 +168,17 @@ class Pair:
         if self.is_binary:
             wins, losses, rows = self._effective
             return detectable_share(rows, (wins + losses + 1) / (rows + 2))
-        if self._varies:
-            return float(t.ppf([0.975, 0.8], clusters - 1).sum()) * self.sample.standard_error
-        return None if self.before.bounds is None else detectable_share(clusters, 1 / (clusters + 2))
+        if not self.sample.effective:
+            return detectable_share(clusters, 1 / (clusters + 2)) if self.before.bounded else None
+        return float(t.ppf([0.975, 0.8], clusters - 1).sum()) * self._error
+
+    @property
+    def _error(self) -> float:
+        error, clusters = self.sample.standard_error, len(self.sample)
+        if not (self._few_clusters and self.before.bounded):
+            return error
+        middle = self.difference * clusters / (clusters + 2)
+        return padded_error(middle, sum_of_squares(self.difference, error, clusters), clusters)
 
 
 def share_as_far(difference: float, null: FloatArray, *, exact: bool) -> float:

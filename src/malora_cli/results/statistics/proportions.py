@@ -38,8 +38,26 @@ def effective_rows(deviations: FloatArray, codes: NDArray[np.intp]) -> float:
     together = clusters / (clusters - 1) * float(np.square(sums).sum())
     alone = float(np.square(deviations).sum())
     effect = together / alone if alone > 0 else rows / clusters
-    few = float(t.ppf(0.975, rows - 1) / t.ppf(0.975, clusters - 1))
-    return rows / max(1.0, effect) * few**2
+    return rows / max(1.0, effect)
+
+
+def few_clusters(rows: int, clusters: int) -> float:
+    """What part of the effective rows an interval may take, since few clusters tell little of the correlation."""
+    return float(t.ppf(0.975, rows - 1) / t.ppf(0.975, clusters - 1)) ** 2
+
+
+def rows_of_error(score: float, error: float, clusters: int) -> float:
+    """Rows of 0 and 1 that would say as much as clusters whose score has this standard error.
+
+    A score between 0 and 1 varies no more than a row of 0 and 1. What few clusters show of its variance is mixed
+    with as many such rows as Wilson's interval adds.
+    """
+    variance, prior = score * (1 - score), _QUANTILE**2
+    if not variance:
+        return clusters
+    shown = clusters * error**2 / variance
+    mixed = max(shown, (clusters * shown + prior) / (clusters + prior))
+    return clusters / mixed * (_QUANTILE / float(t.ppf(0.975, clusters - 1))) ** 2
 
 
 def wilson(share: float, rows: float) -> Interval:
@@ -55,7 +73,35 @@ def agresti_min(wins: float, losses: float, rows: float) -> Interval:
     interval with half a row added to each of the four cells.
     """
     middle = (wins - losses) / (rows + 2)
-    half = _QUANTILE * sqrt(wins + losses + 1 - (wins - losses) ** 2 / (rows + 2)) / (rows + 2)
+    return _within(middle, _QUANTILE * padded_error(middle, wins + losses, rows))
+
+
+def agresti_min_graded(difference: float, error: float, clusters: int) -> Interval:
+    """The same for differences between -1 and 1, by cluster, with Student's quantile."""
+    middle = difference * clusters / (clusters + 2)
+    half = float(t.ppf(0.975, clusters - 1)) * padded_error(
+        middle, sum_of_squares(difference, error, clusters), clusters
+    )
+    return _within(middle, half)
+
+
+def sum_of_squares(difference: float, error: float, clusters: int) -> float:
+    """Of the clusters' differences, from their mean and its standard error."""
+    return clusters * ((clusters - 1) * error**2 + difference**2)
+
+
+def padded_error(middle: float, squares: float, rows: float) -> float:
+    """Standard error of a mean difference with two rows added, which differ by 1, up in one half and down in the other.
+
+    Args:
+        middle: The mean difference with them.
+        squares: Sum of the squared differences without them.
+        rows: Rows without them.
+    """
+    return sqrt(squares + 1 - middle**2 * (rows + 2)) / (rows + 2)
+
+
+def _within(middle: float, half: float) -> Interval:
     return Interval(max(-1.0, middle - half), min(1.0, middle + half))
 
 

@@ -29,31 +29,31 @@ class Measured:
         counts: Sufficient counts of every row, shape ``(rows, k)``.
         clusters: The cluster of every row, numbers or strings; None makes each row its own.
         value: From sums of counts, shape ``(..., k)``, to scores, shape ``(...)``.
-        bounds: Between what the score lies whatever the rows; None for a loss.
+        bounded: Whether the score lies between 0 and 1 whatever the rows; a loss does not.
 
     Raises:
-        DataError: There are no rows, as many clusters as rows are not given, or a count is not finite.
+        DataError: There are no rows, not as many clusters as rows, or the score is not finite.
     """
 
     counts: FloatArray
     clusters: ArrayLike | None = None
     value: Callable[[FloatArray], FloatArray] = ratio
-    bounds: tuple[float, float] | None = (0.0, 1.0)
+    bounded: bool = True
 
     def __post_init__(self) -> None:
         import numpy as np
 
         counts = np.asarray(self.counts, dtype=np.float64)
+        object.__setattr__(self, "counts", counts)
         if counts.ndim != 2 or not len(counts):
             raise DataError("no rows were scored", fix="Give the task at least one row.")
+        if len(self.codes) != len(counts):
+            raise DataError(f"{len(counts)} rows have {len(self.codes)} clusters", fix="Give every row its cluster.")
         if not np.isfinite(counts).all():
             row = int(np.flatnonzero(~np.isfinite(counts).all(axis=1))[0])
             raise DataError("the score is not a finite number", where=f"row {row + 1}", fix="Check the metric.")
-        labels = np.arange(len(counts)) if self.clusters is None else np.asarray(self.clusters)
-        if len(labels) != len(counts):
-            raise DataError(f"{len(counts)} rows have {len(labels)} clusters", fix="Give every row its cluster.")
-        object.__setattr__(self, "counts", counts)
-        object.__setattr__(self, "clusters", np.unique(labels, return_inverse=True)[1])
+        if not np.isfinite(self.score):
+            raise DataError("the score of all rows is not a finite number", fix="Check the metric.")
 
     @classmethod
     def of_scores(cls, scores: Sequence[float], clusters: ArrayLike | None = None) -> Measured:
@@ -69,16 +69,19 @@ class Measured:
         return len(self.counts)
 
     @cached_property
-    def cluster_count(self) -> int:
-        """How many clusters they form."""
-        return len(set(self.codes.tolist()))
-
-    @property
     def codes(self) -> NDArray[np.intp]:
         """The cluster of every row as a number from 0."""
-        return self.clusters  # type: ignore[return-value]
+        import numpy as np
+
+        labels = np.arange(self.rows) if self.clusters is None else np.asarray(self.clusters)
+        return np.unique(labels, return_inverse=True)[1]
 
     @property
+    def cluster_count(self) -> int:
+        """How many clusters the rows form."""
+        return int(self.codes.max()) + 1
+
+    @cached_property
     def score(self) -> float:
         """The score of all rows together."""
         return float(self.value(self.counts.sum(axis=0)))

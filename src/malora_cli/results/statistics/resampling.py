@@ -20,6 +20,8 @@ from malora_cli.results.statistics.arrays import FloatArray
 from malora_cli.results.statistics.records import Interval, Measured
 
 DRAWS = 10_000
+#: From so many clusters on that the spread comes from, a bootstrap shows what other clusters would have.
+ENOUGH = 10
 _CELLS = 2**22  # numbers of a block of draws: 32 MiB
 
 
@@ -62,17 +64,30 @@ class Sample:
         return self.value(self.sums.sum(axis=0) - self.sums)
 
     @property
+    def influence(self) -> FloatArray:
+        """How much each cluster lifts the score."""
+        return self.without_each.mean() - self.without_each
+
+    @cached_property
+    def effective(self) -> float:
+        """How many clusters the score's spread comes from: all that there are if each had as big a part in it."""
+        largest = np.abs(self.influence).max()
+        if largest <= 1e-12 * max(1.0, abs(self.estimate)):
+            return 0.0
+        squares = np.square(self.influence / largest)
+        return float(squares.sum() ** 2 / np.square(squares).sum())
+
+    @property
     def standard_error(self) -> float:
         """By the jackknife over clusters; for a mean of one-row clusters that of the mean."""
-        deviations = self.without_each - self.without_each.mean()
-        return float(np.sqrt((len(self) - 1) / len(self) * np.square(deviations).sum()))
+        return float(np.sqrt((len(self) - 1) / len(self) * np.square(self.influence).sum()))
 
     def generator(self, stream: int = 0) -> np.random.Generator:
         """Random numbers that follow from the content alone, in independent streams."""
         content = hashlib.sha256(repr(self.sums.shape).encode() + np.ascontiguousarray(self.sums).tobytes())
         return np.random.default_rng([int.from_bytes(content.digest()[:16], "big"), stream])
 
-    def bootstrap(self, draws: int = DRAWS) -> FloatArray:
+    def bootstrap(self, draws: int) -> FloatArray:
         """Scores of as many clusters drawn with replacement, ``draws`` times."""
         chance, clusters = self.generator(), len(self)
         distinct, times = np.unique(self.sums, axis=0, return_counts=True)
@@ -103,7 +118,7 @@ def bca(sample: Sample, draws: FloatArray, quantile: float) -> tuple[float, floa
     below, equal = np.mean(draws < estimate - near), np.mean(np.abs(draws - estimate) <= near)
     edge = 0.5 / len(draws)
     bias = ndtri(np.clip(below + equal / 2, edge, 1 - edge))
-    influence = sample.without_each.mean() - sample.without_each
+    influence = sample.influence / (np.abs(sample.influence).max() or 1.0)  # its powers would vanish
     spread = np.square(influence).sum()
     acceleration = np.power(influence, 3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
     shifted = bias + np.array([-quantile, quantile])
@@ -116,5 +131,11 @@ def bca(sample: Sample, draws: FloatArray, quantile: float) -> tuple[float, floa
 def bootstrap_interval(sample: Sample) -> Interval:
     """The 95% BCa interval, widened for few clusters; it always holds the estimate."""
     few = np.sqrt(len(sample) / (len(sample) - 1)) * t.ppf(0.975, len(sample) - 1)
-    low, high = bca(sample, sample.bootstrap(), float(few))
+    low, high = bca(sample, sample.bootstrap(DRAWS), float(few))
     return Interval(min(low, sample.estimate), max(high, sample.estimate))
+
+
+def student_interval(sample: Sample) -> Interval | None:
+    """Student's 95% interval from the jackknife over clusters; None where they do not vary."""
+    half = float(t.ppf(0.975, len(sample) - 1)) * sample.standard_error
+    return Interval(sample.estimate - half, sample.estimate + half) if half else None
