@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field, model_validator
 
+from malora_cli.evals.metrics.evaluate import Evaluate
 from malora_cli.recipe import (
     InvalidRecipeError,
     LoadedRecipe,
@@ -49,7 +50,7 @@ class Rouge(MetricSettings):
 VOCABULARY = Vocabulary(
     methods={"wide": Wide, "shared": Shared},
     formats=("prompt-completion", "messages"),
-    metrics={"exact-match": Exact, "rouge-l": Rouge},
+    metrics={"exact-match": Exact, "rouge-l": Rouge, "evaluate": Evaluate},
 )
 
 RECIPE = """\

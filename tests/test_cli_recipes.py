@@ -20,7 +20,7 @@ from malora_cli.cli import _common, main
 from malora_cli.errors import DataError, RecipeError
 from malora_cli.recipe import MethodSettings, MetricSettings, Vocabulary, load_recipe, shipped_files
 
-HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "matplotlib")
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "matplotlib", "evaluate", "sacrebleu", "scipy")
 
 RECIPE = """\
 # one small sum

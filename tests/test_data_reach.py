@@ -43,6 +43,11 @@ LONG = "have an answer longer than max_new_tokens 6, so none is generated whole"
         (["B", "heat"], "choice",
          "1 of 2 test rows (row 2) have an answer that choice can read nothing from, so they can only score 0"),
         (["one"], "exact-match", None),
+        (["[1]", "{a}"], "json-f1",
+         "1 of 2 test rows (row 2) have an answer that json-f1 can read nothing from, so they can only score 0"),
+        (["a=1", "b", "c d"], "slot-f1",
+         "1 of 3 test rows (row 3) have an answer that slot-f1 can read nothing from, so they can only score 0"),
+        (["no", "yes"], "macro-f1", None),
         (["1234567"] * 600, "rouge-l", "500 of 500 test rows that were looked at (row"),
     ],
 )  # fmt: skip

@@ -99,6 +99,7 @@ def test_of_several_references_the_best_counts(name: str, wrong: str, right: str
 
 def test_every_metric_is_one_of_its_name() -> None:
     for name, metric in METRICS.items():
-        assert metric().name == name
-        assert str(metric()) == name
+        assert metric.model_fields["name"].default == name
+        if not any(field.is_required() for field in metric.model_fields.values()):
+            assert str(metric()) == name
     assert str(METRICS["exact-match"](ignore=("case", "articles"))) == "exact-match (ignore: case and articles)"

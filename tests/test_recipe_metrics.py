@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from malora_cli.evals.metrics.evaluate import Evaluate
 from malora_cli.recipe import MixSettings
-from recipe_files import VOCABULARY, load, problems
+from recipe_files import VOCABULARY, change, load, problems
 from recipe_files import in_a_folder as _in_a_folder  # noqa: F401 - a fixture of every test here
 
 
@@ -35,3 +38,41 @@ def test_a_wrong_option_of_a_metric_is_told(metric: str, place: str, told: str) 
     override = f"mix.tasks.minus.metric={metric}"
     [line] = problems(override)
     assert line.replace(f"mix.tasks.minus.metric.{place}: ", "") == f"command line: {override}: {told}"
+
+
+# ---------------------------------------------------------------- a module of the user's own
+
+TRUSTED = "eval.trust_metric_code=true"
+MINE = "mix.tasks.minus.metric=evaluate:mine.py"
+
+
+@pytest.mark.parametrize("written", ["evaluate:../mine.py", "{name: evaluate, path: ../mine.py}"])
+def test_a_module_lies_where_the_file_says_that_names_it(written: str, tmp_path: Path) -> None:
+    change("metric: exact-match\n    max_new", f"metric: {written}\n    max_new", "mixes/sums.yaml")
+    loaded = load(TRUSTED)
+    metric = loaded.recipe.mix.tasks["minus"].metric
+    assert metric == Evaluate(path=str(tmp_path / "mine.py"))
+    assert loaded.recipe.mix.code == [str(tmp_path / "mine.py")]
+    assert loaded.provenance["mix.tasks.minus.metric.path"] == "mixes/sums.yaml:16"
+    Path("again.yaml").write_text(loaded.to_yaml())
+    assert load(path="again.yaml").recipe.mix == loaded.recipe.mix
+
+
+def test_a_module_is_trusted_by_the_recipe_or_refused(tmp_path: Path) -> None:
+    told = f"a metric is Python code of {tmp_path}/mine.py; if you trust it, set eval.trust_metric_code to true"
+    assert problems(MINE) == [f"sums.yaml:2: eval: missing; {told}"]
+    assert problems(MINE, "eval.rows=4") == [f"command line: eval.rows=4: eval: {told}"]
+    assert load(MINE, TRUSTED).recipe.eval.trust_metric_code
+    assert not load().recipe.eval.trust_metric_code
+
+
+def test_the_recipe_of_a_run_does_not_trust_for_whoever_opens_it(tmp_path: Path) -> None:
+    Path("run").mkdir()
+    Path("run/recipe.yaml").write_text(load(MINE, TRUSTED).to_yaml())
+    assert load(path="run/recipe.yaml").recipe.mix.code
+    Path("run/manifest.json").touch()
+    [line] = problems(path="run/recipe.yaml")
+    assert line.startswith("run/recipe.yaml:")
+    assert "eval.trust_metric_code: got true; the recipe of a run does not let Python code of '/" in line
+    assert line.endswith(f"be run; if you trust it, add {TRUSTED}")
+    assert load(TRUSTED, path="run/recipe.yaml").recipe.mix.code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -140,7 +141,7 @@ def test_formats_and_metrics_are_those_of_the_vocabulary() -> None:
     assert problems("mix.tasks.plus.format=message", "mix.tasks.minus.metric=bleu") == [
         "command line: mix.tasks.plus.format=message: got 'message'; no such format; did you mean 'messages'?",
         "command line: mix.tasks.minus.metric=bleu: mix.tasks.minus.metric.name: got 'bleu'; no such metric; known: "
-        "exact-match, rouge-l",
+        "evaluate, exact-match, rouge-l",
     ]
 
 
@@ -279,6 +280,8 @@ def checks(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
     if "const" in schema and value != schema["const"]:
         return False
     if "enum" in schema and value not in schema["enum"]:
+        return False
+    if "pattern" in schema and not (isinstance(value, str) and re.search(schema["pattern"], value)):
         return False
     if "exclusiveMinimum" in schema and isinstance(value, (int, float)) and value <= schema["exclusiveMinimum"]:
         return False

@@ -234,3 +234,5 @@ def tell_of_code(loaded: LoadedRecipe) -> None:
     """Say whose Python code is going to be run, where a recipe allows it."""
     if loaded.recipe.model.trust_remote_code:
         say(f"trust_remote_code: Python code that comes with {loaded.recipe.model.base} is run", err=True)
+    for code in loaded.recipe.mix.code:
+        say(f"trust_metric_code: Python code of {code} is run", err=True)

@@ -55,8 +55,8 @@ def load_recipe(
 ) -> LoadedRecipe:
     """Read a recipe, put its mix inside, apply overrides and check everything.
 
-    A run's own ``recipe.yaml`` is read the same way, but for one thing: it never grants ``model.trust_remote_code``.
-    Run folders are passed on, and to evaluate one is not to trust the code of the model it names.
+    A run's own ``recipe.yaml`` is read the same way, but for one thing: it never grants ``model.trust_remote_code``,
+    nor ``eval.trust_metric_code``. Run folders are passed on, and to evaluate one is not to trust the code it names.
 
     Args:
         path: The YAML file.
@@ -108,8 +108,8 @@ def _checked(document: Document, path: Path, overrides: Sequence[str], vocabular
         wrong = describe_errors(error, document, kind, vocabulary, skip=() if has_mix else ("mix",))
         told = {problem.path for problem in document.problems}
         raise InvalidRecipeError([*document.problems, *(p for p in wrong if p.path not in told)]) from None
-    if recipe.model.trust_remote_code and _is_of_a_run(path):
-        _require_grant(document)
+    if _is_of_a_run(path):
+        _require_grants(document, recipe)
     if document.problems:
         raise InvalidRecipeError(document.problems)
     return LoadedRecipe(recipe, path, _provenance(recipe, document))
@@ -161,15 +161,18 @@ def _is_of_a_run(path: Path) -> bool:
     return any((folder / "manifest.json").is_file() for folder in (path.parent, path.resolve().parent))
 
 
-def _require_grant(document: Document) -> None:
-    """Make sure that whoever typed the command lets code of the model be run, not the file alone."""
-    place = ("model", "trust_remote_code")
-    origin = document.origin(place)
-    if origin.override is None:
-        text = (
-            f"got true; the recipe of a run does not let Python code of {show(document.data['model']['base'])} be run; "
-        )
-        document.problems.append(Problem(origin, place, f"{text}if you trust it, add --trust-remote-code"))
+def _require_grants(document: Document, recipe: Recipe) -> None:
+    """Make sure that whoever typed the command lets code be run that a recipe names, not the file alone."""
+    asked: list[tuple[DataPath, str, str]] = []
+    if recipe.model.trust_remote_code:
+        asked.append((("model", "trust_remote_code"), recipe.model.base, "--trust-remote-code"))
+    if recipe.mix.code:
+        asked.append((("eval", "trust_metric_code"), recipe.mix.code[0], "eval.trust_metric_code=true"))
+    for place, code, grant in asked:
+        origin = document.origin(place)
+        if origin.override is None:
+            text = f"got true; the recipe of a run does not let Python code of {show(code)} be run; "
+            document.problems.append(Problem(origin, place, f"{text}if you trust it, add {grant}"))
 
 
 def _validate(kind: type[Recipe], data: dict[str, Any], vocabulary: Vocabulary) -> Recipe:

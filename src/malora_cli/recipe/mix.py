@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ from malora_cli.errors import RecipeError
 from malora_cli.recipe.files import read_document
 from malora_cli.recipe.packaged import shipped_files
 from malora_cli.recipe.problems import show
+from malora_cli.recipe.settings import metric_of_text
 from malora_cli.registry import did_you_mean
 from malora_cli.yaml_lines import DataPath, Document, Origin, Problem
 
 _SUFFIXES = (".yaml", ".yml")
 _SOURCES = ("train", "test")
 #: What plain text stands for in a task.
-_SHORT = {**dict.fromkeys(_SOURCES, "path"), "metric": "name"}
+_SHORT: dict[str, Callable[[str], dict[str, str]]] = {
+    **dict.fromkeys(_SOURCES, lambda text: {"path": text}),
+    "metric": metric_of_text,
+}
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 
 
@@ -61,11 +65,11 @@ def _mix_file(given: str, origin: Origin) -> Path | str:
 def spell_out_tasks(document: Document) -> None:
     """Write ``train: rows.jsonl`` as ``train: {path: rows.jsonl}``, which is what it stands for, and so a metric."""
     for path, task in _tasks(document):
-        for name, stands_for in _SHORT.items():
+        for name, spelled_out in _SHORT.items():
             if isinstance(task.get(name), str):
                 section = (*path, name)
-                document.origins[(*section, stands_for)] = document.origin(section)
-                task[name] = {stands_for: task[name]}
+                task[name] = spelled_out(task[name])
+                document.origins |= {(*section, key): document.origin(section) for key in task[name]}
 
 
 def resolve_sources(document: Document) -> None:
@@ -73,9 +77,13 @@ def resolve_sources(document: Document) -> None:
 
     Environment variables stay in them.
 
-    What does not exist there may be a hub id, so it stays; only the data room can tell.
+    What does not exist there may be a hub id, so it stays; only the data room can tell. A metric's file is never one.
     """
     for path, task in _tasks(document):
+        metric = task.get("metric")
+        if isinstance(metric, dict) and isinstance(metric.get("path"), str):
+            folder = document.origin((*path, "metric", "path")).folder
+            metric["path"] = str(folder / existing(metric["path"], folder))
         for name in _SOURCES:
             source = task.get(name)
             if isinstance(source, dict) and isinstance(source.get("path"), str):

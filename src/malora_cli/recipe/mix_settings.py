@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, SerializeAsAny, Tag, ValidationInfo, field_validator
 
-from malora_cli.recipe.settings import Count, MetricSettings, Name, Settings, Text
+from malora_cli.recipe.settings import Count, MetricSettings, Name, Settings, Text, metric_of_text
 from malora_cli.registry import did_you_mean
 
 
@@ -164,7 +164,8 @@ class TaskSettings(Settings):
     )
     format: Text = Field(description="Prompt format")
     metric: SerializeAsAny[MetricSettings] = Field(
-        description="Metric of the answers; plain text stands for its name alone, a mapping gives options beside it"
+        description="Metric of the answers; plain text stands for its name alone, or as evaluate:PATH for a module "
+        "of your own, and a mapping gives options beside it"
     )
     speakers: dict[Text, Literal["system", "user", "assistant", "tool"]] = Field(
         default_factory=dict,
@@ -210,7 +211,7 @@ class TaskSettings(Settings):
     def _with_its_options(cls, given: Any, info: ValidationInfo) -> Any:
         """The settings of the metric that is named, which are those that its own file declares."""
         vocabulary = (info.context or {}).get("vocabulary")
-        given = {"name": given} if isinstance(given, str) else given
+        given = metric_of_text(given) if isinstance(given, str) else given
         name = given.get("name") if isinstance(given, dict) else None
         if vocabulary is None or not isinstance(name, str) or name not in vocabulary.metrics:
             return given
@@ -251,6 +252,11 @@ class MixSettings(Settings):
         default=None, description="System prompt of tasks without their own; null is the chat template's default"
     )
     tasks: dict[Name, TaskSettings] = Field(min_length=1, description="Every task under its name")
+
+    @property
+    def code(self) -> list[str]:
+        """Files of Python code that its metrics run."""
+        return list(dict.fromkeys(task.metric.code for task in self.tasks.values() if task.metric.code is not None))
 
     @field_validator("temperature")
     @classmethod

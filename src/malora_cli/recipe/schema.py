@@ -174,6 +174,9 @@ class EvalSettings(Settings):
         description="Held-out rows of each task at most, chosen at random by mix.seed; null is all of them",
     )
     batch_size: Count = Field(default=32, description="Rows that go through the model at once")
+    trust_metric_code: bool = Field(
+        default=False, description="Run the Python code of metrics that are modules of your own, as evaluate:PATH"
+    )
 
 
 def _expanded(folder: Path) -> Path:
@@ -200,7 +203,9 @@ class Recipe(Settings):
         default_factory=RemediesSettings,
         description="What is done against tasks getting in each other's way; each remedy under its name",
     )
-    eval: EvalSettings = Field(default_factory=EvalSettings, description="The evaluation after training")
+    eval: EvalSettings = Field(
+        default_factory=EvalSettings, validate_default=True, description="The evaluation after training"
+    )
     output: OutputSettings = Field(default_factory=OutputSettings, description="Where the run folder goes")
 
     @field_validator("remedies")
@@ -214,3 +219,13 @@ class Recipe(Settings):
                 "they are; set train.steps or train.epochs instead"
             )
         return remedies
+
+    @field_validator("eval")
+    @classmethod
+    def _trusts_its_metrics(cls, settings: EvalSettings, info: ValidationInfo) -> EvalSettings:
+        code = info.data["mix"].code if "mix" in info.data else []
+        if code and not settings.trust_metric_code:
+            raise ValueError(
+                f"a metric is Python code of {code[0]}; if you trust it, set eval.trust_metric_code to true"
+            )
+        return settings

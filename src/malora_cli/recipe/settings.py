@@ -55,6 +55,10 @@ class MethodSettings(Settings):
 Kind = Literal["generation", "choices", "likelihood"]
 
 
+#: The metric that is a module of the user's own.
+OWN_METRIC = "evaluate"
+
+
 class MetricSettings(Settings):
     """What every metric is asked; each metric adds its options as fields."""
 
@@ -83,7 +87,8 @@ class MetricSettings(Settings):
     @property
     def _chosen(self) -> list[tuple[str, Any]]:
         """Options that are not left as they are."""
-        options = {name: field.default for name, field in type(self).model_fields.items() if name != "name"}
+        fields = type(self).model_fields.items()
+        options = {name: field.get_default(call_default_factory=True) for name, field in fields if name != "name"}
         return [(name, getattr(self, name)) for name, default in options.items() if getattr(self, name) != default]
 
     @model_serializer(mode="wrap")
@@ -91,9 +96,20 @@ class MetricSettings(Settings):
         """The name alone where no option is chosen, as people write it."""
         return whole(self) if self._chosen else self.name
 
+    @property
+    def code(self) -> str | None:
+        """The file of Python code of the user's own that it runs; None for one of malora's."""
+        return None
+
     def reads(self, reference: str) -> bool:
         """Whether an answer can be read from a text: some metrics look for a number or a letter in it."""
         return True
+
+
+def metric_of_text(text: str) -> dict[str, str]:
+    """What plain text stands for as a metric: its name, or ``evaluate:PATH`` for a module of the user's own."""
+    name, colon, path = text.partition(":")
+    return {"name": name, "path": path} if colon and name == OWN_METRIC else {"name": text}
 
 
 def _safe_name(name: str) -> str:

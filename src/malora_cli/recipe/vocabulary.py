@@ -12,7 +12,7 @@ from pydantic import Field, create_model
 
 from malora_cli.recipe.remedies import RemedySettings, remedies_type
 from malora_cli.recipe.schema import Recipe
-from malora_cli.recipe.settings import MethodSettings, MetricSettings
+from malora_cli.recipe.settings import OWN_METRIC, MethodSettings, MetricSettings
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,13 @@ def recipe_schema(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _metrics(schema: dict[str, Any], vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """A metric's name, or a mapping with one and its options; what they are goes into the definitions."""
-    ways: list[dict[str, Any]] = [{"type": "string", "enum": sorted(vocabulary.metrics)}]
+    ways: list[dict[str, Any]] = [{"type": "string", "enum": sorted({*vocabulary.metrics} - {OWN_METRIC})}]
+    if OWN_METRIC in vocabulary.metrics:
+        ways.append({"type": "string", "pattern": f"^{OWN_METRIC}:."})
     for name, metric in vocabulary.metrics.items():
         ways.append({"$ref": f"#/$defs/{metric.__name__}"})
-        definition = schema["$defs"][metric.__name__] = {**metric.model_json_schema(), "required": ["name"]}
+        definition = schema["$defs"][metric.__name__] = metric.model_json_schema()
+        definition["required"] = sorted({"name", *definition.get("required", ())})
         definition["properties"]["name"] = {
             "const": name,
             "description": MetricSettings.model_fields["name"].description,

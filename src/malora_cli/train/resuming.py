@@ -51,6 +51,8 @@ def resume_command(record: RunRecord) -> str:
     with suppress(RunError):  # what cannot be read grants nothing
         if (record.recipe.get("model") or {}).get("trust_remote_code") is True:
             command.append("--trust-remote-code")
+        if (record.recipe.get("eval") or {}).get("trust_metric_code") is True:
+            command.append("eval.trust_metric_code=true")
     return shlex.join(command)
 
 
