@@ -288,7 +288,7 @@ PATIENT = [
 ]
 
 
-#: Held-out losses at the steps 0, 2, 4 ...: the tasks get worse one after another, whatever the training does.
+#: Validation losses at the steps 0, 2, 4 ...: the tasks get worse one after another, whatever the training does.
 PLANTED = {"add": [3.0, 3.1], "upper": [3.0, 2.0, 2.5], "copy": [3.0, 2.0, 1.0, 0.5, 0.6]}
 
 
@@ -354,7 +354,7 @@ def test_the_best_checkpoint_of_every_task_is_kept(recipe: Path, name: Iterator[
     record = train_run(recipe, next(name), *settings, "train.keep_best_of_tasks=true", "train.keep_checkpoints=1")
     later = [event for event in record.metrics.evals() if event.step]  # there is no checkpoint of step 0
     best = {task: min(later, key=lambda event: event.tasks[task].loss or 0.0).step for task in TASKS}
-    losses = checkpoints.held_out_losses(checkpoints.checkpoints(record.checkpoints_dir))
+    losses = checkpoints.validation_losses(checkpoints.checkpoints(record.checkpoints_dir))
     found = checkpoints.best_of_tasks(losses)
     assert {task: checkpoints.step_of(path) for task, path in found.items()} == best
     kept = {checkpoints.step_of(path) for path in checkpoints.checkpoints(record.checkpoints_dir)}

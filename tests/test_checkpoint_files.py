@@ -64,7 +64,7 @@ def test_a_training_state_of_another_shape_is_one_line(text: str, tmp_path: Path
         with pytest.raises(RunError, match="the training state cannot be read") as caught:
             load_part()
         assert "\n" not in str(caught.value)
-    assert checkpoints.held_out_losses([tmp_path]) == {}
+    assert checkpoints.validation_losses([tmp_path]) == {}
 
 
 def test_random_generators_come_back(tmp_path: Path) -> None:

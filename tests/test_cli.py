@@ -244,7 +244,7 @@ def test_a_process_prints_our_lines_and_no_others(home: Path, tmp_path: Path) ->
     assert result.returncode == 0
     losses = rf"(  (copy|upper|add) {NUMBER})+"
     lines = [
-        rf"step \d/6  held-out{losses[:-1]}{{3}}",
+        rf"step \d/6  validation{losses[:-1]}{{3}}",
         r"step \d/6  since step \d: ((gained|lost) [^:]+|no task gained or lost [^:]+)(  above their best: .+)?"
         r"  imbalance \d\.\d+",
         rf"step \d/6  loss {NUMBER}{losses}  \d+ tokens/s  eta \d+:\d\d",
@@ -257,7 +257,7 @@ def test_a_process_prints_our_lines_and_no_others(home: Path, tmp_path: Path) ->
         r"results: runs/noise/eval",
         r"report:  runs/noise/report/index\.html",
         r"newest run: runs/noise",
-        r"held-out loss, nats a token:",
+        r"validation loss, nats a token:",
         r"task +routed +merged +difference *",
         r"(copy|upper|add) +\d\.\d{4} +\d\.\d{4} +[+-]\d\.\d{4} *",
         r"exported: runs/noise/export/lora-mix",
@@ -267,7 +267,7 @@ def test_a_process_prints_our_lines_and_no_others(home: Path, tmp_path: Path) ->
     printed = result.stdout[result.stdout.index("step 0/6") :].splitlines()
     assert [line for line in printed if not any(re.fullmatch(pattern, line) for pattern in lines)] == []
     assert [p for p in lines if not any(re.fullmatch(p, line) for line in printed)] == []
-    assert [line.split()[1] for line in printed if " held-out " in line] == ["0/6", "3/6", "6/6"]
+    assert [line.split()[1] for line in printed if " validation " in line] == ["0/6", "3/6", "6/6"]
 
 
 # ---------------------------------------------------------------- Ctrl-C

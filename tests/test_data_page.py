@@ -58,7 +58,7 @@ def test_public_files_are_checked_as_the_page_says(
     printed = capsys.readouterr()
     assert caught.value.code == 0, printed.err
     [page] = [block for block in BLOCKS if block.startswith("Mixture: ")]
-    table = r"^(\w+) +(\d+) +\d+ +[\d.]+% +([\d.]+%) +(\d+) +\d+ +\d+$"  # read, left out, test rows
+    table = r"^(\w+) +(\d+) +\d+ +[\d.]+% +([\d.]+%) +(\d+) +(\d+) +\d+ +\d+$"  # read, left out, validation, test
     assert re.findall(table, page, re.MULTILINE) == re.findall(table, printed.out, re.MULTILINE) != []
     notes = [line for line in page.splitlines() if "not used" in line or line.startswith("Rows held out")]
     assert len(notes) == 3

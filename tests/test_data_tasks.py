@@ -38,7 +38,8 @@ class CountingEncoder(Encoder):
 
 
 def _mix(place: Path, *overrides: str) -> MixSettings:
-    return load(place / "tiny.yaml", *overrides).recipe.mix
+    """Its mix, which trains on all rows of the files."""
+    return load(place / "tiny.yaml", "mix.validation=null", *overrides).recipe.mix
 
 
 def _tasks(place: Path, encoder: Encoder, *overrides: str, max_length: int = 512) -> dict[str, Task]:

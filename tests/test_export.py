@@ -321,13 +321,13 @@ def test_the_table_and_merge_json_hold_the_same_losses(
     told = read_json(out / "merge.json")
     assert (told["run"], told["gates"]) == ("malora", "task:copy")
     table = {line.split()[0]: line.split()[1:] for line in lines[2:-1]}
-    assert table.keys() == told["heldout_nats_per_token"].keys() == {"copy", "upper", "add"}
+    assert table.keys() == told["validation_nats_per_token"].keys() == {"copy", "upper", "add"}
     last = record.metrics.evals()[-1]
-    for task, loss in told["heldout_nats_per_token"].items():
+    for task, loss in told["validation_nats_per_token"].items():
         difference = loss["merged"] - loss["routed"]
         assert table[task] == [f"{loss['routed']:.4f}", f"{loss['merged']:.4f}", f"{difference:+.4f}"]
         assert loss["routed"] == pytest.approx(last.tasks[task].loss, rel=1e-5)
-    assert any(abs(loss["merged"] - loss["routed"]) > 1e-4 for loss in told["heldout_nats_per_token"].values())
+    assert any(abs(loss["merged"] - loss["routed"]) > 1e-4 for loss in told["validation_nats_per_token"].values())
 
 
 # ---------------------------------------------------------------- what is refused

@@ -135,7 +135,7 @@ class OneTask:
     name, source = "task", "file"
 
     def __init__(self) -> None:
-        self.train = self.test = self
+        self.train = self.validation = self
 
     def __len__(self) -> int:
         return len(examples())
@@ -163,7 +163,7 @@ def test_training_goes_on_where_memory_does_not_suffice_to_measure_it(monkeypatc
     monkeypatch.setattr(loss_module, "token_nats", limited(token_nats, 3))
     monkeypatch.setattr(conflict_module, "token_nats", limited(token_nats, 3))
     small = r"a micro-batch of one row does not fit into memory. Training goes on without that. Set train.max_length"
-    with pytest.warns(UserWarning, match=rf"^the held-out rows of 'task' at step 7: {small}"):
+    with pytest.warns(UserWarning, match=rf"^the validation rows of 'task' at step 7: {small}"):
         event = measuring.evaluation(model, [task], Packer(4), rows=9, step=7, seconds=0)
     assert (event.step, event.tasks, event.expert_load) == (7, {}, None)
     with pytest.warns(UserWarning, match=rf"^comparing the gradients of step 7: {small}"):

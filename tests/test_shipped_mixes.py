@@ -144,7 +144,9 @@ def test_a_mix_of_the_hub(name: str, place: Path) -> None:
 
 def test_what_the_rows_of_the_hub_become(place: Path) -> None:
     tasks = _tasks(place, str(place / "inter_domain.yaml"))
-    inter = {name: (task.train.rows[1]["prompt"], task.train.rows[1]["references"][0]) for name, task in tasks.items()}
+    inter = {
+        name: (task.train.encoded[1]["prompt"], task.train.encoded[1]["references"][0]) for name, task in tasks.items()
+    }
     letter = "\n\nAnswer with the letter alone."
     assert inter["medmcqa"] == ("question 1\n\nA. opa 1\nB. opb 1\nC. opc 1\nD. opd 1" + letter, "B")
     assert inter["metamath"] == ("query 1", "response 1")
@@ -155,9 +157,9 @@ def test_what_the_rows_of_the_hub_become(place: Path) -> None:
     langs = [int(prompt.split()[-1]) % 2 for prompt in tasks["magicoder"].test.rows["prompt"]]
     assert (len(langs), sum(langs)) == (500, 250)  # as many of each language
     intra = _tasks(place, str(place / "intra_domain.yaml"))
-    assert intra["piqa"].train.rows[1]["prompt"] == "goal 1\n\nA. sol1 1\nB. sol2 1" + letter
-    assert [intra["boolq"].train.rows[n]["references"][0] for n in (0, 1)] == ["yes", "no"]
-    assert intra["arc_easy"].train.rows[2]["references"][0] == "C"
+    assert intra["piqa"].train.encoded[1]["prompt"] == "goal 1\n\nA. sol1 1\nB. sol2 1" + letter
+    assert [intra["boolq"].train.encoded[n]["references"][0] for n in (0, 1)] == ["yes", "no"]
+    assert intra["arc_easy"].train.encoded[2]["references"][0] == "C"
 
 
 def test_the_papers_sizes_are_in_the_mix(place: Path) -> None:

@@ -77,17 +77,17 @@ def test_the_loss_of_every_task_is_that_of_its_rows(recipe: Path, plain: RunReco
         assert task.nats == pytest.approx(expected[name][0], rel=1e-5)
 
 
-def test_the_held_out_loss_at_step_0_is_the_base_models(recipe: Path, plain: RunRecord, tiny_model: Path) -> None:
+def test_the_validation_loss_at_step_0_is_the_base_models(recipe: Path, plain: RunRecord, tiny_model: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     event = plain.metrics.evals()[0]
     assert event.step == 0
     for number, task in enumerate(gather(load(recipe).recipe).tasks):
-        examples = [example for lot in in_lots(task.test, number, limit=4, size=9) for example in lot]
+        examples = [example for lot in in_lots(task.validation, number, limit=4, size=9) for example in lot]
         each = [_nats(base, example) for example in examples]
         found = event.tasks[task.name]
-        assert (found.tokens, found.examples) == (sum(tokens for _, tokens in each), 4)
+        assert (found.tokens, found.examples) == (sum(tokens for _, tokens in each), min(4, len(task.validation)))
         assert found.nats == pytest.approx(sum(nats for nats, _ in each), rel=1e-5)
-        assert found.stderr_nats is not None
+        assert (found.stderr_nats is None) == (len(each) == 1)
 
 
 def test_tasks_add_up_to_the_total_at_every_log_step(
@@ -168,7 +168,7 @@ def test_the_balance_loss_counts_once_however_a_batch_is_cut(
 
 
 def test_measuring_changes_nothing(recipe: Path, plain: RunRecord, name: Iterator[str]) -> None:
-    """Neither held-out losses nor checkpoints nor log steps; dropout is on between them."""
+    """Neither validation losses nor checkpoints nor log steps; dropout is on between them."""
     quiet = train_run(
         recipe, "train.eval_every=6", "train.checkpoint_every=6", "train.log_every=6", "train.eval_rows=1", next(name)
     )
@@ -177,12 +177,12 @@ def test_measuring_changes_nothing(recipe: Path, plain: RunRecord, name: Iterato
 
 
 @pytest.mark.parametrize("method", ["method.name=malora", LORA])
-def test_held_out_losses_are_without_dropout(method: str, recipe: Path, name: Iterator[str]) -> None:
+def test_validation_losses_are_without_dropout(method: str, recipe: Path, name: Iterator[str]) -> None:
     loaded = load(recipe, method, "method.lora_dropout=0.9", next(name))
     record = train_run(recipe, method, "method.lora_dropout=0.9", f"output.name={loaded.name}")
     model = load_adapter(load_base(resolve_base(loaded.recipe.model), loaded.recipe.model), record.adapter_dir)
     for number, task in enumerate(gather(loaded.recipe).tasks):
-        again = held_out(model, map(collate, in_lots(task.test, number, limit=4, size=3)))
+        again = held_out(model, map(collate, in_lots(task.validation, number, limit=4, size=3)))
         assert again.loss == record.metrics.evals()[-1].tasks[task.name]
 
 
@@ -295,9 +295,9 @@ def test_no_balance_loss_where_it_weighs_nothing(recipe: Path, name: Iterator[st
 
 
 def test_epochs_are_passes_over_the_rows(recipe: Path, name: Iterator[str]) -> None:
-    record = train_run(
-        recipe, "train.steps=null", "train.epochs=1.5", "train.batch_size=18", "train.micro_batch_size=9", next(name)
-    )
+    length = ["train.steps=null", "train.epochs=1.5", "train.batch_size=18", "train.micro_batch_size=9"]
+    record = train_run(recipe, "mix.validation=null", *length, next(name))
+    assert record.metrics.evals() == []
     assert record.manifest.steps == 7  # 1.5 * (18 + 30 + 30) / 18, rounded up
 
 

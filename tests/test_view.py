@@ -75,7 +75,7 @@ def test_the_plain_view_prints_a_line_an_event() -> None:
         view.show(_trained(5, add=2.0, copy=1.0))
     first, second, third = _shown(console).splitlines()
     assert third == "share of rows, and target: add 50.0% (50.0%)  copy 50.0% (50.0%)"
-    assert first == "step 0/10  held-out  add 2.000  copy 1.000"
+    assert first == "step 0/10  validation  add 2.000  copy 1.000"
     assert re.fullmatch(
         r"step 5/10  loss 1\.500  add 2\.000  copy 1\.000  1234 tokens/s  eta 0:00", second
     )  # longer than the console is wide, and yet one line
@@ -134,7 +134,7 @@ def test_the_live_view_has_a_row_for_every_task() -> None:
         view.show(_trained(2, balance=1.25, add=1.5, copy=1.75))
         view.show(_evaluated(2, add=2.5, copy=3.5, unseen=3.0))
     heading, *rows = _last_picture(console)
-    assert " ".join(heading.split()) == "task loss change held out change share (target) loss over time"
+    assert " ".join(heading.split()) == "task loss change validation change share (target) loss over time"
     assert [row.split() for row in rows if row][:3] == [
         ["add", "1.500", "-0.500", "2.500", "-0.500", "50.0%", "(50.0%)", "█▁"],
         ["copy", "1.750", "+0.750", "3.500", "+0.500", "50.0%", "(50.0%)", "▁█"],

@@ -203,7 +203,8 @@ def recipe_of_run(record: RunRecord, overrides: Sequence[str], *, trust: bool) -
     Raises:
         MaloraError: The recipe is wrong, or an override would make another run of it.
     """
-    loaded = read_recipe(record.recipe_path, [*overrides, *granted(trust)])
+    kept = [] if record.knows_validation else ["mix.validation=null"]
+    loaded = read_recipe(record.recipe_path, [*overrides, *granted(trust), *kept])
     prepare_libraries()
     if overrides:
         from malora_cli.train.resuming import check_same_recipe

@@ -31,7 +31,7 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
     )
     rows = plain_table(
         ("task",),
-        ("read", "longest", "cut", "left out", "test rows", "also in training", f"share {RUN} words"),
+        ("read", "longest", "cut", "left out", "validation", "test", "also in training", f"share {RUN} words"),
         title="\nRows",
     )
     for entry in console.start(statement.tasks):
@@ -54,6 +54,7 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
             f"{train.longest:,}",
             f"{train.cut / train.read:.1%}",
             f"{left_out / train.read:.1%}",
+            f"{len(task.validation):,}",
             f"{len(task.test):,}",
             f"{task.overlap.exact:,}",
             f"{task.overlap.runs:,}",
@@ -73,7 +74,7 @@ def _row_notes(statement: Statement) -> list[str]:
     return [
         f"{entry.task.name}: {line}"
         for entry in statement.tasks
-        for name, split in (("train", entry.task.train), ("test", entry.task.test))
+        for name, split in entry.task.splits
         for line in (
             *(_told(unused, f"{name} rows are not used,") for unused in split.unused),
             *(_told(noted, f"{name} rows have") for noted in split.remarks),
@@ -82,11 +83,11 @@ def _row_notes(statement: Statement) -> list[str]:
 
 
 def _column_notes(statement: Statement) -> list[str]:
-    """What is to be known of the columns of every task's sources, once where both have it."""
+    """What is to be known of the columns of every task's sources, once where several have it."""
     return [
         f"{entry.task.name}: {note}"
         for entry in statement.tasks
-        for note in dict.fromkeys((*entry.task.train.column_notes, *entry.task.test.column_notes))
+        for note in dict.fromkeys(note for _, split in entry.task.splits for note in split.column_notes)
     ]
 
 

@@ -38,7 +38,7 @@ def _add_rows(table: Table, rows: Iterable[Row]) -> None:
 
 
 def merge_table(costs: Iterable[MergeCost]) -> Table:
-    """Held-out loss of every task, routed and merged."""
+    """Validation loss of every task, routed and merged."""
     table = plain_table(("task",), ("routed", "merged", "difference"))
     for cost in costs:
         table.add_row(Text(cost.task), f"{cost.routed:.4f}", f"{cost.merged:.4f}", f"{cost.merged - cost.routed:+.4f}")

@@ -65,6 +65,9 @@ def merge_export(
         folder = out or record.path / "export" / f"lora-{gates.removeprefix('task:')}"
         with telling_of_moves(recipe):
             costs = export_lora(record, recipe, folder, gates=gates, step=step)
-        say("held-out loss, nats a token:")
-        result_console().print(merge_table(costs))
+        if costs:
+            say("validation loss, nats a token:")
+            result_console().print(merge_table(costs))
+        else:
+            say("what the fixed gates cost is not measured: the run has no validation rows")
     say(f"exported: {folder}")

@@ -10,7 +10,8 @@ number of rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import isqrt
 
 import numpy as np
@@ -75,6 +76,26 @@ def _hash(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class AllBut:
+    """All numbers from 0 but for some; however many there are, only those that are left out take memory.
+
+    Args:
+        out: Numbers that are left out, in ascending order.
+    """
+
+    out: Ints
+
+    @cached_property
+    def _before(self) -> Ints:
+        """How many of the numbers that are left stand before each that is left out."""
+        return self.out - np.arange(len(self.out))
+
+    def __call__(self, places: Ints) -> Ints:
+        """The numbers that stand at some places among those that are left."""
+        return places + np.searchsorted(self._before, places, side="right")
 
 
 class MixtureOrder:

@@ -5,8 +5,7 @@ The words of the test rows are few enough to be kept as hashes; the training row
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ RUN = 13
 _PHRASE = 5
 _WORDING = 0.1
 _FEWEST = 5
-_LOT = 10_000
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 _INVERSE = np.uint64(pow(int(_BASE), -1, 2**64))
 
@@ -47,14 +45,10 @@ def overlaps(splits: Mapping[str, tuple[Split, Split]]) -> dict[str, Overlap]:
     Args:
         splits: Training and test rows of each task.
     """
-    parts = [[train.key, _chosen(train), test.key] for train, test in splits.values()]
+    parts = [[train.key, train.selection, test.key] for train, test in splits.values()]
     _, found = cached(key_of("overlap", parts), lambda scratch: _scan(splits, scratch))
     counts = found["tasks"]
     return {name: Overlap(*pair) for name, pair in zip(splits, counts, strict=True)}
-
-
-def _chosen(split: Split) -> str | None:
-    return None if split.picked is None else hashlib.sha256(split.picked.tobytes()).hexdigest()
 
 
 def _scan(splits: Mapping[str, tuple[Split, Split]], _scratch: Path) -> dict[str, Any]:
@@ -62,7 +56,7 @@ def _scan(splits: Mapping[str, tuple[Split, Split]], _scratch: Path) -> dict[str
     prompts = _Seen(np.concatenate([test.prompts for test in tests]))
     runs = _Seen(np.concatenate([test.runs for test in tests]))
     for train, _ in splits.values():
-        for texts in _prompts(train):
+        for texts in train.texts("prompt"):
             prompts.look_for(_whole(texts))
             runs.look_for(_Words.of(texts).runs(RUN)[0])
     counts = []
@@ -82,7 +76,7 @@ class _Tested:
 
     @classmethod
     def of(cls, split: Split) -> _Tested:
-        texts = pa.concat_arrays(list(_prompts(split)))
+        texts = pa.concat_arrays(list(split.texts("prompt")))
         words = _Words.of(texts)
         phrases, starts = words.runs(_PHRASE)
         pairs = np.unique(np.stack([phrases, words.text[starts].astype(np.uint64)]), axis=1)
@@ -111,11 +105,6 @@ class _Seen:
 
     def seen(self, hashes: Hashes) -> NDArray[np.bool_]:
         return self.found[np.searchsorted(self.wanted, hashes)] if len(hashes) else np.zeros(0, dtype=bool)
-
-
-def _prompts(split: Split) -> Iterator[pa.Array]:
-    for lot in split.rows.with_format("arrow", columns=["prompt"]).iter(_LOT):
-        yield lot["prompt"].combine_chunks()
 
 
 def _whole(texts: pa.Array) -> Hashes:

@@ -6,6 +6,9 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
 
 from malora_cli.data.batch import TrainExample
 from malora_cli.data.columns import RowReader
@@ -19,23 +22,41 @@ from malora_cli.data.reach import one_answer, out_of_reach
 from malora_cli.data.rows import Rows
 from malora_cli.data.sources import load_rows
 from malora_cli.data.splits import Split
+from malora_cli.data.validation import kept_back
 from malora_cli.errors import DataError
 from malora_cli.recipe import LengthPolicy, MixSettings, SourceSettings, TaskSettings
 
 _KEPT_TOGETHER = " (`holdout: {share: 0.05, group: COLUMN}` keeps rows of one prompt on one side)"
 #: Faults that are shown at once.
 _FAULTS = 20
+#: The rows of a task to train on, to choose by and to test on.
+_Splits = tuple[Split, Split, Split]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task, ready to train and evaluate on."""
+    """One task, ready to train and evaluate on.
+
+    Args:
+        name: Its name in the mix.
+        settings: The mix's.
+        train: Rows to train on.
+        validation: Rows to measure and choose by while training; none where the task can spare none.
+        test: Rows that are scored by `malora eval`, and read by nothing else.
+        overlap: Test rows that training gives away.
+    """
 
     name: str
     settings: TaskSettings
     train: Split
+    validation: Split
     test: Split
     overlap: Overlap
+
+    @property
+    def splits(self) -> tuple[tuple[str, Split], ...]:
+        """Its splits under the names that messages give them."""
+        return ("train", self.train), ("validation", self.validation), ("test", self.test)
 
 
 def load_tasks(mix: MixSettings, encoder: Encoder, *, max_length: int) -> list[Task]:
@@ -47,7 +68,7 @@ def load_tasks(mix: MixSettings, encoder: Encoder, *, max_length: int) -> list[T
         DataError: A source is missing or unreadable, a column or a value is missing, or nothing is left of a task; of
             every task that has such a fault, in a line each.
     """
-    splits: dict[str, tuple[Split, Split]] = {}
+    splits: dict[str, _Splits] = {}
     faults: dict[str, DataError] = {}
     for name, settings in mix.tasks.items():
         try:
@@ -58,10 +79,10 @@ def load_tasks(mix: MixSettings, encoder: Encoder, *, max_length: int) -> list[T
             faults.setdefault(str(error), located)
     if faults:
         raise _all_of(list(faults.values()))
-    found = overlaps(splits)
-    tasks = [Task(name, mix.tasks[name], train, test, found[name]) for name, (train, test) in splits.items()]
+    found = overlaps({name: (train, test) for name, (train, _, test) in splits.items()})
+    tasks = [Task(name, mix.tasks[name], *splits[name], found[name]) for name in splits]
     for task in tasks:
-        _warn(task)
+        _warn(task, mix)
         same = one_answer(task.train)
         for line in (*([same] if same else []), *out_of_reach(task.settings, task.test, encoder)):
             warnings.warn(f"task '{task.name}': {line}", stacklevel=2)
@@ -76,9 +97,8 @@ def _all_of(faults: list[DataError]) -> DataError:
     return DataError("\n".join(lines + more))
 
 
-def _load_task(
-    name: str, settings: TaskSettings, mix: MixSettings, encoder: Encoder, max_length: int
-) -> tuple[Split, Split]:
+def _load_task(name: str, settings: TaskSettings, mix: MixSettings, encoder: Encoder, max_length: int) -> _Splits:
+    """The rows to train on, to choose by and to test on."""
     rows = _rows(name, settings.train, "train", settings.bad_rows)
     if settings.test is None:
         rows, held = hold_out(rows, settings.holdout, mix.seed)
@@ -87,25 +107,44 @@ def _load_task(
         held, tested = _rows(name, settings.test, "test", settings.bad_rows), settings.test
     system = settings.system if settings.system is not None else mix.system
 
-    def encode(rows: Rows, source: SourceSettings, policy: LengthPolicy, *, once: bool) -> Split:
+    def encode(
+        rows: Rows, source: SourceSettings, policy: LengthPolicy, bad_rows: str, *, once: bool, scored: bool
+    ) -> Split:
         needs = settings.metric.needs
         form = source.format or settings.format
         columns = settings.columns if source.columns is None else source.columns
         if settings.supervise == "last" and not FORMATS[form].keys:
             raise DataError(f"format '{form}' has one answer a row", where=source.path, fix="Leave supervise out.")
         reader = RowReader(
-            form, FORMATS[form], columns, rows.columns, rows.source, settings.speakers, needs, scored=once
+            form, FORMATS[form], columns, rows.columns, rows.source, settings.speakers, needs, scored=scored
         )
         rows.check(reader.used, reader.needed)
         last = settings.supervise == "last"
         references = "first" if once else settings.references
-        encoding = Encoding(reader, encoder, system, max_length, policy, settings.bad_rows, last, once, references)
+        encoding = Encoding(reader, encoder, system, max_length, policy, bad_rows, last, once, references)
         return replace(encoding.split(rows), seed=(mix.seed, zlib.crc32(name.encode())))
 
-    train = encode(rows, settings.train, settings.too_long, once=False)
     # A question that was cut is another question, and pieces of one row would be scored as rows.
-    test = encode(held, tested, "error" if settings.too_long == "error" else "drop", once=True)
-    return train.capped(settings.max_rows), test
+    whole: LengthPolicy = "error" if settings.too_long == "error" else "drop"
+    train = encode(rows, settings.train, settings.too_long, settings.bad_rows, once=False, scored=False)
+    test = encode(held, tested, whole, settings.bad_rows, once=True, scored=True)
+    validation = train.none()
+    if settings.validation is not None:
+        own = _rows(name, settings.validation, "validation", settings.bad_rows)
+        validation = encode(own, settings.validation, whole, settings.bad_rows, once=True, scored=True)
+    elif mix.validation is not None:
+        cut_at = None if settings.too_long == whole else max_length
+        train = replace(train, aside=kept_back(train, mix.validation, seed=mix.seed, cut_at=cut_at))
+        if len(train.aside):
+            chosen = np.unique(train.encoded[train.aside]["row"])
+            some = replace(rows.select(chosen), unused=())  # which are told of once
+            # What was good enough to be trained on may yet be nothing that can be scored.
+            spared = partial(encode, some, settings.train, whole, "drop", once=True)
+            try:
+                validation = spared(scored=True)
+            except DataError:  # training rows need not have what the metric wants of a row beside its answer
+                validation = spared(scored=False)
+    return train.capped(settings.max_rows), validation, test
 
 
 def _rows(name: str, source: SourceSettings, split: str, bad_rows: str) -> Rows:
@@ -115,14 +154,20 @@ def _rows(name: str, source: SourceSettings, split: str, bad_rows: str) -> Rows:
     return rows
 
 
-def _warn(task: Task) -> None:
-    for split, rows in (("train", task.train), ("test", task.test)):
+def _warn(task: Task, mix: MixSettings) -> None:
+    for split, rows in task.splits:
         told = [("are left out:", noted) for noted in rows.left_out] + [("have", noted) for noted in rows.remarks]
         for what, noted in told:
             samples = ", ".join(str(number) for number in noted.samples)
             warnings.warn(
                 f"task '{task.name}': {noted.rows:,} {split} rows {what} {noted.reason} (row {samples})", stacklevel=3
             )
+    if mix.validation is not None and not len(task.validation):
+        warnings.warn(
+            f"task '{task.name}': of its {len(task.train):,} train rows none can be spared for validation, so its loss "
+            "is not measured while training (`validation: FILE` of the task names other rows)",
+            stacklevel=3,
+        )
     if task.overlap.exact:
         warnings.warn(
             f"task '{task.name}': {task.overlap.exact:,} of {len(task.test):,} test rows are also training rows; "

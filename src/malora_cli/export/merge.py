@@ -38,7 +38,7 @@ _README = "README.md"
 
 @dataclass(frozen=True)
 class MergeCost:
-    """Held-out loss of one task, nats a token, routed and with the gates held fixed."""
+    """Validation loss of one task, nats a token, routed and with the gates held fixed."""
 
     task: str
     routed: float
@@ -81,12 +81,13 @@ def export_lora(
         record: A finished run of a routed method.
         recipe: The run's own.
         folder: Where to; it must not exist.
-        gates: ``task:NAME`` or ``mix``. Mean gates are measured on training rows, so that held-out rows stay unseen.
+        gates: ``task:NAME`` or ``mix``. Mean gates are of training rows, their cost of validation rows: test rows stay
+            unseen.
         rows: Rows a task to measure gates and losses on; None is the recipe's ``train.eval_rows`` and ``eval.rows``.
         step: Take the checkpoint of this step instead of the finished adapter.
 
     Returns:
-        What holding the gates fixed costs each task on its held-out rows.
+        What holding the gates fixed costs each task that has validation rows.
 
     Raises:
         MaloraError: The run is not finished or not routed, the gates name no task, or the folder is in the way.
@@ -111,13 +112,15 @@ def export_lora(
         export_static_lora(model, gate_LE, scratch, base=base.public_name)
         # Read back through plain PEFT, as others will.
         merged = _losses(load_adapter(load_base(base, recipe.model), scratch), tasks, limit, packer)
-        costs = [MergeCost(task.name, routed[task.name], merged[task.name]) for task in tasks]
+        costs = [MergeCost(name, routed[name], merged[name]) for name in routed]
         write_json(
             scratch / "merge.json",
             {
                 "run": record.name,
                 "gates": gates,
-                "heldout_nats_per_token": {cost.task: {"routed": cost.routed, "merged": cost.merged} for cost in costs},
+                "validation_nats_per_token": {
+                    cost.task: {"routed": cost.routed, "merged": cost.merged} for cost in costs
+                },
             },
         )
     return costs
@@ -144,11 +147,13 @@ def _held_out(model: PeftModel, rows: Split, limit: int | None, packer: Packer) 
 
 
 def _losses(model: PeftModel, tasks: Iterable[Task], limit: int | None, packer: Packer) -> dict[str, float]:
+    """The loss of every task that has validation rows."""
     found = {}
     for task in tasks:
-        loss = _held_out(model, task.test, limit, packer).loss.loss
-        assert loss is not None
-        found[task.name] = loss
+        if len(task.validation):
+            loss = _held_out(model, task.validation, limit, packer).loss.loss
+            assert loss is not None
+            found[task.name] = loss
     return found
 
 

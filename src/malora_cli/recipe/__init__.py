@@ -9,6 +9,7 @@ from malora_cli.recipe.mix_settings import (
     References,
     SourceSettings,
     TaskSettings,
+    ValidationSettings,
 )
 from malora_cli.recipe.packaged import data_beside, description_of, shipped, shipped_files
 from malora_cli.recipe.problems import InvalidRecipeError
@@ -39,6 +40,7 @@ __all__ = [
     "SourceSettings",
     "TaskSettings",
     "TrainSettings",
+    "ValidationSettings",
     "Vocabulary",
     "data_beside",
     "description_of",

@@ -18,7 +18,7 @@ from malora_cli.registry import did_you_mean
 from malora_cli.yaml_lines import DataPath, Document, Origin, Problem
 
 _SUFFIXES = (".yaml", ".yml")
-_SOURCES = ("train", "test")
+_SOURCES = ("train", "validation", "test")
 #: What plain text stands for in a task.
 _SHORT: dict[str, Callable[[str], dict[str, str]]] = {
     **dict.fromkeys(_SOURCES, lambda text: {"path": text}),

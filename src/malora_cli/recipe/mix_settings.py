@@ -143,6 +143,18 @@ class HoldoutSettings(Settings):
         return group
 
 
+class ValidationSettings(Settings):
+    """Training rows that are kept out of training to measure and choose by, so that test rows stay unseen.
+
+    They are the same ones for every run of the mix's seed: which they are is decided by a hash of each row's prompt.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.05, description="Share of each task's prompts, each with all of its rows"
+    )
+    rows: Count = Field(default=200, description="Rows of each task at most")
+
+
 class TaskSettings(Settings):
     """One task: its rows, how they become text, how often they are drawn, and how answers are scored."""
 
@@ -150,7 +162,14 @@ class TaskSettings(Settings):
         default="", description="Domain whose average this task counts towards; left out, it is the task's name"
     )
     train: SourceSettings = Field(description="Rows to train on")
-    test: SourceSettings | None = Field(default=None, description="Held-out rows to evaluate on; this or holdout")
+    test: SourceSettings | None = Field(
+        default=None, description="Held-out rows, which `malora eval` alone scores; this or holdout"
+    )
+    validation: SourceSettings | None = Field(
+        default=None,
+        description="Rows to measure and choose by while training; null takes them out of the training rows, as the "
+        "mix's validation says",
+    )
     holdout: HoldoutSettings | None = Field(
         default=None,
         description="Training rows to evaluate on instead of training; this or test. With neither, 5% are held out, at "
@@ -197,7 +216,8 @@ class TaskSettings(Settings):
     )
     too_long: LengthPolicy = Field(
         default="drop",
-        description="What becomes of training rows over train.max_length; test rows are never cut, only left out",
+        description="What becomes of training rows over train.max_length; validation and test rows are never cut, only "
+        "left out",
     )
     bad_rows: Literal["error", "drop"] = Field(
         default="error", description="What becomes of rows that are no example, such as one without an answer"
@@ -246,7 +266,13 @@ class MixSettings(Settings):
         default=0,
         ge=0,
         lt=2**32,
-        description="Seed of held-out rows, of max_rows and of the test rows that are chosen where not all are used",
+        description="Seed of held-out and validation rows, of max_rows and of the rows that are chosen where not all "
+        "are used",
+    )
+    validation: ValidationSettings | None = Field(
+        default_factory=ValidationSettings,
+        description="Rows of every task that training does not see and that its evaluations measure, "
+        "where the task names none of its own; null keeps none, and then nothing can be chosen by them",
     )
     system: str | None = Field(
         default=None, description="System prompt of tasks without their own; null is the chat template's default"

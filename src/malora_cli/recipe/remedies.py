@@ -16,7 +16,7 @@ class RemedySettings(Settings):
 
     #: Whether it changes how often tasks are drawn.
     changes_shares: ClassVar[bool] = False
-    #: Whether it goes by the held-out losses of evaluations, which a resumed run must then measure as before.
+    #: Whether it goes by the validation losses of evaluations, which a resumed run must then measure as before.
     goes_by_evaluations: ClassVar[bool] = False
     #: Why several processes cannot train with it; None where they can.
     one_process: ClassVar[str | None] = None

@@ -91,9 +91,9 @@ class TrainSettings(Settings):
     init_seed: Seed | None = Field(default=None, description="Seed of the adapter's initialisation")
     dropout_seed: Seed | None = Field(default=None, description="Seed of dropout")
     log_every: Count = Field(default=5, description="Steps from one logged step to the next")
-    eval_every: Count = Field(default=50, description="Steps from one held-out loss of every task to the next")
+    eval_every: Count = Field(default=50, description="Steps from one validation loss of every task to the next")
     eval_rows: Count = Field(
-        default=16, description="Held-out rows of each task for that loss, chosen at random by mix.seed"
+        default=16, description="Validation rows of each task for that loss, chosen at random by mix.seed"
     )
     conflict_rows: Count | None = Field(
         default=None,
@@ -107,11 +107,11 @@ class TrainSettings(Settings):
     checkpoint_every: Count = Field(default=50, description="Steps from one checkpoint to the next")
     keep_checkpoints: Count = Field(default=2, description="Newest checkpoints to keep")
     keep_best: int = Field(
-        default=0, ge=0, description="Checkpoints to keep besides, those of the lowest held-out loss, mean over tasks"
+        default=0, ge=0, description="Checkpoints to keep besides, those of the lowest validation loss, mean over tasks"
     )
     keep_best_of_tasks: bool = Field(
         default=False,
-        description="Keep for each task the checkpoint of its own lowest held-out loss besides; steps that are both "
+        description="Keep for each task the checkpoint of its own lowest validation loss besides; steps that are both "
         "evaluated and saved count",
     )
     not_finite: Literal["halt", "skip"] = Field(
@@ -171,7 +171,7 @@ class EvalSettings(Settings):
 
     rows: Count | None = Field(
         default=None,
-        description="Held-out rows of each task at most, chosen at random by mix.seed; null is all of them",
+        description="Test rows of each task at most, chosen at random by mix.seed; null is all of them",
     )
     batch_size: Count = Field(default=32, description="Rows that go through the model at once")
     trust_metric_code: bool = Field(

@@ -78,7 +78,10 @@ class TrainEvent(Record):
 
 
 class EvalEvent(Record):
-    """One pass over the held-out rows of every task, during training. Step 0 is the base model."""
+    """One pass over the validation rows of every task, during training. Step 0 is the base model.
+
+    Runs whose manifest names no validation rows are of an older version, and measured test rows.
+    """
 
     kind: Literal["eval"] = "eval"
     step: int

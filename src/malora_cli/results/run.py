@@ -88,6 +88,9 @@ class Manifest(Record):
     seeds: dict[str, int]
     versions: dict[str, str]
     train_data: dict[str, TaskData]
+    validation_data: dict[str, TaskData] = Field(
+        default={}, description="of tasks with rows to choose by while training; before there were any, test rows were"
+    )
     test_data: dict[str, TaskData]
     domains: dict[str, str] = Field(description="domain of every task")
     adapter_sha256: dict[str, str] | None = Field(
@@ -257,6 +260,14 @@ class RunRecord:
         if (was := self.was_at) is not None:
             follow(document.data, was, self.path.resolve())
         return document.data
+
+    @property
+    def knows_validation(self) -> bool:
+        """Whether its recipe says what is kept for validation; older versions measured test rows while training."""
+        try:
+            return "validation" in self.recipe.get("mix", {})
+        except RunError:  # which is told by whoever goes by the recipe
+            return True
 
     def write_recipe(self, text: str) -> None:
         """Write the resolved recipe, as YAML."""

@@ -15,7 +15,7 @@ from malora_cli.results.metrics import EvalEvent, TaskLoss
 
 @dataclass(frozen=True)
 class Change:
-    """A task's held-out loss at one evaluation against that at another.
+    """A task's validation loss at one evaluation against that at another.
 
     Args:
         nats: Later minus earlier, nats a token: below zero is a gain.
@@ -61,7 +61,7 @@ def measured(evals: Sequence[EvalEvent], task: str) -> list[EvalEvent]:
 
 
 class Lows:
-    """Every task's lowest and newest held-out loss, taken in one evaluation at a time.
+    """Every task's lowest and newest validation loss, taken in one evaluation at a time.
 
     Args:
         evals: Evaluations, oldest first.
@@ -122,7 +122,7 @@ def imbalance(first: EvalEvent, now: EvalEvent) -> float | None:
 
 
 def stopped(evals: Sequence[EvalEvent], patience: int) -> set[str]:
-    """Tasks whose held-out loss went so many evaluations in a row without a new low; what came after does not count.
+    """Tasks whose validation loss went so many evaluations in a row without a new low; what came after does not count.
 
     Args:
         evals: Evaluations, oldest first.

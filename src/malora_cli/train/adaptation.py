@@ -155,8 +155,8 @@ class Adaptation:
 
     # The log and checkpoints
 
-    def held_out(self, step: int) -> dict[str, float] | None:
-        """The loss of every task after a step; None where it was not evaluated."""
+    def validation_losses(self, step: int) -> dict[str, float] | None:
+        """The validation loss of every task after a step; None where it was not evaluated."""
         found = next((event for event in reversed(self.evals) if event.step == step), None)
         if found is None:
             return None

@@ -25,7 +25,7 @@ class Pace:
         trouble: Folder for the rows of steps that went wrong.
         report: Receives every log step and evaluation.
         tick: Receives the number of every step that is done.
-        evaluating: Told that the held-out rows are about to be measured.
+        evaluating: Told that the validation rows are about to be measured.
         past: Evaluations that a resumed run made before.
     """
 

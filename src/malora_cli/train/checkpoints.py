@@ -45,11 +45,11 @@ def prune(folder: Path, *, newest: int, best: int = 0, of_tasks: bool = False) -
     Args:
         folder: Where they lie.
         newest: How many of the newest to keep.
-        best: How many to keep besides, of those with the lowest held-out loss, mean over tasks.
-        of_tasks: Keep for each task that of its own lowest held-out loss as well.
+        best: How many to keep besides, of those with the lowest validation loss, mean over tasks.
+        of_tasks: Keep for each task that of its own lowest validation loss as well.
     """
     everything = checkpoints(folder)
-    losses = held_out_losses(everything) if best or of_tasks else {}
+    losses = validation_losses(everything) if best or of_tasks else {}
     older = {path: sum(tasks.values()) / len(tasks) for path, tasks in losses.items() if path in everything[:-newest]}
     kept = {*everything[-newest:], *sorted(older, key=lambda path: older[path])[:best]}
     if of_tasks:
@@ -60,20 +60,20 @@ def prune(folder: Path, *, newest: int, best: int = 0, of_tasks: bool = False) -
     clear_scratch(folder)
 
 
-def held_out_losses(paths: Sequence[Path]) -> dict[Path, dict[str, float]]:
-    """The held-out loss of every task by checkpoint, those of steps without an evaluation left out."""
+def validation_losses(paths: Sequence[Path]) -> dict[Path, dict[str, float]]:
+    """The validation loss of every task by checkpoint, those of steps without an evaluation left out."""
     found = {}
     for path in paths:
         with suppress(RunError):  # damaged, and not one that is gone on from: it has no loss to be kept for
-            found[path] = load_extra(path).get("held_out")
+            found[path] = load_extra(path).get("validation")
     return {path: losses for path, losses in found.items() if losses}
 
 
 def best_of_tasks(losses: Mapping[Path, Mapping[str, float]]) -> dict[str, Path]:
-    """For each task the checkpoint of its lowest held-out loss, the earliest of equals.
+    """For each task the checkpoint of its lowest validation loss, the earliest of equals.
 
     Args:
-        losses: As `held_out_losses` of checkpoints from old to new.
+        losses: As `validation_losses` of checkpoints from old to new.
     """
     found: dict[str, Path] = {}
     for path, tasks in losses.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,6 +16,7 @@ from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.mixture import Mixture, lay_out
 from malora_cli.data.tasks import Task, load_tasks
+from malora_cli.errors import RecipeError
 from malora_cli.modeling import (
     BaseModel,
     load_adapter,
@@ -60,14 +62,35 @@ def gather(recipe: Recipe, *, commit: str | None = None) -> Materials:
             stacklevel=2,
         )
     tasks = load_tasks(recipe.mix, encoder, max_length=recipe.train.max_length)
+    _check_choices(recipe, tasks)
     packer = Packer(recipe.train.micro_batch_size, recipe.train.micro_batch_tokens)
     return Materials(base, tokenizer, tasks, lay_out(tasks, recipe.mix, recipe.train), packer)
+
+
+def _check_choices(recipe: Recipe, tasks: Sequence[Task]) -> None:
+    """Make sure that there are validation rows of every task where something is chosen by them."""
+    lacking = [f"'{task.name}'" for task in tasks if not len(task.validation)]
+    settings = [setting for setting in ("keep_best", "keep_best_of_tasks") if getattr(recipe.train, setting)]
+    remedies = [name for name, remedy in recipe.remedies.chosen.items() if remedy.goes_by_evaluations]
+    choosing = [*(f"train.{setting}" for setting in settings), *(f"remedies.{name}" for name in remedies)]
+    if lacking and choosing:
+        raise RecipeError(
+            f"goes by the loss on validation rows, and there are none of {', '.join(lacking)}",
+            where=choosing[0],
+            fix="Set mix.validation, or name such rows as the task's `validation`."
+            if recipe.mix.validation is None
+            else "Name rows as the task's `validation`: it has too few to train on to spare any.",
+        )
 
 
 def prepare_model(recipe: Recipe, materials: Materials, checkpoint: Path | None = None) -> PeftModel:
     """The base model with a fresh adapter, the same for every run of the recipe's seed, or with a checkpoint's."""
     base, method = load_base(materials.base, recipe.model), cast(AdapterSettings, recipe.method)
-    check_rows(base, max(max(task.train.longest, task.test.longest) for task in materials.tasks))
+    # Test rows count by their length alone.
+    check_rows(
+        base,
+        max(split.longest for task in materials.tasks for _, split in task.splits),
+    )
     if checkpoint is not None:  # whose adapter needs no initial values, the slow part of wrapping
         return load_adapter(base, checkpoint, method, trainable=True)
     set_seed(seeds(recipe.train)["init"])

@@ -1,4 +1,4 @@
-"""What is measured at an evaluation: the held-out loss of every task, and how far the tasks' gradients pull apart."""
+"""What is measured at an evaluation: the validation loss of every task, and how far the tasks' gradients pull apart."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ T = TypeVar("T")
 def evaluation(
     model: PeftModel, tasks: Sequence[Task], packer: Packer, *, rows: int, step: int, seconds: float
 ) -> EvalEvent:
-    """Held-out loss of every task, and what its tokens asked of the experts; every process measures all of it.
+    """Validation loss of every task, and what its tokens asked of the experts; every process measures all of it.
 
     Args:
         model: The wrapped model.
         tasks: The tasks.
         packer: Parts their rows into micro-batches, smaller ones where memory does not suffice.
-        rows: Held-out rows of each at most.
+        rows: Validation rows of each at most; tasks without any are passed over.
         step: Steps done.
         seconds: Time spent training.
 
@@ -44,9 +44,11 @@ def evaluation(
     """
     losses, tallies = {}, {}
     for number, task in enumerate(tasks):
-        where = f"the held-out rows of '{task.name}' at step {step}"
+        if not (sample := task.validation.sample(rows)):
+            continue
+        where = f"the validation rows of '{task.name}' at step {step}"
         try:
-            measured = _held_out(model, task.test.examples(task.test.sample(rows), number), packer, where)
+            measured = _held_out(model, task.validation.examples(sample, number), packer, where)
         except ValidationError as error:  # results hold finite numbers only
             raise diverged(task.name, step) from error
         if measured is None:

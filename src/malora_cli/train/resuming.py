@@ -32,7 +32,7 @@ WATCHING = frozenset(
         "max_skipped",
     }
 )
-#: What of these is learned by after all where a remedy goes by held-out losses.
+#: What of these is learned by after all where a remedy goes by validation losses.
 _WATCHED = frozenset(("eval_every", "eval_rows"))
 #: What a resumed run may change besides: how long it is, and with that the course of its learning rate.
 _LENGTH = frozenset(("steps", "epochs"))
@@ -112,6 +112,7 @@ def unwritable(path: Path, why: str | None) -> RunError:
 
 def resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
     """The newest checkpoint of the run that a recipe goes on with; None to begin anew when there is none yet."""
+    _check_validated(record)
     may_change = WATCHING | _LENGTH
     if any(remedy.goes_by_evaluations for remedy in loaded.recipe.remedies.chosen.values()):
         may_change -= _WATCHED
@@ -125,6 +126,17 @@ def resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
             fix="Resume it in as many.",
         )
     return checkpoint
+
+
+def _check_validated(record: RunRecord) -> None:
+    """Refuse runs of versions without validation rows: on the way they were measured, and chosen from, on test rows."""
+    if not record.knows_validation:
+        raise RunError(
+            "this run was begun by an older version, which trained on what are validation rows now and measured test "
+            "rows",
+            where=str(record.path),
+            fix="Start another run: output.name=NAME. What it saved can be scored: malora eval RUN --step N.",
+        )
 
 
 def check_length(record: RunRecord, checkpoint: Path, steps: int) -> None:
@@ -143,6 +155,7 @@ def continued(record: RunRecord, manifest: Manifest) -> Manifest:
     before = record.manifest
     changed = [
         *(f"the training rows of '{name}'" for name in _changed(before.train_data, manifest.train_data)),
+        *(f"the validation rows of '{name}'" for name in _changed(before.validation_data, manifest.validation_data)),
         *(f"the test rows of '{name}'" for name in _changed(before.test_data, manifest.test_data)),
         *([] if before.stands_on(manifest.base_model_sha256, manifest.base_model_commit) else ["the base model"]),
     ]
@@ -156,7 +169,8 @@ def continued(record: RunRecord, manifest: Manifest) -> Manifest:
 
 
 def _changed(before: dict[str, TaskData], now: dict[str, TaskData]) -> list[str]:
-    return [name for name in now if now[name].sha256 != before[name].sha256]
+    hashes = [{name: data.sha256 for name, data in split.items()} for split in (before, now)]
+    return [name for name in hashes[0] | hashes[1] if hashes[0].get(name) != hashes[1].get(name)]
 
 
 def check_same_recipe(

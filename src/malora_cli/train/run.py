@@ -235,6 +235,7 @@ def _manifest(record: RunRecord, recipe: Recipe, materials: Materials, model: Pe
         seeds=seeds(recipe.train),
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         train_data={task.name: data(task.train) for task in materials.tasks},
+        validation_data={task.name: data(task.validation) for task in materials.tasks if len(task.validation)},
         test_data={task.name: data(task.test, task.overlap) for task in materials.tasks},
         remedies={name: remedy.sentence() for name, remedy in recipe.remedies.chosen.items()},
         domains={task.name: task.settings.domain for task in materials.tasks},

@@ -323,7 +323,7 @@ class MaloraTrainer(SavingTrainer):
         }
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Held-out loss of every task; tasks that have learned what they will are stopped."""
+        """Validation loss of every task; tasks that have learned what they will are stopped."""
         started, settings, step = time.perf_counter(), self.pace.settings, self.state.global_step
         self.pace.evaluating()
         event = measuring.evaluation(
@@ -335,8 +335,9 @@ class MaloraTrainer(SavingTrainer):
             seconds=self.seconds,
         )
         event = processes.the_writers(event)  # where machines differ in a last bit, all go by the same numbers
-        self.adaptation.after_evaluation(event)
-        self.pace.report(event)
+        if event.tasks:  # none where no rows are kept for validation
+            self.adaptation.after_evaluation(event)
+            self.pace.report(event)
         if settings.conflict_every is None:
             self._compare_gradients(step)
         metrics = {f"eval_loss/{name}": task.loss for name, task in event.tasks.items() if task.loss is not None}
@@ -355,7 +356,7 @@ class MaloraTrainer(SavingTrainer):
         return {
             "seconds": self.seconds,
             "skipped": self.skipped,
-            "held_out": self.adaptation.held_out(self.state.global_step),
+            "validation": self.adaptation.validation_losses(self.state.global_step),
             "packer": [self.packer.rows, self.packer.tokens],
             "adaptation": self.adaptation.state(),
         }

@@ -54,7 +54,7 @@ class View(Protocol):
         """A step is done."""
 
     def evaluating(self) -> None:
-        """The held-out rows are about to be measured."""
+        """The validation rows are about to be measured."""
 
     def show(self, event: Event) -> None:
         """Something was measured."""
@@ -154,7 +154,7 @@ class PlainView:
             self._print(f"step {event.step}/{self.steps}  no longer drawn  {', '.join(newly)}")
         losses = "  ".join(f"{name} {task.loss:.3f}" for name, task in event.tasks.items() if task.loss is not None)
         if isinstance(event, EvalEvent):
-            self._print(f"step {event.step}/{self.steps}  held-out  {losses}")
+            self._print(f"step {event.step}/{self.steps}  validation  {losses}")
             if len(self.history.evals) > 1:
                 self._print(f"step {event.step}/{self.steps}  {_seesaw(self.history)}")
             return
@@ -238,13 +238,13 @@ class LiveView:
 
     def _picture(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for heading in ("task", "loss", "change", "held out", "change", "share (target)"):
+        for heading in ("task", "loss", "change", "validation", "change", "share (target)"):
             table.add_column(heading, justify="left" if heading == "task" else "right")
         table.add_column("loss over time")
         evals, shares = self.history.evals, self.history.shares
         for name, losses in self.history.losses.items():
             line = sparkline(losses) if losses else ""
-            table.add_row(Text(name), *_latest(losses), *_held_out(evals, name), shares[name], line)
+            table.add_row(Text(name), *_latest(losses), *_validation(evals, name), shares[name], line)
         return Group(self.progress, table, *([Text(_seesaw(self.history))] if len(evals) > 1 else []))
 
 
@@ -269,8 +269,8 @@ def _latest(values: Sequence[float]) -> tuple[str, str]:
     return f"{values[-1]:.3f}", f"[{'red' if change > 0 else 'green'}]{change:+.3f}[/]"
 
 
-def _held_out(evals: Sequence[EvalEvent], task: str) -> tuple[str, str]:
-    """The newest held-out loss, and its change; only one beyond its standard error has a colour."""
+def _validation(evals: Sequence[EvalEvent], task: str) -> tuple[str, str]:
+    """The newest validation loss, and its change; only one beyond its standard error has a colour."""
     found = [event.tasks[task] for event in measured(evals, task)]
     if not found:
         return "-", "-"

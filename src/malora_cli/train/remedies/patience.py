@@ -14,7 +14,7 @@ from malora_cli.train.remedies._base import Remedy
 
 
 class PatienceSettings(RemedySettings):
-    """An end for each task: no longer drawn once its held-out loss has had no new low for some evaluations."""
+    """An end for each task: no longer drawn once its validation loss has had no new low for some evaluations."""
 
     changes_shares: ClassVar[bool] = True
     goes_by_evaluations: ClassVar[bool] = True
@@ -27,7 +27,7 @@ class PatienceSettings(RemedySettings):
         """What it does, as the report says it."""
         count = self.evaluations
         evaluations = "an evaluation" if count == 1 else f"{count} evaluations in a row"
-        return f"A task is no longer drawn after {evaluations} without a new low of its held-out loss."
+        return f"A task is no longer drawn after {evaluations} without a new low of its validation loss."
 
 
 class Patience(Remedy[PatienceSettings]):
