@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from malora_cli.data.columns import RowReader
+from malora_cli.data.encode_rows import Encoding
+from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.formats._base import RowError
+from malora_cli.data.sources import load_rows
+from malora_cli.data.splits import Split
 from malora_cli.errors import DataError
+from malora_cli.recipe import SourceSettings
 
 ROW: dict[str, Any] = {"prompt": "2 + 3?", "completion": "5", "checks": ["assert f() == 5"], "text": "t1", "n": None}
 
@@ -52,3 +58,67 @@ def test_the_choices_of_a_question_are_the_answers_that_can_be_given(form: str, 
 
 def test_a_cloze_does_not_show_its_choices() -> None:
     assert RowReader("cloze", FORMATS["cloze"], {}, QUESTION, "rows")(QUESTION).prompt == "What melts ice?"
+
+
+# ---------------------------------------------------------------- choices that are weighed
+
+NAMED = {"question": "Is ice cold?", "label": "yes", "labels": ["no", "yes"]}
+PAIR = {"prompt": "question", "completion": "label", "choices": "labels"}
+
+
+def split_of(
+    row: dict[str, Any],
+    columns: dict[str, Any],
+    encoder: Encoder,
+    folder: Path,
+    form: str = "prompt-completion",
+    *,
+    scored: bool = True,
+    max_length: int = 512,
+) -> Split:
+    """One row as a split, for a metric that weighs choices."""
+    (folder / "rows.jsonl").write_text(json.dumps(row))
+    found = load_rows(SourceSettings(path=str(folder / "rows.jsonl")), split="test")
+    names = found.dataset.column_names
+    reader = RowReader(form, FORMATS[form], columns, names, found.source, needs=("choices",), scored=scored)
+    return Encoding(reader, encoder, None, max_length, "error", "error", once=scored).split(found)
+
+
+def texts_of(split: Split, encoder: Encoder) -> list[str]:
+    [choices] = split.rows["choices"]
+    return [encoder._text(choice) for choice in choices]
+
+
+@pytest.mark.parametrize("labels", ["labels", "{{ ['no', 'yes'] }}", "{{ labels | sort }}"])
+def test_choices_are_tokens_behind_the_prompt_without_the_end_of_the_turn(
+    labels: str, encoder: Encoder, tmp_path: Path
+) -> None:
+    split = split_of(NAMED, {**PAIR, "choices": labels}, encoder, tmp_path)
+    assert texts_of(split, encoder) == ["no", "yes"]
+    [example] = split.examples([0], 0)
+    assert encoder._text(example.input_ids[example.prompt_tokens :]) == "yes<|im_end|>"
+    assert json.loads(split.rows["facts"][0]) == {"choices": ["no", "yes"]}
+
+
+def test_letters_and_texts_are_what_the_format_answers_with(encoder: Encoder, tmp_path: Path) -> None:
+    assert texts_of(split_of(QUESTION, {}, encoder, tmp_path, "multiple-choice"), encoder) == ["A", "B"]
+    assert texts_of(split_of(QUESTION, {}, encoder, tmp_path, "cloze"), encoder) == ["cold", "heat"]
+    assert list(split_of(QUESTION, {}, encoder, tmp_path, "cloze", scored=False).rows["choices"]) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"label": "maybe"}, "row 1 has the answer 'maybe', which is none of its 2 choices"),
+        ({"labels": "yes no"}, "row 1 has no list of two or more texts as its choices"),
+        ({"labels": ["yes"]}, "row 1 has no list of two or more texts as its choices"),
+        ({"labels": ["yes", " "]}, "row 1 has no list of two or more texts as its choices"),
+        ({"labels": ["yes", {"no": 1}]}, "row 1 has no list of two or more texts as its choices"),
+        ({"labels": ["yes", "no" * 300]}, "tokens, more than train.max_length 512"),
+    ],
+)
+def test_a_row_without_a_right_choice_is_told(
+    changes: dict[str, Any], told: str, encoder: Encoder, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=told):
+        split_of({**NAMED, **changes}, PAIR, encoder, tmp_path)

@@ -19,7 +19,7 @@ from malora_cli.errors import DataError
 from malora_cli.results import once
 
 #: Raise it when a change in this room makes entries of older versions wrong.
-_VERSION = 13
+_VERSION = 14
 
 
 def cache_root() -> Path:

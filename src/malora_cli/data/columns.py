@@ -15,6 +15,8 @@ from malora_cli.registry import did_you_mean
 
 #: A fact that any task may have: rows of one value of it, such as questions on one text, are no independent evidence.
 CLUSTER = "cluster"
+#: The fact that names the answers of which one is chosen.
+CHOICES = "choices"
 #: Characters of a row: about a million tokens of English.
 _LONGEST = 4_000_000
 #: Filters that make one text of what is none.
@@ -62,6 +64,7 @@ class RowReader:
             )
         self.name, self.form, self.source, self.available = name, form, source, available
         self.scored = scored
+        self.needs = tuple(needs) if scored else ()
         self.keys = {key: columns.get(key) for key in form.keys} | ({"speakers": speakers} if form.keys else {})
         absent = {
             role for role in form.optional if role not in columns and (role in form.mapped or role not in available)
@@ -96,7 +99,7 @@ class RowReader:
     @property
     def fingerprint(self) -> list[Any]:
         """What decides the example of a row."""
-        return [self.name, sorted(self.columns.items()), self.keys, self.scored]
+        return [self.name, sorted(self.columns.items()), self.keys, self.scored, self.needs]
 
     def _part_of(self, role: str, given: str | Sequence[str]) -> Part | tuple[Part, ...]:
         if isinstance(given, str):
@@ -158,6 +161,8 @@ class RowReader:
         if not self.scored:
             return {}
         facts = {**example.facts, **{name: self._value(name, row) for name in self.facts}}
+        if CHOICES in self.needs:
+            facts[CHOICES] = _choices(facts[CHOICES])
         try:
             json.dumps(facts, allow_nan=False)
         except (TypeError, ValueError):
@@ -213,6 +218,14 @@ class RowReader:
             way = f"`{{{{ {inner}{_WAYS.get(type(value), '')} }}}}` makes one text of it"
             raise RowError(f"no text as '{given}', but a {type(value).__name__}; {way}")
         return text
+
+
+def _choices(given: Any) -> list[str]:
+    """The choices of a row as texts."""
+    texts = [as_text(choice) or "" for choice in given] if isinstance(given, list) else []
+    if len(texts) < 2 or not all(map(str.strip, texts)):
+        raise RowError("no list of two or more texts as its choices")
+    return texts
 
 
 def _listed(parts: Part | tuple[Part, ...]) -> tuple[Part, ...]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from datasets import Dataset, Features, List, Value
 
 from malora_cli.data.cache import cached, key_of
 from malora_cli.data.chat.template import APART, Segment
-from malora_cli.data.columns import RowReader
+from malora_cli.data.columns import CHOICES, RowReader
 from malora_cli.data.encoding import Encoded, Encoder
-from malora_cli.data.formats._base import RowError
+from malora_cli.data.formats._base import Example, RowError
 from malora_cli.data.lengths import fit
 from malora_cli.data.rows import Rows, joined
 from malora_cli.data.splits import LONGER, SAMPLES, Split
@@ -39,6 +39,7 @@ _ENCODED = Features(
         "facts": Value("string"),
         "input_ids": List(Value("int32")),
         "spans": List(Value("int32")),
+        "choices": List(List(Value("int32"))),
         "tokens": Value("int32"),
         "label_tokens": Value("int32"),
     }
@@ -212,6 +213,7 @@ class _Readable:
     references: list[str]
     facts: str
     segments: Sequence[Segment]
+    choices: Sequence[Sequence[Segment]] = ()
 
 
 @dataclass(frozen=True)
@@ -247,14 +249,17 @@ class _EncodeBatch:
         columns: dict[str, list[Any]] = {name: [] for name in _ENCODED}
         cut: set[int] = set()
         tokenised = self._tokenised([text.segments for text in readable])
+        chosen = self._tokenised([row for text in readable for row in text.choices])
         for text, encoded in zip(readable, tokenised, strict=True):
-            pieces = self._pieces(encoded, text.number, unused)
+            choices = [_answer_of(row, like=encoded) for row in islice(chosen, len(text.choices))]
+            pieces = self._pieces(encoded, choices, text.number, unused)
             if pieces and pieces != [encoded]:
                 cut.add(text.number)
             for piece in pieces:
                 spans = [end for span in piece.spans for end in span]
                 counts = (len(piece.input_ids), piece.label_tokens)
-                values = (text.number, text.prompt, text.references, text.facts, piece.input_ids, spans, *counts)
+                texts = (text.number, text.prompt, text.references, text.facts)
+                values = (*texts, piece.input_ids, spans, choices, *counts)
                 for name, value in zip(_ENCODED, values, strict=True):
                     columns[name].append(value)
         if unused or cut or remarks:
@@ -276,7 +281,8 @@ class _EncodeBatch:
                 raise RowError("an answer of nothing but reasoning or special tokens, so it cannot be scored")
             rows = rendered.rows[-1:] if self.encoding.once else rendered.rows
             facts = json.dumps(one.facts, ensure_ascii=False) if one.facts else ""
-            found += [_Readable(number, one.prompt, references, facts, segments) for segments in rows]
+            choices = self._choices(one, references)
+            found += [_Readable(number, one.prompt, references, facts, segments, choices) for segments in rows]
             told |= dict.fromkeys((*rendered.remarks, *encoder.remarks(one)))
         if example.others and self.encoding.references is None and not self.encoding.once:
             told[_SEVERAL] = None
@@ -284,22 +290,37 @@ class _EncodeBatch:
             told.pop(APART, None)
         return found, tuple(told)
 
+    def _choices(self, example: Example, references: Sequence[str]) -> Sequence[Sequence[Segment]]:
+        """The text of every choice, where the metric weighs them."""
+        if CHOICES not in self.encoding.reader.needs:
+            return ()
+        texts: list[str] = example.facts[CHOICES]
+        if not {text.strip() for text in texts} & {reference.strip() for reference in references}:
+            raise RowError(f"the answer '{references[0][:40]}', which is none of its {len(texts)} choices")
+        return self.encoding.encoder.choices(example, self.encoding.system, last=self.encoding.last)
+
     def _tokenised(self, rows: Sequence[Sequence[Segment]]) -> Iterator[Encoded]:
         """Tokens of many rows, those of a few at a time where the rows are long."""
         ends = accumulate(sum(len(segment.text) for segment in row) for row in rows)
         for _, lot in groupby(zip(ends, rows, strict=True), key=lambda pair: pair[0] // _CHARACTERS):
             yield from self.encoding.encoder.tokenise([row for _, row in lot])
 
-    def _pieces(self, encoded: Encoded, number: int, unused: list[tuple[str, int]]) -> list[Encoded]:
+    def _pieces(
+        self, encoded: Encoded, choices: Sequence[Sequence[int]], number: int, unused: list[tuple[str, int]]
+    ) -> list[Encoded]:
+        if choices and not (all(choices) and encoded.prompt_tokens):
+            unused.append((self._bad("a choice or a prompt of no token, so nothing can be weighed", number), number))
+            return []
         if not encoded.label_tokens:
             unused.append((self._bad("a completion of no token, so nothing of it is supervised", number), number))
             return []
         longest, policy = self.encoding.max_length, self.encoding.too_long
-        pieces = fit(encoded, longest, policy)
+        tokens = max([len(encoded.input_ids), *(encoded.prompt_tokens + len(choice) for choice in choices)])
+        pieces = [] if choices and tokens > longest else fit(encoded, longest, policy)
         if pieces:
             return pieces
         if policy == "error":
-            what = f"{len(encoded.input_ids):,} tokens, more than train.max_length {longest}"
+            what = f"{tokens:,} tokens, more than train.max_length {longest}"
             raise _RowFaultError(number, what, "Raise it, or set the task's too_long.")
         reason = f"{LONGER} {longest} tokens"
         unused.append((reason if policy == "drop" else f"{reason}, and nothing left of the answer", number))
@@ -309,6 +330,11 @@ class _EncodeBatch:
         if self.encoding.bad_rows == "error":
             raise _RowFaultError(number, what, MEND_ROW)
         return what
+
+
+def _answer_of(row: Encoded, *, like: Encoded) -> Sequence[int]:
+    """Tokens of the last answer; none where it came to nothing beside that of another row."""
+    return row.input_ids[row.prompt_tokens :] if row.spans and len(row.spans) == len(like.spans) else []
 
 
 def together(notes: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tokenizers import Tokenizer
@@ -17,7 +17,7 @@ from malora_cli.data.chat.plain import plain
 from malora_cli.data.chat.rendering import shared
 from malora_cli.data.chat.template import ChatTemplate, Rendered, Segment
 from malora_cli.data.chat.traits import added_tokens, any_of, at_the_end
-from malora_cli.data.formats._base import Example
+from malora_cli.data.formats._base import Example, RowError
 from malora_cli.data.word_marks import Marks, marks_of, without_marks
 
 
@@ -67,6 +67,24 @@ class Encoder:
         if self.template is None:
             return plain(example, system, self._eos, last=last)
         return self.template.rendered(example, system, last=last)
+
+    def choices(self, example: Example, system: str | None = None, *, last: bool = False) -> list[list[Segment]]:
+        """The text of an example with each of its choices in the place of its answer, without the end of the turn.
+
+        Raises:
+            RowError: The chat template writes a choice behind another prompt than the answer.
+        """
+        *asked, answer = example.turns
+        *prompt, _ = self.rendered(example, system, last=last).rows[-1]
+        end = self._eos if self.template is None else self.template.traits.end
+        found = []
+        for text in example.facts["choices"]:
+            turns = (*asked, replace(answer, text=text))
+            *before, choice = self.rendered(replace(example, turns=turns), system, last=last).rows[-1]
+            if before != prompt:
+                raise RowError("a choice that the model's chat template writes behind another prompt than the answer")
+            found.append([*prompt, replace(choice, text=choice.text.removesuffix(end))])
+        return found
 
     def references(self, example: Example, rendered: Rendered) -> list[str]:
         """What may be answered at the end of an example: texts without reasoning, or a tool call as it is written."""

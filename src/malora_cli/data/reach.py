@@ -37,7 +37,7 @@ def out_of_reach(settings: TaskSettings, test: Split, encoder: Encoder) -> Itera
         # Of several right answers another may be shorter.
         if len(rights) == 1 and _is_longer(example.input_ids[example.prompt_tokens :], longest, encoder)
     ]
-    if cut:
+    if cut and metric.kind == "generation":
         yield f"{_some(cut, test)} have an answer longer than max_new_tokens {longest}, so none is generated whole"
 
 

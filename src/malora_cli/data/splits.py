@@ -33,7 +33,8 @@ class Split:
     Args:
         encoded: Columns ``row`` (its number in the source, from 0), ``prompt``, ``references`` (right answers, the
             one it is trained on first), ``facts`` (what else metrics want, as JSON; empty for nothing), ``input_ids``,
-            ``spans`` (starts and ends in turns), ``tokens`` (all) and ``label_tokens``.
+            ``spans`` (starts and ends in turns), ``choices`` (tokens of each behind the prompt, without the end of the
+            turn; none but for metrics that weigh them), ``tokens`` (all) and ``label_tokens``.
         source: Where they came from.
         key: Name of their cache entry.
         sha256: Hash of the tokens of all encoded rows, in order.

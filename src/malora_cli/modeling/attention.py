@@ -37,7 +37,7 @@ def packed_attention(
         key: As ``query``, with as many heads as the layer has of them.
         value: As ``key``.
         attention_mask: Shape ``(batch, 1, T, T)``; that of a packed row hides all other examples.
-        position_ids: Shape ``(batch, T)``; a new example begins where they do not go on by one.
+        position_ids: Shape ``(batch, T)``; a new example begins where they are 0.
         kwargs: What goes to PyTorch's function.
 
     Returns:
@@ -61,7 +61,7 @@ def _lengths(position_ids: Tensor, query: Tensor, key: Tensor) -> list[int]:
     tokens = query.shape[2]
     if query.device.type != "cpu" or key.shape[2] != tokens or position_ids.shape != (1, tokens):
         return []
-    starts = (position_ids[0].diff() != 1).nonzero().flatten() + 1
+    starts = (position_ids[0, 1:] == 0).nonzero().flatten() + 1
     bounds = torch.cat([starts.new_zeros(1), starts, starts.new_tensor([tokens])])
     return bounds.diff().tolist()
 

@@ -30,12 +30,15 @@ def token_nats(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     Args:
         model: A causal language model, wrapped or not.
         batch: ``input_ids`` (1, T), ``position_ids`` (1, T), ``positions`` (K,) and ``targets`` (K,): the model's
-            distribution at ``positions[k]`` is asked for ``targets[k]``.
+            distribution at ``positions[k]`` is asked for ``targets[k]``. Where tokens may see others than those before
+            them in their example, ``attention_mask`` (1, 1, T, T) says which.
 
     Returns:
         Nats, float32, shape ``(K,)``.
     """
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+    if "attention_mask" in batch:
+        inputs["attention_mask"] = batch["attention_mask"]
     positions_K, targets_K = batch["positions"], batch["targets"]
     base = _unwrapped(model)
     if not _keeps_some_logits(base):
