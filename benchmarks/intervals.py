@@ -7,7 +7,7 @@
 
 Scores are drawn in clusters whose rows correlate (beta-binomial, 0.3), and every draw is seeded. ``--rounds`` is the
 number of simulations of a cell; of graded scores, which are bootstrapped, half as many, and of 1,000 rows a quarter.
-A bootstrap has 2,000 draws here, for speed; `malora eval` draws 10,000.
+Bootstraps and permutations have 2,000 draws here, for speed; `malora eval` draws 10,000.
 """
 
 from __future__ import annotations
@@ -106,7 +106,6 @@ def macro_cover(chance: np.random.Generator, kind: str, rows: int, mean: float, 
 def coverage(rounds: int) -> dict[str, Any]:
     """The share of simulations whose interval holds the truth, cell by cell."""
     checks = {"score": score_cover, "difference": difference_cover, "no difference": equal_cover, "macro": macro_cover}
-    resampling.DRAWS = 2000
     return {name: share_of(check, rounds) for name, check in checks.items()}
 
 
@@ -182,15 +181,16 @@ def bleu(rounds: int, rows: int = 1000, draws: int = 1000) -> dict[str, Any]:
     """Draws of the corpus's sufficient counts against as many corpora that are counted anew."""
     from lm_eval.api.metrics import bleu as corpus_bleu
     from lm_eval.api.metrics import bootstrap_stderr
-    from sacrebleu.metrics import BLEU
+
+    from malora_cli.evals.metrics._base import Answer
+    from malora_cli.evals.metrics.bleu import Bleu
 
     texts = sentences(rows)
-    metric = BLEU()
 
     def ours() -> float:
-        counts = metric._extract_corpus_statistics([text for _, text in texts], [[text for text, _ in texts]])
-        sample = Sample.of(Measured(np.array(counts, dtype=np.float64), value=bleu_of))
-        return float(sample.bootstrap(draws).std(ddof=1))
+        metric = Bleu()
+        marks = metric.marks([Answer(answer, [reference]) for reference, answer in texts])
+        return float(Sample.of(metric.measured(marks)).bootstrap(draws).std(ddof=1))
 
     def theirs() -> float:
         return bootstrap_stderr(corpus_bleu, texts, iters=draws) / 100
@@ -205,15 +205,6 @@ def bleu(rounds: int, rows: int = 1000, draws: int = 1000) -> dict[str, Any]:
     ratio = median(b / a for a, b in zip(seconds["malora"], seconds["lm-eval"], strict=True))
     console.print(f"bleu, {rows} rows, {draws} draws: {ratio:.0f} times as fast; standard errors {errors}")
     return {"rows": rows, "draws": draws, "seconds": seconds, "ratio": ratio, "standard_errors": errors}
-
-
-def bleu_of(sums: Scores) -> Scores:
-    """BLEU of summed counts: two lengths, then matches and n-grams by order; exponential smoothing left out."""
-    lengths, references, matches, totals = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:10]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.exp(np.log(matches / totals).mean(axis=-1))
-        brevity = np.exp(np.minimum(0.0, 1 - references / lengths))
-    return precision * brevity
 
 
 def sentences(rows: int) -> list[tuple[str, str]]:
@@ -240,12 +231,13 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     """Run one scenario and keep its figures beside those of the others."""
-    scenarios = {"coverage": (coverage, 1000), "nulls": (nulls, 2000), "power": (power, 600), "bleu": (bleu, 3)}
+    scenarios = {"coverage": (coverage, 1000), "nulls": (nulls, 1000), "power": (power, 600), "bleu": (bleu, 1)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=scenarios)
     parser.add_argument("--rounds", type=int)
     arguments = parser.parse_args()
     run, rounds = scenarios[arguments.scenario]
+    resampling.DRAWS = 2000
     started = time.perf_counter()
     found = {"machine": machine(), **run(arguments.rounds or rounds)}
     found["took_seconds"] = round(time.perf_counter() - started, 1)

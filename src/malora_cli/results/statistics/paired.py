@@ -14,19 +14,18 @@ from scipy.stats import t
 from statsmodels.stats.contingency_tables import mcnemar
 
 from malora_cli.errors import DataError
+from malora_cli.results.statistics import resampling
 from malora_cli.results.statistics.arrays import FloatArray
 from malora_cli.results.statistics.proportions import (
-    agresti_min,
-    agresti_min_graded,
     detectable_share,
+    difference_interval,
     effective_rows,
     few_clusters,
-    padded_error,
-    sum_of_squares,
+    padded,
+    padded_clusters,
 )
 from malora_cli.results.statistics.records import Interval, Measured, Paired
 from malora_cli.results.statistics.resampling import (
-    DRAWS,
     ENOUGH,
     Sample,
     bootstrap_interval,
@@ -97,12 +96,12 @@ class Pair:
         return wins, self.before.rows - wins - losses, losses
 
     @cached_property
-    def _effective(self) -> tuple[float, float, float]:
-        """Rows won, lost and in all, as numbers of independent rows."""
+    def _effective(self) -> tuple[float, float]:
+        """Rows that differ and rows in all, as numbers of independent rows."""
         wins, _, losses = self.tally
         rows, gaps = self.before.rows, self.after.row_scores - self.before.row_scores
         effective = effective_rows(gaps - gaps.mean(), self.before.codes)
-        return wins * effective / rows, losses * effective / rows, effective
+        return (wins + losses) * effective / rows, effective
 
     @cached_property
     def interval(self) -> Interval | None:
@@ -111,11 +110,16 @@ class Pair:
             return None
         if self.is_binary:
             few = few_clusters(self.before.rows, len(self.sample))
-            return agresti_min(*(few * count for count in self._effective))
+            discordant, rows = (few * count for count in self._effective)
+            return difference_interval(*padded(self.difference, discordant, rows))
         if self._few_clusters and self.before.bounded:
-            return agresti_min_graded(self.difference, self.sample.standard_error, len(self.sample))
+            return difference_interval(*self._padded, len(self.sample) - 1)
         found = student_interval(self.sample) if self._few_clusters else bootstrap_interval(self.sample)
         return found if found is None or self._sign > 0 else Interval(-found.high, -found.low)
+
+    @property
+    def _padded(self) -> tuple[float, float]:
+        return padded_clusters(self.difference, self.sample.standard_error, len(self.sample))
 
     @property
     def _few_clusters(self) -> bool:
@@ -152,7 +156,7 @@ class Pair:
             exchanged = np.arange(2 ** len(gaps))[:, None] >> np.arange(len(gaps)) & 1
             return self._moved(first, second, exchanged @ gaps)
         chance = self.sample.generator(stream or 0)
-        blocks = self.sample.blocks(DRAWS)
+        blocks = self.sample.blocks(resampling.DRAWS)
         moved = [chance.integers(2, size=(block, len(gaps)), dtype=np.int8) @ gaps for block in blocks]
         return self._moved(first, second, np.concatenate(moved))
 
@@ -166,19 +170,13 @@ class Pair:
         if clusters < _FEWEST:
             return None
         if self.is_binary:
-            wins, losses, rows = self._effective
-            return detectable_share(rows, (wins + losses + 1) / (rows + 2))
+            discordant, rows = self._effective
+            return detectable_share(rows, (discordant + 1) / (rows + 2))
         if not self.sample.effective:
             return detectable_share(clusters, 1 / (clusters + 2)) if self.before.bounded else None
-        return float(t.ppf([0.975, 0.8], clusters - 1).sum()) * self._error
-
-    @property
-    def _error(self) -> float:
-        error, clusters = self.sample.standard_error, len(self.sample)
-        if not (self._few_clusters and self.before.bounded):
-            return error
-        middle = self.difference * clusters / (clusters + 2)
-        return padded_error(middle, sum_of_squares(self.difference, error, clusters), clusters)
+        allowed = self._few_clusters and self.before.bounded
+        error = self._padded[1] if allowed else self.sample.standard_error
+        return float(t.ppf([0.975, 0.8], clusters - 1).sum()) * error
 
 
 def share_as_far(difference: float, null: FloatArray, *, exact: bool) -> float:

@@ -8,7 +8,7 @@ with Small Expected Number of Positive Counts.
 
 from __future__ import annotations
 
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,42 +66,29 @@ def wilson(share: float, rows: float) -> Interval:
     return Interval(min(float(low), share), max(float(high), share))
 
 
-def agresti_min(wins: float, losses: float, rows: float) -> Interval:
-    """95% interval of a difference of two proportions over the same rows.
+def padded(difference: float, squares: float, rows: float) -> tuple[float, float]:
+    """A mean difference and its standard error once two rows are added, of which each differs half up and half down.
 
-    Source: Agresti and Min (2005), Simple Improved Confidence Intervals for Comparing Matched Proportions: Wald's
-    interval with half a row added to each of the four cells.
-    """
-    middle = (wins - losses) / (rows + 2)
-    return _within(middle, _QUANTILE * padded_error(middle, wins + losses, rows))
-
-
-def agresti_min_graded(difference: float, error: float, clusters: int) -> Interval:
-    """The same for differences between -1 and 1, by cluster, with Student's quantile."""
-    middle = difference * clusters / (clusters + 2)
-    half = float(t.ppf(0.975, clusters - 1)) * padded_error(
-        middle, sum_of_squares(difference, error, clusters), clusters
-    )
-    return _within(middle, half)
-
-
-def sum_of_squares(difference: float, error: float, clusters: int) -> float:
-    """Of the clusters' differences, from their mean and its standard error."""
-    return clusters * ((clusters - 1) * error**2 + difference**2)
-
-
-def padded_error(middle: float, squares: float, rows: float) -> float:
-    """Standard error of a mean difference with two rows added, which differ by 1, up in one half and down in the other.
+    Of right and wrong rows these are Agresti and Min (2005), Simple Improved Confidence Intervals for Comparing
+    Matched Proportions: half a row more in each of the four cells.
 
     Args:
-        middle: The mean difference with them.
-        squares: Sum of the squared differences without them.
-        rows: Rows without them.
+        difference: Mean over the rows, from -1 to 1.
+        squares: Sum of the rows' squared differences.
+        rows: Rows, or their effective number.
     """
-    return sqrt(squares + 1 - middle**2 * (rows + 2)) / (rows + 2)
+    middle = difference * rows / (rows + 2)
+    return middle, sqrt(squares + 1 - middle**2 * (rows + 2)) / (rows + 2)
 
 
-def _within(middle: float, half: float) -> Interval:
+def padded_clusters(difference: float, error: float, clusters: int) -> tuple[float, float]:
+    """The same of clusters, from their mean difference and its standard error."""
+    return padded(difference, clusters * ((clusters - 1) * error**2 + difference**2), clusters)
+
+
+def difference_interval(middle: float, error: float, degrees: float = inf) -> Interval:
+    """The 95% interval of a difference of scores between 0 and 1, by Student's quantile."""
+    half = float(t.ppf(0.975, degrees)) * error
     return Interval(max(-1.0, middle - half), min(1.0, middle + half))
 
 

@@ -33,7 +33,7 @@ def cluster_sums(counts: FloatArray, codes: NDArray[np.intp]) -> FloatArray:
     return sums[np.lexsort(sums.T)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """Clusters that were drawn, and the score of any choice of them.
 
@@ -63,7 +63,7 @@ class Sample:
         """The score without each cluster in turn."""
         return self.value(self.sums.sum(axis=0) - self.sums)
 
-    @property
+    @cached_property
     def influence(self) -> FloatArray:
         """How much each cluster lifts the score."""
         return self.without_each.mean() - self.without_each
