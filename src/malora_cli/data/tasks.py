@@ -44,6 +44,7 @@ class Task:
         validation: Rows to measure and choose by while training; none where the task can spare none.
         test: Rows that are scored by `malora eval`, and read by nothing else.
         overlap: Test rows that training gives away.
+        system: System prompt of rows without their own; None leaves it to the chat template.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Task:
     validation: Split
     test: Split
     overlap: Overlap
+    system: str | None
 
     @property
     def splits(self) -> tuple[tuple[str, Split], ...]:
@@ -80,13 +82,19 @@ def load_tasks(mix: MixSettings, encoder: Encoder, *, max_length: int) -> list[T
     if faults:
         raise _all_of(list(faults.values()))
     found = overlaps({name: (train, test) for name, (train, _, test) in splits.items()})
-    tasks = [Task(name, mix.tasks[name], *splits[name], found[name]) for name in splits]
+    tasks = [Task(name, mix.tasks[name], *splits[name], found[name], _system(mix, name)) for name in splits]
     for task in tasks:
         _warn(task, mix)
         same = one_answer(task.train)
         for line in (*([same] if same else []), *out_of_reach(task.settings, task.test, encoder)):
             warnings.warn(f"task '{task.name}': {line}", stacklevel=2)
     return tasks
+
+
+def _system(mix: MixSettings, name: str) -> str | None:
+    """The system prompt of a task."""
+    own = mix.tasks[name].system
+    return own if own is not None else mix.system
 
 
 def _all_of(faults: list[DataError]) -> DataError:
@@ -105,7 +113,7 @@ def _load_task(name: str, settings: TaskSettings, mix: MixSettings, encoder: Enc
         tested = settings.train
     else:
         held, tested = _rows(name, settings.test, "test", settings.bad_rows), settings.test
-    system = settings.system if settings.system is not None else mix.system
+    system = _system(mix, name)
 
     def encode(
         rows: Rows, source: SourceSettings, policy: LengthPolicy, bad_rows: str, *, once: bool, scored: bool

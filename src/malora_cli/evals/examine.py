@@ -12,6 +12,7 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.data.packing import packs
 from malora_cli.data.tasks import Task
 from malora_cli.errors import RunError
+from malora_cli.evals.choices import choice_nats, unasked
 from malora_cli.evals.metrics._base import Answer, Metric
 from malora_cli.evals.predict import MORE_MEMORY, generate_lots
 from malora_cli.evals.questions import Question
@@ -110,8 +111,8 @@ class Examiner:
             whole = [self.subject.key, self.encoder.fingerprint, "answer", *ends]
             return [key_of(*whole, question.prompt_ids) for question in questions]
         if metric.kind == "choices":
-            whole = [self.subject.key, self.encoder.fingerprint, "choices", metric.needs_prior]
-            return [key_of(*whole, question.prompt_ids, question.facts["choices"]) for question in questions]
+            whole = [self.subject.key, "choices", self._prior(task, metric)]
+            return [key_of(*whole, question.prompt_ids, question.choices) for question in questions]
         return []
 
     def _loss_keys(self, questions: Sequence[Question]) -> list[str]:
@@ -136,7 +137,7 @@ class Examiner:
         done = {number for number, key in enumerate(keys) if key in store.found}
         if metric.kind == "likelihood" or len(done) == len(keys):
             return
-        lots = {"generation": self._generated}[metric.kind]
+        lots = {"generation": self._generated, "choices": self._chosen}[metric.kind]
         with self.subject.asked() as model:
             for lot in lots(model, task, metric, questions, done):
                 fresh = {keys[number]: value for number, value in lot if keys[number] not in store.found}
@@ -151,6 +152,18 @@ class Examiner:
         longest = task.settings.max_new_tokens
         for lot in generate_lots(model, self.encoder, prompts, max_new_tokens=longest, batch=self.batch, done=done):
             yield [(number, {"answer": made.text, "tokens": made.tokens, "stop": made.stop}) for number, made in lot]
+
+    def _chosen(
+        self, model: Any, task: Task, metric: Metric, questions: Sequence[Question], done: set[int]
+    ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        prompts, choices = [question.prompt_ids for question in questions], [question.choices for question in questions]
+        prior = self._prior(task, metric)
+        for lot in choice_nats(model, prompts, choices, batch=self.batch, prior=prior, done=done):
+            yield [(number, {"nats": found.nats, "prior_nats": found.prior_nats}) for number, found in lot]
+
+    def _prior(self, task: Task, metric: Metric) -> list[int] | None:
+        """The prompt without a question, for a metric that weighs choices behind it as well."""
+        return unasked(self.encoder, task.system) if metric.needs_prior else None
 
     def _weigh(self, store: Store, keys: Sequence[str], questions: Sequence[Question]) -> None:
         """Keep the losses of the right answers, and what the tokens of all of them asked of the experts."""

@@ -23,6 +23,7 @@ class Question:
         references: Right answers, the one that is trained first.
         facts: What else metrics want of it.
         example: The tokens of prompt and first reference.
+        choices: The tokens of each choice, for a metric that weighs them.
     """
 
     row: int
@@ -30,6 +31,7 @@ class Question:
     references: list[str]
     facts: Mapping[str, Any]
     example: TrainExample
+    choices: list[list[int]]
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -50,9 +52,11 @@ class Question:
 def questions_of(split: Split, limit: int | None) -> list[Question]:
     """At most so many rows of a split, chosen as `Split.sample` does."""
     sample = split.sample(limit)
-    rows = split.rows.select(sample).select_columns(["row", "prompt", "references", "facts"])
+    rows = split.rows.select(sample).select_columns(["row", "prompt", "references", "facts", "choices"])
     return [
-        Question(row["row"], row["prompt"], row["references"], json.loads(row["facts"] or "{}"), example)
+        Question(
+            row["row"], row["prompt"], row["references"], json.loads(row["facts"] or "{}"), example, row["choices"]
+        )
         for row, example in zip(rows, split.examples(sample, 0), strict=True)
     ]
 
