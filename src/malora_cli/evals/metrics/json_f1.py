@@ -6,13 +6,14 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import Any, Literal
 
 from pydantic import Field
 
 from malora_cli.evals.metrics._base import TextMetric
 
+Pairs = Counter[tuple[Hashable, ...]]
 _FENCED = re.compile(r"```\w*\s*\n(.*?)```", re.DOTALL)
 _NONE = object()
 
@@ -34,30 +35,30 @@ class JsonF1(TextMetric):
         """Whether it is valid JSON."""
         return _value(reference) is not _NONE
 
-    def _pairs(self, text: str) -> Counter[tuple[Hashable, ...]] | None:
+    def _pairs(self, text: str) -> Pairs | None:
         """Every value of a text in JSON that holds no others, with its path; None where it is not valid."""
-        found: Counter[tuple[Hashable, ...]] = Counter()
-        left: list[tuple[tuple[Hashable, ...], Any]] = [((), _value(text))]
-        while left:  # of its own, as a text may nest deeper than functions may
+        whole = _value(text)
+        if whole is _NONE:
+            return None
+        found = Pairs()
+        left: list[tuple[tuple[Hashable, ...], Any]] = [((), whole)]
+        while left:  # a text may nest deeper than functions may
             path, value = left.pop()
-            if value is _NONE:
-                return None
-            items = self._items(value)
-            left += [((*path, key), inner) for key, inner in items]
-            if not items:
+            inner = self._inner(value)
+            left += [((*path, key), one) for key, one in inner]
+            if not inner:
                 found[(*path, *_leaf(value))] += 1
         return found
 
-    def _items(self, value: Any) -> list[tuple[Hashable, Any]]:
+    def _inner(self, value: Any) -> list[tuple[Hashable, Any]]:
         if isinstance(value, dict):
-            return list(value.items())
-        inner: Iterable[Any] = value if isinstance(value, list) else ()
-        return [(position if self.ordered else None, one) for position, one in enumerate(inner)]
+            return [(_composed(key), one) for key, one in value.items()]
+        listed = value if isinstance(value, list) else []
+        return [(position if self.ordered else None, one) for position, one in enumerate(listed)]
 
 
 def _value(text: str) -> Any:
     """What a text holds as JSON, else what its first fence does, else `_NONE`."""
-    text = unicodedata.normalize("NFC", text)
     for way in (text, *_FENCED.findall(text)[:1]):
         try:
             return json.loads(way, parse_constant=_refused)
@@ -67,10 +68,16 @@ def _value(text: str) -> Any:
 
 
 def _leaf(value: Any) -> tuple[str, Hashable]:
-    """A value that holds no others; in Python true equals 1, and in JSON it does not."""
+    """A value that holds no others, and its kind: in Python true equals 1, and in JSON it does not."""
     if isinstance(value, list | dict):
         return type(value).__name__, None
-    return ("number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__), value
+    if isinstance(value, str):
+        return "text", _composed(value)
+    return ("number" if type(value) in (int, float) else type(value).__name__), value
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)  # as some tokenizers do, so that no answer could be written otherwise
 
 
 def _refused(constant: str) -> None:

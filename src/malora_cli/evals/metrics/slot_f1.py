@@ -15,6 +15,7 @@ from malora_cli.recipe.settings import Text
 if TYPE_CHECKING:
     from malora_cli.results.statistics.arrays import FloatArray
 
+Slots = Counter[tuple[str, str]]
 #: An intent that stands alone.
 _INTENT = re.compile(r"[\w#+.:-]+")
 
@@ -29,9 +30,11 @@ class SlotF1(CorpusMetric):
 
     def counts(self, answer: Answer) -> tuple[float, ...]:
         """Slots that are right, wrong and missing, against the right answer that is nearest."""
-        given = self._slots(answer.text) or Counter()
+        import numpy as np
+
+        given = self._slots(answer.text)
         ways = [_compared(given, self._slots(reference)) for reference in answer.references]
-        return max(ways, key=lambda way: 2 * way[0] / max(2 * way[0] + way[1] + way[2], 1))
+        return max(ways, key=lambda way: float(self.value(np.asarray(way))))
 
     def value(self, sums: FloatArray) -> FloatArray:
         """``2 tp / (2 tp + fp + fn)``; 1 where there is nothing to be found, and nothing was."""
@@ -44,7 +47,7 @@ class SlotF1(CorpusMetric):
         """Whether it has a slot, or is an intent alone."""
         return self._slots(reference) is not None
 
-    def _slots(self, text: str) -> Counter[tuple[str, str]] | None:
+    def _slots(self, text: str) -> Slots | None:
         # What comes behind the first line is said beyond what was asked for.
         line = text if "\n" in self.separator else text.strip().partition("\n")[0]
         parts = [part.strip() for part in line.split(self.separator) if part.strip()]
@@ -57,9 +60,10 @@ class SlotF1(CorpusMetric):
         return Counter((folded(name), folded(value)) for name, _, value in pairs)
 
 
-def _compared(given: Counter[tuple[str, str]], wanted: Counter[tuple[str, str]] | None) -> tuple[float, ...]:
-    if wanted is None:  # nothing that could be given is right
-        return 0.0, float(given.total()), 1.0
+def _compared(given: Slots | None, wanted: Slots | None) -> tuple[float, ...]:
+    """Right, wrong and missing; what cannot be read is never right, as it would be where there are no slots."""
+    if given is None or wanted is None:
+        return 0.0, float(not wanted), float(wanted.total() if wanted else 0)
     right = (given & wanted).total()
     return float(right), float(given.total() - right), float(wanted.total() - right)
 
