@@ -136,6 +136,17 @@ def test_every_metric_can_be_had_as_one_of_evaluate(name: str, own: Any) -> None
     assert one[name] == metric.measured(marks[1:]).score or name == "macro-f1"
 
 
+@pytest.mark.parametrize(
+    ("name", "columns", "score"),
+    [("accuracy", {}, 0.5), ("accuracy-norm", {}, 1), ("accuracy-pmi", {"prior_nats": [[1.0, 3.0], [2.0, 3.5]]}, 0.5)],
+)
+def test_choices_can_be_scored_by_evaluate(name: str, columns: dict[str, Any], score: float) -> None:
+    nats, choices = [[2.0, 1.0], [3.0, 2.5]], [["cold", "heat"], ["a cold wind", "it"]]
+    rights = ["heat", "a cold wind"]
+    computed = as_evaluate(name).compute(predictions=nats, references=rights, choices=choices, **columns)
+    assert computed == {name: score, "unread": 0}
+
+
 def test_likelihoods_can_be_scored_by_evaluate() -> None:
     computed = as_evaluate("likelihood").compute(predictions=[1.0, 2.0], references=["ab", "c"])
     assert computed == {"likelihood": pytest.approx(0.36787944), "unread": 0}

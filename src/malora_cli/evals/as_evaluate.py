@@ -33,6 +33,8 @@ class AsEvaluate(evaluate.Metric):
         columns = ("references", *self.metric.needs)
         ways = product((Listed(_TEXT), _TEXT), repeat=len(columns))  # one text may stand for a list of one
         predictions = {"predictions": _PREDICTIONS[self.metric.kind]}
+        if self.metric.needs_prior:
+            predictions["prior_nats"] = Listed(_NATS)
         return evaluate.MetricInfo(
             description=type(self.metric).__doc__,
             citation="",
@@ -55,6 +57,7 @@ class AsEvaluate(evaluate.Metric):
             case "generation":
                 return Answer(prediction, references, facts=facts)
             case "choices":
-                return Answer("", references, facts=facts, nats=prediction)
+                prior = facts.pop("prior_nats", ())
+                return Answer("", references, facts=facts, nats=prediction, prior_nats=prior)
             case "likelihood":
                 return Answer("", references, facts=facts, reference_nats=prediction)
