@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from malora_cli.errors import DataError
 from malora_cli.evals.metrics import METRICS
 from malora_cli.evals.metrics._base import Answer, Metric
+from malora_cli.results.statistics import compare
 
 #: The example that sacrebleu's README has: three answers, two references each, one of them missing.
 ANSWERS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
@@ -112,6 +113,16 @@ def test_rouge_of_an_example_that_is_published_is_the_librarys() -> None:
         library = RougeScorer([counted]).score_multi([quick, "no word"], jumps)[counted].fmeasure
         assert METRICS[kind]().scores([jumps], [["no word", quick]]) == [library]
     assert METRICS["rouge-1"]().scores([jumps], [[quick]]) == [pytest.approx(2 * 0.75 * 6 / 9 / (0.75 + 6 / 9))]
+
+
+def test_a_short_answer_wins_its_row_though_it_has_no_4_grams() -> None:
+    metric, rights = METRICS["bleu"](), [["a dog"], ["a cat sat on a mat"]]
+    before, after = (
+        metric.measured(metric.marks(answers(texts, rights)))
+        for texts in (["no", "a cat sat on a mat"], ["a dog", "a cat sat on a mat"])
+    )
+    found = compare(before, after)
+    assert (found.wins, found.ties, found.losses) == (1, 1, 0)
 
 
 # ---------------------------------------------------------------- labels

@@ -99,7 +99,9 @@ class Metric(MetricSettings):
 
         is_mean = type(self).value is Metric.value  # it says of scores of 0 and 1 that they are proportions
         counts = np.asarray([mark.counts for mark in marks], dtype=np.float64)
-        return Measured(counts, clusters, ratio if is_mean else self.value)
+        if is_mean:
+            return Measured(counts, clusters)
+        return Measured(counts, clusters, self.value, own=[mark.score for mark in marks])
 
 
 class CorpusMetric(Metric):

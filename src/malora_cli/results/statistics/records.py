@@ -30,6 +30,7 @@ class Measured:
         clusters: The cluster of every row, numbers or strings; None makes each row its own.
         value: From sums of counts, shape ``(..., k)``, to scores, shape ``(...)``.
         bounded: Whether the score lies between 0 and 1 whatever the rows; a loss does not.
+        own: What each row scores alone, for which of two models wins it; None is what its counts come to.
 
     Raises:
         DataError: There are no rows, not as many clusters as rows, or the score is not finite.
@@ -39,6 +40,7 @@ class Measured:
     clusters: ArrayLike | None = None
     value: Callable[[FloatArray], FloatArray] = ratio
     bounded: bool = True
+    own: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         import numpy as np
@@ -89,7 +91,9 @@ class Measured:
     @cached_property
     def row_scores(self) -> FloatArray:
         """The score of every row alone."""
-        return self.value(self.counts)
+        import numpy as np
+
+        return self.value(self.counts) if self.own is None else np.asarray(self.own, dtype=np.float64)
 
     @cached_property
     def is_binary(self) -> bool:
