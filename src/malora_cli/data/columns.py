@@ -34,7 +34,8 @@ class RowReader:
         available: Columns of the rows.
         source: Where the rows come from, for messages.
         speakers: Roles of names in messages that are not usual ones.
-        needs: Facts that the task's metric wants of a row.
+        needs: Facts that the task's metric needs of a row.
+        wants: Facts that it takes where a column is named for them.
         scored: Whether the rows are scored, so that their facts are read.
 
     Raises:
@@ -50,9 +51,10 @@ class RowReader:
         source: str,
         speakers: Mapping[str, str] | None = None,
         needs: Sequence[str] = (),
+        wants: Sequence[str] = (),
         scored: bool = False,
     ) -> None:
-        known = dict.fromkeys((*form.all_roles, *form.keys, *needs, CLUSTER))
+        known = dict.fromkeys((*form.all_roles, *form.keys, *needs, *wants, CLUSTER))
         unknown = set(columns) - set(known)
         if unknown:
             raise DataError(
@@ -69,7 +71,8 @@ class RowReader:
         absent = {
             role for role in form.optional if role not in columns and (role in form.mapped or role not in available)
         }
-        facts = [need for need in needs if need not in form.facts] + [CLUSTER] * (CLUSTER in columns)
+        facts = [need for need in needs if need not in form.facts]
+        facts += [fact for fact in (*wants, CLUSTER) if fact in columns]
         self.facts = tuple(facts) if scored else ()
         self.structured = {*form.structured, *facts}
         roles = dict.fromkeys((*form.all_roles, *self.facts))

@@ -118,13 +118,21 @@ def _load_task(name: str, settings: TaskSettings, mix: MixSettings, encoder: Enc
     def encode(
         rows: Rows, source: SourceSettings, policy: LengthPolicy, bad_rows: str, *, once: bool, scored: bool
     ) -> Split:
-        needs = settings.metric.needs
+        metric = settings.metric
         form = source.format or settings.format
         columns = settings.columns if source.columns is None else source.columns
         if settings.supervise == "last" and not FORMATS[form].keys:
             raise DataError(f"format '{form}' has one answer a row", where=source.path, fix="Leave supervise out.")
         reader = RowReader(
-            form, FORMATS[form], columns, rows.columns, rows.source, settings.speakers, needs, scored=scored
+            form,
+            FORMATS[form],
+            columns,
+            rows.columns,
+            rows.source,
+            settings.speakers,
+            needs=metric.needs,
+            wants=metric.wants,
+            scored=scored,
         )
         rows.check(reader.used, reader.needed)
         last = settings.supervise == "last"

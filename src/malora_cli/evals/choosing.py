@@ -7,6 +7,7 @@ from typing import cast
 
 from malora_cli.errors import RecipeError
 from malora_cli.evals.metrics._base import Metric
+from malora_cli.evals.sandbox import open_sandbox
 from malora_cli.recipe import MixSettings
 from malora_cli.registry import did_you_mean
 
@@ -50,10 +51,11 @@ def _named(mix: MixSettings, name: str) -> list[str]:
 
 
 def check_code(mix: MixSettings, *, allowed: bool) -> None:
-    """Make sure that no generated code is run that nobody has allowed to.
+    """Make sure that no generated code is run that nobody has allowed to, and that there is a sandbox for it.
 
     Raises:
-        RecipeError: A task's metric runs code.
+        RecipeError: A task's metric runs code, and nobody has allowed it.
+        RunError: No sandbox works here.
     """
     running = [name for name, task in mix.tasks.items() if cast(Metric, task.metric).runs_code]
     if running and not allowed:
@@ -64,3 +66,5 @@ def check_code(mix: MixSettings, *, allowed: bool) -> None:
             where=_WHERE,
             fix=f"Add --allow-code, which runs it in a sandbox{leave}.",
         )
+    if running:
+        open_sandbox(workers=1).close()

@@ -65,6 +65,8 @@ class MetricSettings(Settings):
     kind: ClassVar[Kind] = "generation"
     #: What it wants of a row besides the right answers, such as ``("tests",)``: the task's `columns` say where it is.
     needs: ClassVar[tuple[str, ...]] = ()
+    #: What it takes besides, where `columns` name it.
+    wants: ClassVar[tuple[str, ...]] = ()
 
     name: Text = Field(description="Metric")
 
