@@ -14,7 +14,7 @@ from math import sqrt
 import numpy as np
 from scipy.special import ndtri
 
-from malora_cli.results.statistics.paired import Pair, paired, share_as_far
+from malora_cli.results.statistics.paired import pair_of, paired, share_as_far
 from malora_cli.results.statistics.records import Interval, Measured, Paired
 from malora_cli.results.statistics.single import score_interval
 
@@ -27,7 +27,7 @@ def macro_interval(tasks: Sequence[Measured], weights: Sequence[float] | None) -
 def paired_macro(befores: Sequence[Measured], afters: Sequence[Measured], weights: Sequence[float] | None) -> Paired:
     """How the weighted mean of scores differs; under the null, answers are exchanged within every task."""
     shares = _weights(befores, weights)
-    pairs = [Pair(before, after) for before, after in zip(befores, afters, strict=True)]
+    pairs = [pair_of(before, after) for before, after in zip(befores, afters, strict=True)]
     if len(pairs) == 1:
         return paired(befores[0], afters[0])
     differences = [pair.difference for pair in pairs]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from malora_cli.results.statistics.proportions import effective_rows, few_clusters, rows_of_error, wilson
 from malora_cli.results.statistics.records import Interval, Measured
 from malora_cli.results.statistics.resampling import ENOUGH, Sample, bootstrap_interval, student_interval
 
 
+@lru_cache(maxsize=64)
 def score_interval(measured: Measured) -> Interval | None:
     """The 95% interval of a score, None where there are not two clusters."""
     if measured.cluster_count < 2:
