@@ -18,6 +18,7 @@ from malora_cli.data.batch import Packer, collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.errors import RunError
 from malora_cli.evals import evaluate as evaluate_module
+from malora_cli.evals import predict as predict_module
 from malora_cli.evals.evaluate import evaluate_run
 from malora_cli.evals.predict import predict
 from malora_cli.export import merge
@@ -240,25 +241,25 @@ def test_generating_halves_and_answers_alike(tiny_model: Path, monkeypatch: pyte
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     encoder = Encoder(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-    prompts = [tokenizer(f"word {number}")["input_ids"] for number in range(9)]
-    prompts.append(tokenizer("x")["input_ids"])
+    prompts = [tokenizer(f"word {number}")["input_ids"] for number in range(16)]
 
     def answers() -> list[str]:
         return predict(model, encoder, prompts, max_new_tokens=4, batch=Packer(8))
 
     tried: list[int] = []
-    generate, whole = model.generate, answers()
+    plain, whole = predict_module.decode, answers()
 
-    def crowded(input_ids: Tensor, **settings: Any) -> Any:
-        tried.append(len(input_ids))
-        if len(input_ids) > room:
+    def crowded(model: Any, rows: Any, at_once: int) -> None:
+        tried.append(at_once)
+        if at_once > room:
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-        return generate(input_ids=input_ids, **settings)
+        plain(model, rows, at_once)
 
-    monkeypatch.setattr(model, "generate", crowded)
+    monkeypatch.setattr(predict_module, "decode", crowded)
+    monkeypatch.setattr(predict_module, "_BATCHES", 1)
     room = 2
     assert answers() == whole
-    assert tried == [8, 4, 2, 2, 2, 2, 2], "the tokens that fit are remembered"
+    assert tried == [8, 4, 2, 2], "the tokens that fit are remembered"
     room = 0
     with pytest.raises(RunError, match=r"^generating answers: a micro-batch of one row does not fit .* more memory.$"):
         answers()

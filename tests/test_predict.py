@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
+from malora_cli.evals import predict as predict_module
 from malora_cli.evals.predict import Generated, generate_lots, lots, predict
 
 
@@ -30,10 +31,11 @@ def of_lengths(*lengths: int) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("batch", "expected"),
     [
-        (Packer(3), [[3, 1, 5], [4, 0, 2]]),
-        (Packer(8), [[3, 1, 5, 4, 0, 2]]),
-        (Packer(3, 24), [[3, 1], [5, 4, 0], [2]]),
-        (Packer(8, 1), [[3], [1], [5], [4], [0], [2]]),
+        (Packer(1), [[3, 1, 5, 4], [0, 2]]),
+        (Packer(2), [[3, 1, 5, 4, 0, 2]]),
+        (Packer(8, 1), [[3, 1, 5, 4], [0, 2]]),
+        (Packer(8, 21), [[3, 1, 5, 4], [0, 2]]),
+        (Packer(8, 22), [[3, 1, 5, 4, 0, 2]]),
     ],
 )
 def test_the_longest_prompts_come_first_by_rows_and_tokens(batch: Packer, expected: list[list[int]]) -> None:
@@ -51,10 +53,11 @@ def test_equal_prompts_are_answered_once(model: PreTrainedModel, encoder: Encode
     assert texts == [answers[index].text for index in range(5)]
 
 
-@pytest.mark.parametrize("done", [(), (0, 1, 2, 3), (6, 7), (3, 5), range(9)])
+@pytest.mark.parametrize("done", [(), (0, 1, 2, 3), (6, 7, 8), (3, 5), range(9)])
 def test_whole_lots_are_left_out_and_others_made_anew(
-    model: PreTrainedModel, encoder: Encoder, done: Sequence[int]
+    model: PreTrainedModel, encoder: Encoder, done: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(predict_module, "_BATCHES", 1)
     prompts = of_lengths(9, 8, 7, 6, 5, 4, 3, 2, 1)
 
     def made(done: Sequence[int] = ()) -> list[list[tuple[int, Generated]]]:

@@ -17,11 +17,14 @@ from transformers import BatchEncoding, GenerationConfig, PreTrainedModel
 
 from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
+from malora_cli.evals.decoding import Row, can_decode, decode
 from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.modeling.positions import most_positions
 
 MORE_MEMORY = "Evaluate on a device with more memory."
 
+#: Batches of a lot.
+_BATCHES = 4
 #: What ended an answer: a token, a text, its longest length, or the last position that the model has.
 Stop = Literal["end", "stop string", "length", "room"]
 
@@ -44,9 +47,12 @@ class Generated:
 def lots(prompts: Sequence[Sequence[int]], batch: Packer, max_new_tokens: int) -> list[list[int]]:
     """Which prompts are answered together: the longest first, and equal ones once.
 
+    A lot is of several batches, so that others can take the place of rows that are finished; a rest of less than one
+    goes with the lot before it.
+
     Args:
         prompts: Tokens of each prompt.
-        batch: Prompts of a lot at most, and its tokens, with padding and the longest answers.
+        batch: Prompts at once at most, and their tokens, with padding and the longest answers.
         max_new_tokens: Longest answer.
 
     Returns:
@@ -59,8 +65,9 @@ def lots(prompts: Sequence[Sequence[int]], batch: Packer, max_new_tokens: int) -
     found = []
     while order:
         rows = _rows(batch, len(prompts[order[0]]) + max_new_tokens)
-        found.append(order[:rows])
-        order = order[rows:]
+        size = len(order) if len(order) < (_BATCHES + 1) * rows else _BATCHES * rows
+        found.append(order[:size])
+        order = order[size:]
     return found
 
 
@@ -92,7 +99,7 @@ def generate_lots(
     alike: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         alike.setdefault(tuple(prompt), []).append(index)
-    generator = _Generator(model, encoder, max_new_tokens)
+    generator = _Generator(model, encoder, max_new_tokens, batch)
     for lot in lots(prompts, batch, max_new_tokens):
         groups = [alike[tuple(prompts[index])] for index in lot]
         if not all(index in done for group in groups for index in group):
@@ -122,26 +129,25 @@ def _rows(batch: Packer, width: int) -> int:
 class _Generator:
     """Answers one lot after another, and remembers how many tokens at once memory did not suffice for."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, encoder: Encoder, max_new_tokens: int) -> None:
-        self.model, self.encoder, self.max_new_tokens = model, encoder, max_new_tokens
-        self.stops = {*encoder.stop_ids, *_own_stops(model)}
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, encoder: Encoder, max_new_tokens: int, batch: Packer
+    ) -> None:
+        self.model, self.encoder, self.max_new_tokens, self.batch = model, encoder, max_new_tokens, batch
+        self.decoder = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.stops = {*encoder.stop_ids, *_own_stops(self.decoder)}
         self.positions = most_positions(model)
-        self.tokens: int | None = None
+        self.made = self._decoded if can_decode(self.decoder) else self._generated
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Generated]:
         """Answers to one lot, longest prompt first."""
-        found: list[Generated] = []
-        while len(found) < len(prompts):
-            width = len(prompts[len(found)]) + self.max_new_tokens
-            rows = _rows(Packer(len(prompts) - len(found), self.tokens), width)
-            part = prompts[len(found) : len(found) + rows]
-            with Attempt() as attempt:
-                made = self._made(part)
-            if attempt.out_of_memory:
-                self.tokens = halved(Packer(rows, rows * width), "generating answers", fix=MORE_MEMORY).tokens
-            else:
-                found += [self._answer(prompt, ids) for prompt, ids in zip(part, made, strict=True)]
-        return found
+        width = len(prompts[0]) + self.max_new_tokens
+        while True:
+            rows = min(len(prompts), _rows(self.batch, width))
+            with Attempt():
+                made = self.made(prompts, rows)
+                return [self._answer(prompt, ids) for prompt, ids in zip(prompts, made, strict=True)]
+            tokens = halved(Packer(rows, rows * width), "generating answers", fix=MORE_MEMORY).tokens
+            self.batch = Packer(self.batch.rows, tokens)  # shorter prompts may still be as many
 
     def _answer(self, prompt: Sequence[int], ids: Sequence[int]) -> Generated:
         end = next((at for at, token in enumerate(ids) if token in self.stops), len(ids))  # then padding
@@ -158,32 +164,47 @@ class _Generator:
         limit = self.positions
         return self.max_new_tokens if limit is None else min(self.max_new_tokens, limit + 1 - len(prompt))
 
-    @torch.no_grad()
-    def _made(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Tokens that continue the prompts, each up to what ends it."""
-        greedy = self._greedy()
-        alike, others = prompts, prompts[:0]
-        if self._room(prompts[0]) < self.max_new_tokens:
-            alike = [prompt for prompt in prompts if len(prompt) == len(prompts[0])]  # each has all its room
-            others = prompts[len(alike) :]
-            greedy.max_new_tokens = self._room(prompts[0])
-        return self._continued(alike, greedy) + (self._made(others) if others else [])
+    def _ends(self, made: Sequence[int]) -> bool:
+        if made[-1] in self.stops:
+            return True
+        texts = self.encoder.stop_texts
+        if not texts:
+            return False
+        longest = max(len(text.encode()) for text in texts)  # a token is a byte or more
+        end = self.encoder.tokenizer.decode(made[-longest - 1 :])
+        return any(text in end for text in texts)
 
-    def _greedy(self) -> GenerationConfig:
-        return GenerationConfig(
+    @torch.no_grad()
+    def _decoded(self, prompts: Sequence[Sequence[int]], at_once: int) -> list[list[int]]:
+        rows = [Row(prompt, self._room(prompt), self._ends) for prompt in prompts]
+        decode(self.decoder, rows, at_once)
+        return [row.made for row in rows]
+
+    @torch.no_grad()
+    def _generated(self, prompts: Sequence[Sequence[int]], at_once: int) -> list[list[int]]:
+        """By transformers, for models whose keys and values are not ours to keep; padded behind what ends an answer."""
+        found: list[list[int]] = []
+        while part := prompts[len(found) :][:at_once]:
+            room = self._room(part[0])
+            if room < self.max_new_tokens:
+                part = [prompt for prompt in part if len(prompt) == len(part[0])]  # each has all its room
+            found += self._continued(part, room)
+        return found
+
+    def _continued(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        greedy = GenerationConfig(
             do_sample=False,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             eos_token_id=sorted(self.stops) or None,
             stop_strings=self.encoder.stop_texts or None,
             # Padding is masked, and so of any token; some models have none for it, or one that they cannot embed.
             pad_token_id=min(self.stops, default=0),
         )
 
-    def _continued(self, prompts: Sequence[Sequence[int]], greedy: GenerationConfig) -> list[list[int]]:
-        padded = _padded(prompts, greedy.pad_token_id).to(next(self.model.parameters()).device)
+        padded = _padded(prompts, greedy.pad_token_id).to(self.decoder.device)
         ids = padded["input_ids"]
-        with _generating_by(self.model, greedy):
-            output = self.model.generate(
+        with _generating_by(self.decoder, greedy):
+            output = self.decoder.generate(
                 input_ids=ids, attention_mask=padded["attention_mask"], tokenizer=self.encoder.tokenizer
             )
         return output[:, ids.shape[1] :].tolist()
@@ -197,26 +218,20 @@ def _padded(prompts: Sequence[Sequence[int]], pad: int) -> BatchEncoding:
     return BatchEncoding({"input_ids": ids, "attention_mask": mask}, tensor_type="pt")
 
 
-def _own_stops(model: PreTrainedModel | PeftModel) -> list[int]:
+def _own_stops(decoder: PreTrainedModel) -> list[int]:
     """Tokens that end an answer by the model's own word; chat models have marks there that their tokenizer lacks."""
-    decoder = _decoder(model)
     ends = decoder.generation_config.eos_token_id
     known = decoder.get_input_embeddings().weight.shape[0]  # a default may be of a larger model
     return [end for end in ([ends] if isinstance(ends, int) else ends or []) if end < known]
 
 
-def _decoder(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
 @contextmanager
-def _generating_by(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
+def _generating_by(decoder: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Put ``config`` in the place of the model's own.
 
     An argument to ``generate`` would only be laid over the model's own, and many models ship a repetition penalty
     there: what came out would not be greedy.
     """
-    decoder = _decoder(model)
     own, decoder.generation_config = decoder.generation_config, config
     try:
         yield
