@@ -170,6 +170,11 @@ def test_of_several_right_labels_any_is_right() -> None:
     assert not METRICS["macro-f1"]().marks(answers(["c"], [["c"]]))[0].unread
 
 
+def test_free_text_is_not_taken_for_labels() -> None:
+    with pytest.raises(DataError, match="macro-f1 of 2,001 labels, where 2,000 are the most"):
+        METRICS["macro-f1"]().marks(answers([""] * 2001, [[f"text {number}"] for number in range(2001)]))
+
+
 # ---------------------------------------------------------------- slots and JSON
 
 
