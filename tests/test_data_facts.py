@@ -122,3 +122,15 @@ def test_a_row_without_a_right_choice_is_told(
 ) -> None:
     with pytest.raises(DataError, match=told):
         split_of({**NAMED, **changes}, PAIR, encoder, tmp_path)
+
+
+def test_what_a_metric_takes_besides_is_kept_where_a_column_is_named_for_it() -> None:
+    def kept(columns: dict[str, Any]) -> dict[str, Any]:
+        form = "prompt-completion"
+        given = RowReader(form, FORMATS[form], columns, ROW, "rows", needs=("tests",), wants=("stub",), scored=True)
+        return dict(given(ROW).facts)
+
+    assert kept({"tests": "checks"}) == {"tests": ["assert f() == 5"]}
+    assert kept({"tests": "checks", "stub": "text"}) == {"tests": ["assert f() == 5"], "stub": "t1"}
+    with pytest.raises(RowError, match="no 'n'"):
+        kept({"tests": "checks", "stub": "n"})

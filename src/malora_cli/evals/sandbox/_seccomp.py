@@ -22,7 +22,7 @@ _PROCESSES = (
 _FILES = (
     "chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat setxattr lsetxattr fsetxattr setxattrat removexattr "
     "lremovexattr fremovexattr removexattrat utime utimes futimesat utimensat mount umount2 chroot pivot_root "
-    "open_by_handle_at file_setattr"
+    "open_by_handle_at file_setattr truncate"
 )
 _MACHINE = (
     "shmget semget msgget mq_open keyctl add_key request_key bpf perf_event_open userfaultfd settimeofday "

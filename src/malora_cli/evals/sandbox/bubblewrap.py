@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -29,10 +30,11 @@ class Bubblewrap(Backend):
         with tempfile.TemporaryFile() as program:
             program.write(denied().program)
             program.seek(0)
-            bound = [text for path in readable() if path.is_dir() for text in ("--ro-bind", str(path), str(path))]
+            given = [text for path in readable() for text in ("--ro-bind", str(path), str(path))]
             arguments = [
                 *("bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--clearenv"),
-                *(*bound, "--dev", "/dev", "--bind", str(folder), "/work", "--chdir", "/work"),
+                *(*given, "--dev-bind", os.devnull, os.devnull, "--bind", str(folder), "/work", "--chdir", "/work"),
+                *("--remount-ro", "/"),  # it lies in memory, which no limit would count
                 *("--seccomp", str(program.fileno()), "--", *interpreter()),
             ]
             return PopenCell(arguments, folder, lambda: limit(limits), keep=(program.fileno(),))
