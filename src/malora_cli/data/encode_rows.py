@@ -22,7 +22,7 @@ from malora_cli.data.cache import cached, key_of
 from malora_cli.data.chat.template import APART, Segment
 from malora_cli.data.columns import CHOICES, RowReader
 from malora_cli.data.encoding import Encoded, Encoder
-from malora_cli.data.formats._base import Example, RowError
+from malora_cli.data.formats._base import Example, RowError, Turn
 from malora_cli.data.lengths import fit
 from malora_cli.data.rows import Rows, joined
 from malora_cli.data.splits import LONGER, SAMPLES, Split
@@ -82,6 +82,7 @@ class Encoding:
         last: Supervise the last answer of a conversation alone.
         once: One row an example, that of the last answer: it is what is scored.
         references: Which of several right answers are trained; None is the first, and says so.
+        before: Turns in front of each example, behind its system prompt.
     """
 
     reader: RowReader
@@ -93,6 +94,7 @@ class Encoding:
     last: bool = False
     once: bool = False
     references: References | None = None
+    before: tuple[Turn, ...] = ()
 
     def split(self, rows: Rows) -> Split:
         """The encoded rows, from the cache where they are there.
@@ -102,7 +104,8 @@ class Encoding:
         """
         parts = [self.reader.fingerprint, self.system, self.encoder.fingerprint]
         policy = [self.max_length, self.too_long, self.bad_rows, self.last, self.once, self.references]
-        key = key_of("encoded", rows.sha256(self.reader.used), *parts, *policy)
+        shown = [[turn.role, turn.text, turn.extra] for turn in self.before]
+        key = key_of("encoded", rows.sha256(self.reader.used), *parts, *policy, *([shown] if shown else []))
         try:
             folder, about = cached(key, lambda scratch: self._fill(rows, scratch))
         except _RowFaultError as fault:
@@ -270,7 +273,7 @@ class _EncodeBatch:
 
     def _read(self, row: dict[str, Any], number: int) -> tuple[list[_Readable], tuple[str, ...]]:
         """The rows that an example becomes, and what is to be said of it."""
-        example = self.encoding.reader(row)
+        example = self.encoding.reader(row).behind(self.encoding.before)
         encoder = self.encoding.encoder
         found: list[_Readable] = []
         told = dict.fromkeys(example.remarks)

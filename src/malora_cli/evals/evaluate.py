@@ -16,13 +16,15 @@ from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.routing import RoutingTally, routing_of
 from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
+from malora_cli.data.splits import Split
+from malora_cli.data.task_rows import TaskRows
 from malora_cli.data.tasks import Task, load_tasks
-from malora_cli.errors import DataError, RunError
+from malora_cli.errors import DataError, RecipeError, RunError
 from malora_cli.evals.against import answers_in
 from malora_cli.evals.choosing import check_code, choose_tasks
 from malora_cli.evals.examine import Examiner, Progress
 from malora_cli.evals.metrics._base import Metric
-from malora_cli.evals.questions import questions_of, sample_hash
+from malora_cli.evals.questions import Question, questions_of, sample_hash, shown_solved
 from malora_cli.evals.scoring import Scored, averaged, differences
 from malora_cli.evals.subject import Models, Subject
 from malora_cli.modeling import BaseModel, base_of_run, load_tokenizer
@@ -144,7 +146,31 @@ class _Evaluation:
         self.limit = wanted.limit if wanted.limit is not None else recipe.eval.rows
         self.encoder = Encoder(load_tokenizer(base, recipe.model))
         self.tasks = load_tasks(mix, self.encoder, max_length=recipe.train.max_length)
-        self.questions = {task.name: questions_of(task.test, self.limit) for task in self.tasks}
+        self.splits = {task.name: self._split(task) for task in self.tasks}
+        self.questions = {name: questions_of(split, self.limit) for name, split in self.splits.items()}
+
+    def _split(self, task: Task) -> Split:
+        """The rows of a task that are asked for."""
+        if self.wanted.split == "test":
+            return task.test
+        if not len(task.validation):
+            raise DataError(
+                "there are no validation rows", where=f"task '{task.name}'", fix="Give it some: mix.validation."
+            )
+        if self.wanted.shots:
+            raise RecipeError("solved rows stand in front of test rows only", where="--shots", fix="Leave --split out.")
+        return task.validation
+
+    def _asked(self, subject: Subject, task: Task) -> list[Question]:
+        """The questions of a task as a model is asked them: the base model behind solved rows, where these are wanted.
+
+        An adapter is asked as it was trained.
+        """
+        questions = self.questions[task.name]
+        if subject.name != _BASE or not self.wanted.shots:
+            return questions
+        rows = TaskRows(task.name, task.settings, self.recipe.mix, self.encoder, self.recipe.train.max_length)
+        return shown_solved(questions, rows.behind_solved(task.train, self.wanted.shots))
 
     def carried_out(
         self, subject: Subject, other: Subject | None, *, name: str, step: int, mix: str | None
@@ -161,6 +187,8 @@ class _Evaluation:
             seconds=time.perf_counter() - self.started,
             against=against,
             mix=mix,
+            split=self.wanted.split,
+            shots=self.wanted.shots,
             tasks=self._compared(scored, others),
             expert_load=routing.load_by_group(tallies) if routing is not None else None,
             gate_entropy=routing.entropy_by_group(tallies) if routing is not None else None,
@@ -195,7 +223,7 @@ class _Evaluation:
         examiner = Examiner(subject, self.encoder, batch, self.wanted.rescore, self.wanted.progress)
         scored, tallies = dict[str, Scored](), dict[str, RoutingTally]()
         for task in self.tasks:
-            questions = self.questions[task.name]
+            questions = self._asked(subject, task)
             found = examiner.examine(task, _metric(task), questions)
             scored[task.name] = Scored.of(_metric(task), questions, found.answers, found.nats)
             if found.tally is not None:
@@ -210,7 +238,7 @@ class _Evaluation:
                 metric=str(task.settings.metric),
                 rows=len(self.questions[task.name]),
                 clusters=scored[task.name].measured.cluster_count,
-                sample=sample_hash(task.test, self.limit),
+                sample=sample_hash(self.splits[task.name], self.limit),
                 model=scored[task.name].scores,
                 against=others[task.name].scores if others is not None else None,
                 difference=found.get(task.name),

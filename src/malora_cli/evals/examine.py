@@ -20,6 +20,7 @@ from malora_cli.evals.store import Store, key_of
 from malora_cli.evals.subject import Subject
 from malora_cli.modeling.heldout import HeldOut, held_out
 from malora_cli.modeling.memory import fitting
+from malora_cli.modeling.positions import most_positions
 
 
 class Progress(Protocol):
@@ -90,7 +91,7 @@ class Examiner:
         known = [store.found[key] for key in keys] if keys else [{}] * len(questions)
         answers = [
             Answer(
-                text=str(found.get("answer", "")),
+                text=_text(found, question),
                 references=question.references,
                 prompt=question.prompt,
                 facts=question.facts,
@@ -162,7 +163,7 @@ class Examiner:
             yield [(number, {"nats": found.nats, "prior_nats": found.prior_nats}) for number, found in lot]
 
     def _prior(self, task: Task, metric: Metric) -> list[int] | None:
-        """The prompt without a question, for a metric that weighs choices behind it as well."""
+        """The prompt without a question, where the metric weighs choices behind it too."""
         return unasked(self.encoder, task.system) if metric.needs_prior else None
 
     def _weigh(self, store: Store, keys: Sequence[str], questions: Sequence[Question]) -> None:
@@ -170,6 +171,7 @@ class Examiner:
         if all(key in store.found for key in keys):
             return
         with self.subject.asked() as model:
+            _check_positions(model, max(len(question.example.input_ids) for question in questions))
             measured = _losses(model, questions, self.batch)
         lot: dict[str, dict[str, Any]] = {
             key: {"loss": pair} for key, pair in zip(keys, measured.examples, strict=True) if key not in store.found
@@ -182,6 +184,28 @@ class Examiner:
         if kept is None or not self.subject.models.is_loaded:
             return None
         return RoutingTally.of(kept, next(self.subject.models.loaded.parameters()).device)
+
+
+def _text(found: dict[str, Any], question: Question) -> str:
+    """What a model said, or the choice that it finds most likely."""
+    if "nats" in found:
+        nats = found["nats"]
+        return str(question.facts["choices"][min(range(len(nats)), key=nats.__getitem__)])
+    return str(found.get("answer", ""))
+
+
+def _check_positions(model: Any, longest: int) -> None:
+    """Make sure that a model has positions for the longest row.
+
+    Raises:
+        RunError: It has none, as where solved rows stand in front.
+    """
+    most = most_positions(model)
+    if most is not None and longest > most:
+        raise RunError(
+            f"the longest row has {longest:,} tokens, and this model has positions for {most:,}",
+            fix="Show fewer solved rows (--shots), or leave the longest rows out (train.max_length).",
+        )
 
 
 def _together(keys: Sequence[str]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from malora_cli.data.batch import TrainExample
@@ -23,7 +23,7 @@ class Question:
         references: Right answers, the one that is trained first.
         facts: What else metrics want of it.
         example: The tokens of prompt and first reference.
-        choices: The tokens of each choice, for a metric that weighs them.
+        choices: The tokens of each choice, where the task's metric weighs them.
     """
 
     row: int
@@ -58,6 +58,22 @@ def questions_of(split: Split, limit: int | None) -> list[Question]:
             row["row"], row["prompt"], row["references"], json.loads(row["facts"] or "{}"), example, row["choices"]
         )
         for row, example in zip(rows, split.examples(sample, 0), strict=True)
+    ]
+
+
+def shown_solved(questions: Sequence[Question], split: Split) -> list[Question]:
+    """The same questions behind solved rows.
+
+    Args:
+        questions: As they are asked otherwise.
+        split: The rows that they are of, with solved ones in front.
+    """
+    places = {row: place for place, row in enumerate(split.rows["row"])}
+    chosen = [places[question.row] for question in questions]
+    choices = split.rows.select(chosen)["choices"]
+    return [
+        replace(question, example=example, choices=own)
+        for question, example, own in zip(questions, split.examples(chosen, 0), choices, strict=True)
     ]
 
 

@@ -70,6 +70,13 @@ class Example:
         """Every right answer, that of the conversation first."""
         return (self.completion, *self.others)
 
+    def behind(self, turns: Sequence[Turn]) -> Example:
+        """The same with turns in front, behind its system prompt."""
+        if not turns:
+            return self
+        system = [turn for turn in self.turns[:1] if turn.role in ("system", "developer")]
+        return replace(self, turns=(*system, *turns, *self.turns[len(system) :]))
+
     def each(self) -> Iterator[Example]:
         """An example for each right answer; what comes before it is supervised in the first alone."""
         yield self
