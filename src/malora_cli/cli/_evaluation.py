@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -114,7 +115,9 @@ def folder_for(record: RunRecord | None, recipe: Recipe, mix: str | None, runs: 
 
 
 def evaluation_named(against: str | None, runs: Path) -> Path | None:
-    """The evaluation that ``--against`` means: a file, or the newest of a run; None is the base model.
+    """The evaluation that ``--against`` means: a file, or that of a run; None is the base model.
+
+    Of a run it is the one of the most tasks and rows, of equals the newest.
 
     Raises:
         RunError: There is none.
@@ -125,20 +128,29 @@ def evaluation_named(against: str | None, runs: Path) -> Path | None:
     if path.is_file():
         return path
     record = find_run(path, runs)
-    found = sorted(record.eval_dir.glob("*.json"))
-    if not found:
-        raise RunError("this run has not been evaluated", where=str(record.path), fix=f"malora eval {record.path}")
-    return found[-1]
+    found = [(file, EvalResult.load(file)) for file in record.eval_dir.glob("*.json")]
+    whole = [(file, result) for file, result in found if result.of_test_rows and result.step == record.manifest.steps]
+    if not whole:
+        fix = f"Do so: malora eval {quote(str(record.path))}"
+        raise RunError("this run has not been evaluated", where=str(record.path), fix=fix)
+    return max(whole, key=lambda pair: (len(pair[1].tasks), pair[1].rows, pair[0].name))[0]
+
+
+def check_wanted(recipe: Recipe, record: RunRecord | None, other: Path | None, *, gate: bool, csv: Path | None) -> None:
+    """Make sure that what is to become of the result can be done, before anything slow happens.
+
+    Raises:
+        MaloraError: A gate has nothing to compare with, or a file cannot be written.
+    """
+    alone = record is None and not (Path(recipe.model.base) / "adapter_config.json").is_file()
+    if gate and alone and other is None:
+        raise RecipeError("there is nothing to compare with", where="--gate", fix="Add --against RUN or FILE.")
+    if csv is not None and (csv.is_dir() or not csv.parent.is_dir()):
+        raise RunError("it cannot be written (no such folder)", where=str(csv))
 
 
 def gate_line(result: EvalResult) -> tuple[str, bool]:
-    """The verdict of ``--gate`` as a line, and whether it is passed.
-
-    Raises:
-        RecipeError: Nothing is compared.
-    """
-    if result.against is None:
-        raise RecipeError("there is nothing to compare with", where="--gate", fix="Add --against RUN or FILE.")
+    """The verdict of ``--gate`` as a line, and whether it is passed."""
     worse = [
         f"{name} by {-task.difference.value:.3f} (p(Holm) {_p(task.difference)})"
         for name, task in result.tasks.items()

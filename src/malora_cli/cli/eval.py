@@ -76,6 +76,7 @@ def evaluate(
     prepare_libraries()
     folder = out or ways.folder_for(record, recipe, mix, runs)
     other = ways.evaluation_named(against, runs)
+    ways.check_wanted(recipe, record, other, gate=gate, csv=csv)
     from malora_cli.evals.evaluate import Wanted, evaluate_model, evaluate_run
     from malora_cli.reports import check_writable, write_report
 

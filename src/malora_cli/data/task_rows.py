@@ -138,9 +138,16 @@ class TaskRows:
         columns = settings.columns if source.columns is None else source.columns
         if settings.supervise == "last" and not FORMATS[form].keys:
             raise DataError(f"format '{form}' has one answer a row", where=source.path, fix="Leave supervise out.")
-        needs = settings.metric.needs
         return RowReader(
-            form, FORMATS[form], columns, rows.columns, rows.source, settings.speakers, needs, scored=scored
+            form,
+            FORMATS[form],
+            columns,
+            rows.columns,
+            rows.source,
+            settings.speakers,
+            needs=settings.metric.needs,
+            wants=settings.metric.wants,
+            scored=scored,
         )
 
     def _encoded(

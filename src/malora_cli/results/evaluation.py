@@ -118,6 +118,11 @@ class EvalResult(Record):
         shots = f", {self.shots} shot{'s' if self.shots > 1 else ''}" if self.shots and self.against == "base" else ""
         return None if self.against is None else self.against + shots
 
+    @property
+    def rows(self) -> int:
+        """Rows of all tasks."""
+        return sum(task.rows for task in self.tasks.values())
+
     def members(self) -> dict[str, list[str]]:
         """Names of the tasks of every domain."""
         found: dict[str, list[str]] = {}
