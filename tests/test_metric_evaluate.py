@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from malora_cli.cli import main
 from malora_cli.errors import DataError
 from malora_cli.evals.metrics import METRICS, as_evaluate
 from malora_cli.evals.metrics._base import Answer
+from malora_cli.results import RunRecord
+from malora_cli.train.resuming import grants, resume_command
 from train_runs import refused, workplace
 
 MODULE = """
@@ -117,6 +120,15 @@ def test_a_module_that_fails_is_told_of_before_anything_is_trained(
     assert told == f"trust_metric_code: Python code of {tmp_path}/mine0.py is run"
     assert line == f"error: {tmp_path}/mine0.py: the metric's code fails (KeyError: 7). Mend it."
     assert (tmp_path / "ran").exists()
+
+
+def test_commands_that_a_run_suggests_grant_what_it_was_granted(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path)
+    record.write_recipe(yaml.safe_dump({"model": {"trust_remote_code": True}, "eval": {"trust_metric_code": True}}))
+    assert grants(record) == ["--trust-remote-code", "eval.trust_metric_code=true"]
+    assert resume_command(record).endswith(" --resume --trust-remote-code eval.trust_metric_code=true")
+    record.write_recipe(yaml.safe_dump({"model": {"trust_remote_code": False}, "eval": {}}))
+    assert grants(record) == []
 
 
 # ---------------------------------------------------------------- ours as those of the package

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from shlex import quote
+from shlex import join
 from typing import Annotated
 
 import typer
@@ -58,7 +58,7 @@ def train(
     from malora_cli.train.materials import Materials
     from malora_cli.train.probe import StepCost
     from malora_cli.train.processes import part, writes
-    from malora_cli.train.resuming import run_of
+    from malora_cli.train.resuming import grants, run_of
     from malora_cli.train.run import train as run_training
     from malora_cli.train.view import view_for
 
@@ -78,5 +78,5 @@ def train(
         say(f"run:     {record.path}")
         say(f"adapter: {record.adapter_dir}")
         say(f"report:  {write_report(record)}")
-        say(f"next:    malora eval {quote(str(record.path))}")
+        say(f"next:    {join(['malora', 'eval', str(record.path), *grants(record)])}")
     part()

@@ -48,12 +48,18 @@ def resume_command(record: RunRecord) -> str:
     command = ["malora", "train", str(record.recipe_path), "--resume"]
     if processes.world_size() > 1:
         command += ["--nproc", str(processes.world_size())]
+    return shlex.join([*command, *grants(record)])
+
+
+def grants(record: RunRecord) -> list[str]:
+    """What a command says beside a run so that code is run that the run's recipe names, as it was when it began."""
+    found = []
     with suppress(RunError):  # what cannot be read grants nothing
         if (record.recipe.get("model") or {}).get("trust_remote_code") is True:
-            command.append("--trust-remote-code")
+            found.append("--trust-remote-code")
         if (record.recipe.get("eval") or {}).get("trust_metric_code") is True:
-            command.append("eval.trust_metric_code=true")
-    return shlex.join(command)
+            found.append("eval.trust_metric_code=true")
+    return found
 
 
 def run_of(loaded: LoadedRecipe, *, resume: bool) -> RunRecord:
