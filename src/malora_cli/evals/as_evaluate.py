@@ -21,6 +21,8 @@ _PREDICTIONS: dict[Kind, Any] = {"generation": _TEXT, "choices": Listed(_NATS), 
 class AsEvaluate(evaluate.Metric):
     """A metric of ours; a reference is a right answer or a list of them, and its ``needs`` are columns of their own.
 
+    What it ``wants`` may be given likewise, a value for each row.
+
     Args:
         metric: With its options.
     """
