@@ -73,6 +73,15 @@ def test_models_with_the_weights_they_begin_with(config: str) -> None:
     assert flat(weighed(model)) == pytest.approx(expected(model), abs=2e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED_SDPA])
+def test_models_in_half_precision(attention: str) -> None:
+    model = tiny("llama", "eager" if attention == "eager" else "sdpa", torch.bfloat16)
+    model.set_attn_implementation(attention)
+    assert choices_module._branches(model)
+    exact = tiny("llama", dtype=torch.bfloat16).float()
+    assert flat(weighed(model)) == pytest.approx(expected(exact), rel=0.02)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("method", ["malora", "hydralora", "mola"])
 def test_every_token_is_routed_as_it_is_alone(method: str, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from malora_cli.evals.metrics._base import Answer
 from malora_cli.evals.questions import questions_of
 from malora_cli.modeling import load_base, load_tokenizer, resolve_base, wrap
 from presets import settings
+from test_choices import alone
 from tiny_models import randomise
 
 pytest.importorskip("lm_eval")
@@ -98,6 +99,35 @@ def test_our_choices_are_the_harness_s_row_by_row(place: Path, asked: tuple[Any,
         scores = [mark.score for mark in found.marks[theirs_name]]
         assert found.values[theirs_name] == pytest.approx(sum(scores) / len(scores))
     assert model.training  # as it was
+
+
+def test_the_harness_alone_counts_the_line_break_that_ends_a_prompt_and_chooses_the_same(
+    place: Path, asked: tuple[Any, Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    model, encoder = asked
+    monkeypatch.setattr(
+        lm_eval_module,
+        "_harnessed",
+        lambda *_: HFLM(pretrained=model, backend="causal", tokenizer=encoder.tokenizer, batch_size=4),
+    )
+    [found] = lm_eval_task(task_file(place), model, encoder)
+    ours = weighed(place, model, encoder)
+    for own, theirs in zip(ours, found.answers, strict=True):
+        apart = [their - our for our, their in zip(own.nats, theirs.nats, strict=True)]
+        assert min(apart) > 0.1
+        assert apart == pytest.approx([apart[0]] * len(apart), abs=1e-3)
+    assert found.marks["acc"] == METRICS["accuracy"]().marks(ours)
+
+
+def test_a_model_without_a_chat_template(place: Path, asked: tuple[Any, Encoder]) -> None:
+    model, encoder = asked
+    encoder.tokenizer.chat_template = None
+    [found] = lm_eval_task(task_file(place), model, Encoder(encoder.tokenizer))
+    assert (found.chat, found.answers[0].prompt) == (False, "What melts ice?")
+    ids = [encoder._ids([text], special=False)[0] for text in ("What melts ice?", " salt")]
+    assert found.answers[0].nats[2] == pytest.approx(alone(model.eval(), *ids), abs=1e-3)
 
 
 def test_a_sample_is_a_part_of_a_larger_one_and_rows_keep_their_numbers(
