@@ -97,7 +97,7 @@ def _warn(task: Task, mix: MixSettings) -> None:
             )
     if mix.validation is not None and not len(task.validation):
         warnings.warn(
-            f"task '{task.name}': of its {len(task.train):,} train rows none can be spared for validation, so its loss "
+            f"task '{task.name}': none of its {len(task.train):,} train rows can be spared for validation, so its loss "
             "is not measured while training (`validation: FILE` of the task names other rows)",
             stacklevel=3,
         )

@@ -106,6 +106,11 @@ class RunView:
         names = sorted(domains, key=lambda name: order.index(domains[name]))
         return {name: Task(name, domains[name], index) for index, name in enumerate(names)}
 
+    @property
+    def watched(self) -> str:
+        """What to call the losses that training measured; before there were validation rows, they were of test rows."""
+        return "validation loss" if self.manifest.validation_data else "loss on test rows"
+
     @cached_property
     def evaluation(self) -> EvalResult | None:
         """The evaluation that the page quotes: of those against the base that cover the most tasks, the newest."""
@@ -159,12 +164,12 @@ class RunView:
 
     @cached_property
     def _shown(self) -> set[str]:
-        """All tasks, or of very many those whose held-out loss rose most and those for which it fell most."""
+        """All tasks, or of very many those whose loss rose most and those for which it fell most."""
         ranked = sorted(self.tasks, key=lambda name: self.loss_change(name) or 0.0)
         return set(ranked if not self.crowded else ranked[: SHOWN // 2] + ranked[-SHOWN // 2 :])
 
     def loss_change(self, task: str) -> float | None:
-        """By how much a task's held-out loss changed, nats a token: during training, else from base to adapter."""
+        """By how much a task's loss changed, nats a token: during training, else on test rows from base to adapter."""
         if len(self.log.evals) > 1:
             found = change(self.log.evals[0].tasks.get(task), self.log.lows.newest.get(task))
             return found.nats if found is not None else None

@@ -28,8 +28,8 @@ _TEMPLATE = """
 </tbody></table></div>
 {{ m.some(view) -}}
 <p class="note">Entropy of a router's softmax over all its experts, in percent of the most it can be, mean over the
-tokens of held-out rows and over routers, after {{ step|count }} steps. 100 is an even choice; 0 is a router that has
-made up its mind.</p>
+tokens of rows that were not trained on and over routers, after {{ step|count }} steps. 100 is an even choice; 0 is a
+router that has made up its mind.</p>
 """
 
 

@@ -35,9 +35,10 @@ assignments on average; most of all {{ m.chip(far_task) }} in {{ far_group }} ({
 {% endfor %}
 </div>
 {{ m.some(view) -}}
-<p class="note">Share of a task's (token, slot) assignments that each expert gets, in percent, on held-out rows after
-{{ step|count }} steps. The experts of every router are ranked by their load over all tasks, busiest first, before the
-mean over routers is taken: number 3 of one router has nothing to do with number 3 of another.</p>
+<p class="note">Share of a task's (token, slot) assignments that each expert gets, in percent, on rows that
+were not trained on, after {{ step|count }} steps. The experts of every router are ranked by their load over all tasks,
+busiest first, before the mean over routers is taken: number 3 of one router has nothing to do with number 3 of
+another.</p>
 """
 
 

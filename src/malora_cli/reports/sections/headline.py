@@ -25,7 +25,7 @@ _TEMPLATE = """
   {% endif %}
 {% elif first is not none %}
   {{ subject }} from <b>{{ first|nats }}</b> to {{ m.change(first - last, last|nats, strong=true) }} nats a token in
-  held-out loss, the mean over {{ shared|plural("task") }}. There are no scores yet.
+  {{ view.watched }}, the mean over {{ shared|plural("task") }}. There are no scores yet.
 {% else %}
   {{ view.manifest.method }} on {{ view.manifest.base_model }}, {{ view.tasks|length|plural("task") }}:
   nothing is measured yet.
@@ -101,8 +101,8 @@ def _given_away(run: RunView) -> int:
     return sum(bool(data.also_trained) for name, data in run.manifest.test_data.items() if name in evaluated)
 
 
-def _held_out(evals: Sequence[EvalEvent]) -> dict[str, object]:
-    """Mean held-out loss at the first and the last evaluation, over the tasks that both have."""
+def _measured(evals: Sequence[EvalEvent]) -> dict[str, object]:
+    """Mean loss at the first and the last evaluation, over the tasks that both have."""
     if len(evals) < 2:
         return {"first": None, "last": None, "shared": 0}
     start, end = evals[0].tasks, evals[-1].tasks
@@ -124,7 +124,7 @@ def _render(run: RunView) -> str:
         domain_count=len({task.domain for task in run.tasks.values()}),
         given_away=_given_away(run),
         **_gains(run.evaluation),
-        **_held_out(run.log.evals),
+        **_measured(run.log.evals),
     )
 
 

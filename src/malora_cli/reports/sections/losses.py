@@ -1,4 +1,4 @@
-"""Training and held-out loss of every task, one small chart each: eight crossing curves in one cannot be read."""
+"""Training and validation loss of every task, one small chart each: eight crossing curves in one cannot be read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _TEMPLATE = """
    "malora train " ~ (view.folder ~ "/recipe.yaml")|shell ~ " --resume") }}
 {% else %}
 <p class="legend"><span><i class="stroke thin"></i>training loss</span>
-<span><i class="stroke dotted-end"></i>held-out loss</span><span><i class="stroke dotted"></i>base model</span>
+<span><i class="stroke dotted-end"></i>{{ view.watched }}</span><span><i class="stroke dotted"></i>base model</span>
 <span>nats a supervised token, over steps; every chart has its own scale</span></p>
 <div class="charts">
-{% for task, svg, held_out in charts %}
-<figure><figcaption>{{ m.chip(task) }}<span class="num">{{ held_out }}</span></figcaption>{{ svg }}</figure>
+{% for task, svg, validation in charts %}
+<figure><figcaption>{{ m.chip(task) }}<span class="num">{{ validation }}</span></figcaption>{{ svg }}</figure>
 {% endfor %}
 </div>
 {{ m.some(view) -}}
@@ -34,7 +34,7 @@ tokens of {{ view.log.points.each|count }} of them. All of them are in <code>met
 last among them, and with them the one at which each task was best.</p>
 {% endif %}
 {% if not view.log.evals %}
-{{ m.missing("Held-out losses were not measured during training: set train.eval_every in the recipe.") }}
+{{ m.missing("Validation losses were not measured: see mix.validation and train.eval_every of the recipe.") }}
 {% endif %}
 {% endif %}
 """
@@ -46,8 +46,8 @@ def training_curve(points: Sequence[LogSteps], task: str) -> tuple[list[int], li
     return [step for step, _ in known], [loss for _, loss in known]
 
 
-def held_out_curve(run: RunView, task: str) -> tuple[list[int], list[float]]:
-    """Steps and held-out loss of one task, where it was measured; where it was best is always among them."""
+def validation_curve(run: RunView, task: str) -> tuple[list[int], list[float]]:
+    """Steps and validation loss of one task, where it was measured; where it was best is always among them."""
     measured = {event.step: event.tasks[task].loss for event in run.log.evals if task in event.tasks}
     if (best := run.log.lows.best.get(task)) is not None:
         measured.setdefault(best[0], best[1].loss)
@@ -57,19 +57,19 @@ def held_out_curve(run: RunView, task: str) -> tuple[list[int], list[float]]:
 
 def _chart(run: RunView, task: Task) -> tuple[Task, str, str]:
     steps, training = training_curve(run.log.points.items, task.name)
-    eval_steps, held_out = held_out_curve(run, task.name)
+    eval_steps, validation = validation_curve(run, task.name)
     ink = task_ink(task.slot)
     svg = line_chart(
         [
             Line(steps, training, ink=ink, width=1.2, opacity=0.55),
-            Line(eval_steps, held_out, ink=ink, width=2.2, dots=True),
+            Line(eval_steps, validation, ink=ink, width=2.2, dots=True),
         ],
         key=f"loss-{task.index}",
         label=f"Loss of {task.name} over training steps",
         x_max=run.step,
-        reference=held_out[0] if eval_steps[:1] == [0] else None,
+        reference=validation[0] if eval_steps[:1] == [0] else None,
     )
-    return task, svg, f"{nats(held_out[0])} → {nats(held_out[-1])}" if len(held_out) > 1 else ""
+    return task, svg, f"{nats(validation[0])} → {nats(validation[-1])}" if len(validation) > 1 else ""
 
 
 def _render(run: RunView) -> str:

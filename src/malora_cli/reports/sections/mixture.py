@@ -12,7 +12,7 @@ from malora_cli.reports.view import SHOWN, RunView, Task
 #: Tasks of the plain list, about 100 bytes each.
 _LISTED = 5000
 _COLUMNS = (
-    *("task", "domain", "share", "train rows", "test rows", "examples seen"),
+    *("task", "domain", "share", "train rows", "validation rows", "test rows", "examples seen"),
     *("first loss", "lowest loss", "newest loss", "base score", "score"),
 )
 
@@ -21,17 +21,20 @@ _TEMPLATE = """
 {% if description %}<p class="lead">{{ description }}</p>{% endif %}
 <div class="scroll"><table class="mixture">
 <thead><tr><th>Task</th><th>Domain</th><th>Share of the training examples</th><th class="num">train rows</th>
-<th class="num">test rows</th>{% if seen %}<th class="num">examples seen</th><th class="num">passes</th>{% endif %}
+<th class="num">validation rows</th><th class="num">test rows</th>
+{% if seen %}<th class="num">examples seen</th><th class="num">passes</th>{% endif %}
 </tr></thead>
 <tbody>
 {% for task in view.shown(tasks) %}
 {% set share = view.manifest.task_share.get(task.name, 0) %}
 {% set train = view.manifest.train_data.get(task.name) %}
+{% set validation = view.manifest.validation_data.get(task.name) %}
 {% set test = view.manifest.test_data.get(task.name) %}
 <tr><th scope="row">{{ m.chip(task) }}</th><td>{{ task.domain }}</td>
 <td class="share"><span class="bar" style="--w:{{ (share / top)|css }};--c:{{ task.colour }}"></span>
 {{- share|percent }}</td>
 <td class="num">{{ train.rows|count if train else "–" }}</td>
+<td class="num">{{ validation.rows|count if validation else "–" }}</td>
 <td class="num">{{ test.rows|count if test else "–" }}</td>
 {% if seen %}<td class="num">{{ seen.get(task.name, 0)|count }}</td>
 <td class="num">{{ "%.2f"|format(seen.get(task.name, 0) / train.rows) if train and train.rows else "–" }}</td>
@@ -39,12 +42,12 @@ _TEMPLATE = """
 {% endfor %}
 </tbody>
 <tfoot><tr><th scope="row">{{ tasks|length|plural("task") }}</th><td>{{ domains|plural("domain") }}</td><td></td>
-<td class="num">{{ train_rows|count }}</td><td class="num">{{ test_rows|count }}</td>
+{% for total in totals %}<td class="num">{{ total|count }}</td>{% endfor %}
 {% if seen %}<td class="num">{{ seen.values()|sum|count }}</td><td></td>{% endif %}</tr></tfoot>
 </table></div>
 {% if listed %}
 {{ m.some(view) -}}
-<details><summary>Every task<span class="quiet">as CSV; losses in nats a token, held out</span></summary>
+<details><summary>Every task<span class="quiet">as CSV; {{ view.watched }} in nats a token</span></summary>
 <pre class="listing">{{ listed }}</pre></details>
 {% endif %}
 {% for line in unused[:most] %}<p>{{ line }}</p>{% endfor %}
@@ -66,14 +69,13 @@ def _listed(run: RunView) -> str:
 
 def _figures(run: RunView, task: Task) -> list[str]:
     manifest, lows = run.manifest, run.log.lows
-    train, test = manifest.train_data.get(task.name), manifest.test_data.get(task.name)
+    splits = (manifest.train_data, manifest.validation_data, manifest.test_data)
     first = run.log.evals[0].tasks.get(task.name) if run.log.evals else None
     best, newest = lows.best.get(task.name), lows.newest.get(task.name)
     scores = run.evaluation.tasks.get(task.name) if run.evaluation is not None else None
     figures: list[float | None] = [
         manifest.task_share.get(task.name, 0.0),
-        train.rows if train else None,
-        test.rows if test else None,
+        *(split[task.name].rows if task.name in split else None for split in splits),
         run.log.examples[task.name],
         first.loss if first else None,
         best[1].loss if best else None,
@@ -92,7 +94,8 @@ def _render(run: RunView) -> str | None:
     if not run.tasks:
         return None
     mix = run.recipe.get("mix")
-    splits = {"training": run.manifest.train_data, "test": run.manifest.test_data}
+    manifest = run.manifest
+    splits = {"training": manifest.train_data, "validation": manifest.validation_data, "test": manifest.test_data}
     unused = [
         f"{rows.rows:,} {split} rows of {name} were not used: {rows.reason}."
         for split, tasks in splits.items()
@@ -109,8 +112,7 @@ def _render(run: RunView) -> str | None:
         unused=unused,
         most=SHOWN,
         listed=_listed(run) if run.crowded else None,
-        train_rows=sum(data.rows for data in run.manifest.train_data.values()),
-        test_rows=sum(data.rows for data in run.manifest.test_data.values()),
+        totals=[sum(data.rows for data in tasks.values()) for tasks in splits.values()],
         description=mix.get("description") if isinstance(mix, dict) else None,
     )
 

@@ -51,7 +51,7 @@ In {{ mixed }} of {{ columns|length }} intervals some tasks gained while others 
 <span><i class="swatch loss"></i>lost: loss rose</span>
 {% if errors %}<span><b class="clear">●</b>more than its standard error</span>{% endif %}</p>
 {{ m.some(view) -}}
-<p class="note">Change of the held-out loss, nats a token, from one evaluation to the next (columns are steps).
+<p class="note">Change of the {{ view.watched }}, nats a token, from one evaluation to the next (columns are steps).
 {% if view.log.evals|length < view.log.evaluated %}
 The columns are of {{ view.log.evals|length }} of {{ view.log.evaluated|count }} evaluations, the first and the last
 among them; what a task lost since it was best is of all of them.
