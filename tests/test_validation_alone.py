@@ -17,7 +17,7 @@ from malora_cli.cli._common import recipe_of_run
 from malora_cli.data.splits import Split
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import RecipeError, RunError
-from malora_cli.evals.evaluate import evaluate_run
+from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.export.merge import export_lora
 from malora_cli.reports.view import RunView
 from malora_cli.results import RunRecord
@@ -151,7 +151,7 @@ def test_a_run_of_before_is_evaluated_and_reported_but_does_not_go_on(
     assert RunView.read(record).watched == "loss on test rows"
     own = recipe_of_run(record, [f"model.base={tiny_model}"], trust=False)
     assert own.mix.validation is None
-    assert set(evaluate_run(record, own, limit=2).tasks) == {"copy", "upper", "add"}
+    assert set(evaluate_run(record, own, Wanted(limit=2)).tasks) == {"copy", "upper", "add"}
     assert export_lora(record, own, tmp_path / "lora", gates="task:add") == []
     rewrite(record.manifest_path, lambda manifest: manifest.update(status="running"))
     with pytest.raises(RunError, match="begun by an older version, which trained on what are validation rows now"):

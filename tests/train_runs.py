@@ -84,7 +84,7 @@ def same_weights(first: RunRecord, second: RunRecord) -> bool:
 
 def measured(record: RunRecord) -> list[dict[str, Any]]:
     """The metrics without what depends on the clock."""
-    clock = {"seconds", "tokens_per_second", "seconds_per_step"}
+    clock = {"seconds", "tokens_per_second", "seconds_per_step", "cost_seconds"}
     return [event.model_dump(exclude=clock) for event in record.metrics]
 
 

@@ -16,7 +16,7 @@ from malora_cli.data.splits import Split
 from malora_cli.recipe import ValidationSettings
 
 _POSITIONS = "positions.arrow"
-#: The share of its rows that a task can spare at most, where no more is asked for.
+#: The share of its rows that a task can spare at most, or else twice what is asked for: chance gives more or less.
 _SPARED = 0.2
 
 Numbers = NDArray[np.uint64]
@@ -45,7 +45,7 @@ def kept_back(train: Split, settings: ValidationSettings, *, seed: int, cut_at: 
 def _keep_back(
     train: Split, settings: ValidationSettings, seed: int, cut_at: int | None, scratch: Path
 ) -> dict[str, Any]:
-    room = min(settings.rows, int(max(settings.share, _SPARED) * len(train)))
+    room = min(settings.rows, int(max(2 * settings.share, _SPARED) * len(train)), len(train) - 1)
     positions = _fitting(train, *_first(train, settings.share, seed), room=room, cut_at=cut_at)
     if not len(positions):  # as in a task of few rows
         positions = _fitting(train, *_first(train, 1.0, seed), room=room, cut_at=cut_at, prompts=1)
