@@ -114,6 +114,7 @@ def manifest(tasks: dict[str, str], **changes: object) -> Manifest:
         "seeds": {"train": 7},
         "versions": {"malora": "0.1.0", "torch": "2.9.1"},
         "train_data": data,
+        "validation_data": {name: TaskData(source=f"{name}.jsonl", rows=20, sha256="0b" * 32) for name in tasks},
         "test_data": {name: TaskData(source=f"{name}.test", rows=80, sha256="0c" * 32) for name in tasks},
         "domains": tasks,
         "task_share": {name: 1 / len(tasks) for name in tasks},

@@ -164,7 +164,7 @@ def test_a_page_of_very_many_tasks_shows_those_that_matter_and_lists_all(
     for section in ("scores", "seesaw", "experts", "entropy", "conflict", "mixture"):
         heads = [row[0].strip().lstrip("●■▲◆") for row in shown.rows[section] if row]
         assert [head for head in heads if head in tasks] == chosen, section
-        assert "Of 70 tasks these are 4: the half of them whose held-out loss rose most" in shown.text(section), section
+        assert "Of 70 tasks these are 4: the half of them whose loss rose most" in shown.text(section), section
     assert "70 of 70 tasks ended worse than at best: ●task_000 (+2.000 since step 50)" in shown.text("seesaw")
     assert "and 10 others." in shown.text("seesaw")
     assert shown.row("seesaw", "lost") == ["0", "70", "", "0"], "all tasks count"

@@ -245,9 +245,21 @@ def test_a_run_without_routing_has_no_expert_sections(bare: RunRecord) -> None:
 
 def test_mixture_counts_rows_and_examples(full: RunRecord) -> None:
     shown = page(full)
-    assert shown.row("mixture", "sums") == ["arithmetic", "33.3%", "400", "80", "100", "0.25"]
-    assert shown.row("mixture", "3 tasks") == ["2 domains", "", "1,200", "240", "300", ""]
+    assert shown.row("mixture", "sums") == ["arithmetic", "33.3%", "400", "20", "80", "100", "0.25"]
+    assert shown.row("mixture", "3 tasks") == ["2 domains", "", "1,200", "60", "240", "300", ""]
     assert "Three tasks." in shown.text("mixture")
+
+
+def test_curves_say_which_rows_they_are_of(bare: RunRecord) -> None:
+    """Versions before there were validation rows measured test rows on the way."""
+    held_out(bare)
+    for now, said in ((True, "validation loss"), (False, "loss on test rows")):
+        if not now:
+            bare.write_manifest(bare.manifest.model_copy(update={"validation_data": {}}))
+        shown = page(bare)
+        assert f"training loss {said} base model" in " ".join(shown.text("losses").split())
+        assert f"Change of the {said}, nats a token" in shown.text("seesaw")
+        assert f"nats a token in {said}, the mean over" in shown.text("headline")
 
 
 def test_the_mixture_says_what_was_not_used(bare: RunRecord) -> None:
