@@ -299,12 +299,13 @@ def test_a_run_that_is_not_finished_is_refused(recipe: Path, record: RunRecord) 
 def test_a_checkpoint_is_evaluated_in_place_of_the_end(recipe: Path, record: RunRecord) -> None:
     """Of a run that is still going, too; its loss is that of the evaluation at its step."""
     rewrite(record.path / "manifest.json", lambda manifest: manifest.update(status="running"))
-    result = evaluate_run(record, load(recipe).recipe, step=4)
+    seen = Wanted(split="validation")
+    result = evaluate_run(record, load(recipe).recipe, seen, step=4)
     assert result.step == 4
     assert not record.checkpoint(5).exists()
     newest = record.metrics.evals()[-1]
     assert result.tasks["add"].model.loss != pytest.approx(newest.tasks["add"].loss, rel=1e-5)
-    at_end = evaluate_run(record, load(recipe).recipe, step=6)
+    at_end = evaluate_run(record, load(recipe).recipe, seen, step=6)
     assert at_end.tasks["add"].model.loss == pytest.approx(newest.tasks["add"].loss, rel=1e-5)
     assert [found.step for found in record.evaluations()] == [4, 6]
     assert [found.step for found in record.evaluations_of_the_end()] == [6], "what comparisons go by"
@@ -327,7 +328,7 @@ def test_rows_that_changed_since_the_training_are_refused(record: RunRecord, tin
 
 def test_losses_of_training_and_evaluation_agree(recipe: Path, record: RunRecord) -> None:
     last = record.metrics.evals()[-1]
-    result = evaluate_run(record, load(recipe).recipe)  # both on the same 4 rows
+    result = evaluate_run(record, load(recipe).recipe, Wanted(split="validation"))  # both on the same 4 rows at most
     for name, task in result.tasks.items():
         assert last.tasks[name].loss == pytest.approx(task.model.loss, rel=1e-5)
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,7 +55,7 @@ class Sealed(Split):
 def _sealed(tasks: Sequence[Task]) -> Iterator[Task]:
     for task in tasks:
         test = Sealed(**{field.name: getattr(task.test, field.name) for field in fields(Split)})
-        yield Task(task.name, task.settings, task.train, task.validation, test, task.overlap)
+        yield replace(task, test=test)
 
 
 def test_training_reads_no_test_row(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
