@@ -171,6 +171,6 @@ def test_a_page_of_very_many_tasks_shows_those_that_matter_and_lists_all(
     assert "for 60 of 70 domains" in shown.text("headline")
     listed = [line.split(",") for line in shown.texts["mixture"].splitlines() if line.startswith("task_")]
     assert [line[0] for line in listed] == list(tasks)
-    assert listed[50] == ["task_050", "domain 50", "0.01429", "400", "80", "0", "3", "1", "2.5", "0", "1"]
+    assert listed[50] == ["task_050", "domain 50", "0.01429", "400", "20", "80", "0", "3", "1", "2.5", "0", "1"]
     assert "and 3 values more: see recipe.yaml." in shown.text("settings")
     assert "Those of the tasks that are shown; all are in manifest.json." in shown.text("reproduce")
