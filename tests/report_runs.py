@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,7 +26,9 @@ from malora_cli.results import (
     TaskEval,
     TaskLoss,
     TrainEvent,
+    write_text,
 )
+from malora_cli.results.evaluation import Difference
 
 TASKS = {"sums": "arithmetic", "reverse_words": "strings", "cipher": "strings"}
 RECIPE = {
@@ -213,9 +217,54 @@ def full_run(folder: Path) -> RunRecord:
     load["cipher"] = {"layers 0-3": [0.25, 0.25, 0.25, 0.25]}
     entropy = {name: {"layers 0-3": 0.8} for name in TASKS}
     evaluation(TASKS, expert_load=load, gate_entropy=entropy).save(record.eval_dir / "a.json")
+    keep_answers(record, [answer("sums", 1, 0, 1), answer("cipher", 2, 1, 0)])
     geometry().save(record.experts_path)
     return record
 
 
 def page(record: RunRecord) -> Page:
     return Page(write_report(record).read_text(encoding="utf-8"))
+
+
+def judged(tasks: dict[str, str] = TASKS, **changes: object) -> EvalResult:
+    """An evaluation with intervals and differences: sums is gained, reverse_words lost, cipher the same."""
+    differences = {
+        "sums": Difference(value=0.5, low=0.4, high=0.6, p=1e-9, p_holm=3e-9, wins=50, ties=50, detectable=0.1),
+        "reverse_words": Difference(value=-0.2, low=-0.3, high=-0.1, p=0.01, p_holm=0.02, wins=1, ties=78, losses=21),
+        "cipher": Difference(
+            value=0.02, low=-0.05, high=0.09, p=0.6, p_holm=0.6, wins=8, ties=86, losses=6, detectable=0.098
+        ),
+    }
+    scores = {"sums": (0.0, 0.5), "reverse_words": (0.9, 0.7), "cipher": (0.3, 0.32)}
+    unread = {"sums": (0.25, 0.004), "reverse_words": (0.0, 0.0), "cipher": (0.0, 0.0)}
+
+    def side(name: str, which: int) -> Scores:
+        score = scores[name][which]
+        ends = {"low": max(score - 0.08, 0.0), "high": score + 0.09}
+        return Scores(score=score, **ends, loss=3.0 - which, bits_per_byte=1.25 - which, unread=unread[name][which])
+
+    evaluated = {
+        name: TaskEval(
+            domain=domain,
+            metric="exact-match",
+            rows=100,
+            clusters=100,
+            model=side(name, 1),
+            against=side(name, 0),
+            difference=differences[name],
+        )
+        for name, domain in tasks.items()
+    }
+    return evaluation(tasks, **changes).model_copy(update={"tasks": evaluated})
+
+
+def answer(task: str, row: int, base: float, adapter: float, /, **more: object) -> dict[str, object]:
+    """A line of an evaluation's predictions."""
+    texts = {"prompt": f"question {row}", "reference": "right", "base": f"said {base}", "adapter": f"said {adapter}"}
+    return {"task": task, "row": row, **texts, "base_score": base, "adapter_score": adapter, **more}
+
+
+def keep_answers(record: RunRecord, lines: Iterable[dict[str, object]], name: str = "a") -> None:
+    """Write what was answered in the evaluation NAME.json."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_text(record.eval_dir / f"{name}.predictions.jsonl", text)

@@ -60,6 +60,7 @@ def test_the_page_lies_in_the_run_and_has_every_section(full: RunRecord) -> None
     order = [
         "headline",
         "scores",
+        "answers",
         "losses",
         "seesaw",
         "conflict",

@@ -14,7 +14,7 @@ import yaml
 from malora_cli.reports import write_report
 from malora_cli.reports.section import SECTIONS
 from malora_cli.results import EvalEvent, RunRecord, TrainEvent
-from report_runs import Page, conflict, evaluation, full_run, geometry, loss, manifest, page
+from report_runs import Page, answer, conflict, evaluation, full_run, geometry, keep_answers, loss, manifest, page
 
 
 @pytest.fixture
@@ -62,6 +62,8 @@ def test_everything_from_users_is_escaped(tmp_path: Path) -> None:
     )
     result = evaluation({evil: evil}, created=evil, gate_entropy={evil: {evil: 0.5}})
     result.save(record.eval_dir / "a.json")
+    told = {"reference": evil, "base": evil, "adapter": evil, "adapter_outcome": evil}
+    keep_answers(record, [answer(evil, 1, 0, 1, prompt=evil, **told)])
     geometry(target=evil).save(record.experts_path)
     record.metrics.append(conflict({evil: evil, f"{evil}2": evil}))
     shown = page(record)
@@ -72,7 +74,10 @@ def test_everything_from_users_is_escaped(tmp_path: Path) -> None:
     assert "<b>bold" not in shown.source
     # Every element and attribute is one of ours: a broken-out quote would have made new ones.
     assert not [name for _, attrs in shown.tags for name in attrs if not re.fullmatch(r"[a-zA-Z\-:]+\d?", name)]
-    for section in ("headline", "scores", "losses", "seesaw", "experts", "balance", "mixture", "settings", "reproduce"):
+    for section in (
+        *("headline", "scores", "answers", "losses", "seesaw"),
+        *("experts", "balance", "mixture", "settings", "reproduce"),
+    ):
         assert evil.split()[0] in shown.text(section), section
         assert "{{ 7 * 7 }}" in shown.text(section), section
 

@@ -29,9 +29,19 @@ def points(share: float) -> str:
     return signed(100 * share, digits=1)
 
 
-def nats(loss: float) -> str:
-    """A loss in nats a token."""
-    return f"{loss:.3f}"
+def about(value: float, low: float, high: float) -> str:
+    """The interval around a share or a difference, by its farther end and in percentage points: ``±9.1``."""
+    return f"±{100 * max(value - low, high - value):.1f}"
+
+
+def probability(p: float) -> str:
+    """A p-value: ``0.41``, ``0.013``, ``<0.001``."""
+    return "<0.001" if p < 0.001 else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}"
+
+
+def nats(loss: float | None) -> str:
+    """A loss in nats a token; a dash where it was not measured."""
+    return "–" if loss is None else f"{loss:.3f}"
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -84,7 +94,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (percent, css, points, nats, signed, count, short, duration, plural, shell):
+    filters = (percent, css, points, about, probability, nats, signed, count, short, duration, plural, shell)
+    for function in filters:
         environment.filters[function.__name__] = function
     return environment
 

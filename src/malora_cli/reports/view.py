@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from malora_cli.errors import RunError
+from malora_cli.reports.differing import Differing
 from malora_cli.reports.paths import shared_manifest, shared_recipe
 from malora_cli.results import Digest, EvalResult, ExpertGeometry, Manifest, RunRecord, RunStatus, change, newer
 from malora_cli.results.metrics import ExpertShare, GateEntropy
@@ -59,6 +61,7 @@ class RunView:
         log: What was measured during training.
         evaluations: Finished ``malora eval`` results, oldest first.
         experts: Analysis of the trained experts, of finished runs of routed methods.
+        answers: Where base and adapter differ in the evaluation that the page quotes.
     """
 
     name: str
@@ -68,6 +71,7 @@ class RunView:
     log: Digest
     evaluations: tuple[EvalResult, ...]
     experts: ExpertGeometry | None = None
+    answers: Differing | None = None
 
     @classmethod
     def read(cls, record: RunRecord) -> RunView:
@@ -80,21 +84,27 @@ class RunView:
         try:
             log = Digest(record.metrics)
             recipe = record.recipe if record.recipe_path.is_file() else {}
-            evaluations = record.evaluations()
+            evaluations = record.evaluations_by_file()
             experts = ExpertGeometry.load(record.experts_path)
         except (ValueError, TypeError, yaml.YAMLError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(f"a file of the run cannot be read ({reason})", where=str(record.path)) from error
         project = path.parent.parent  # which holds the folder of runs
-        return cls(
+        view = cls(
             name=path.name,
             folder=path.relative_to(project).as_posix(),
             manifest=shared_manifest(manifest, project),
             recipe=shared_recipe(recipe, project),
             log=log,
-            evaluations=tuple(evaluations),
+            evaluations=tuple(evaluations.values()),
             experts=experts,
         )
+        return replace(view, answers=view._differing(evaluations))
+
+    def _differing(self, evaluations: Mapping[Path, EvalResult]) -> Differing | None:
+        """Where base and adapter differ, from what lies beside the file of the evaluation that is quoted."""
+        quoted = next((file for file, result in evaluations.items() if result is self.evaluation), None)
+        return None if quoted is None else Differing.read(quoted, self._shown)
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -114,7 +124,8 @@ class RunView:
     @cached_property
     def evaluation(self) -> EvalResult | None:
         """The evaluation that the page quotes: of those against the base that cover the most tasks, the newest."""
-        found = [result for result in self.evaluations if result.against_base]
+        whole = (result for result in self.evaluations if all(task.against for task in result.tasks.values()))
+        found = [result for result in whole if result.against_base]
         return max(found, key=lambda r: (len(r.tasks), r.step, r.created), default=None)
 
     @cached_property

@@ -339,8 +339,16 @@ class RunRecord:
         Raises:
             RunError: One of them is damaged.
         """
-        found = [EvalResult.load(path) for path in sorted(self.eval_dir.glob("*.json"))]
-        return sorted(found, key=lambda result: result.created)
+        return list(self.evaluations_by_file().values())
+
+    def evaluations_by_file(self) -> dict[Path, EvalResult]:
+        """The same under the file of each, beside which lie the predictions behind it.
+
+        Raises:
+            RunError: One of them is damaged.
+        """
+        found = [(path, EvalResult.load(path)) for path in sorted(self.eval_dir.glob("*.json"))]
+        return dict(sorted(found, key=lambda item: item[1].created))
 
     def evaluations_of_the_end(self) -> list[EvalResult]:
         """Those of the finished adapter, not of a checkpoint before it, on its test rows; oldest first.

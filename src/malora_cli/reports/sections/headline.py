@@ -9,6 +9,7 @@ from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
 from malora_cli.reports.view import SHOWN, RunView
 from malora_cli.results import EvalEvent, EvalResult
+from malora_cli.results.evaluation import Difference
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
@@ -16,10 +17,21 @@ _TEMPLATE = """
    ~ view.manifest.method ~ " took " ~ view.manifest.base_model %}
 <p class="verdict">
 {% if result %}
-  {{ subject }} from <b>{{ base.score|percent }}</b> to {{ m.change(gain, adapter.score|percent, strong=true) }}
-  ({{ gain|points }} points) in the mean score over {{ domains|length|plural("domain") }}.
+  {% set mean = overall.difference %}
+  {{ subject }} from <b>{{ overall.against.score|percent }}</b>
+  {{- " (" ~ result.shots|plural("shot") ~ ")" if result.shots }} to
+  {{ m.change(0 if mean and not mean.told_apart else overall.gain, overall.model.score|percent, strong=true) }}
+  ({{ overall.gain|points }} points
+  {%- if mean and mean.low is not none %}, 95% interval {{ mean.low|points }} to {{ mean.high|points }}{% endif -%}
+  ) in the mean score over {{ domains|length|plural("domain") }}{{ ", which cannot be told apart from no change"
+  if mean and not mean.told_apart }}.
+  {% if verdicts is none %}
   {{ tasks_up }} of {{ result.tasks|length|plural("task") }} and
   {{ domains_up }} of {{ domains|length|plural("domain") }} gained.
+  {% else %}
+  {{ verdicts.gained }} of {{ result.tasks|length|plural("task") }} gained, {{ verdicts.lost }} lost
+  {{- ", " ~ verdicts.alike ~ " cannot be told apart" if verdicts.alike }}.
+  {% endif %}
   {% if given_away %}
   Test rows of {{ given_away|plural("task") }} are also training rows: scores there are too good.
   {% endif %}
@@ -47,12 +59,13 @@ _TEMPLATE = """
 {% if result %}
 <div class="domains">
 {% for name, it in domains.items() if name in domains_shown %}{% set b, a = it.against, it.model %}
-  <div><span>{{ name }}</span>{{ m.dumbbell(b.score, a.score, "var(--accent)") }}
+  <div><span>{{ name }}</span>{{ m.dumbbell(b, a, "var(--accent)") }}
   <span class="num">{{ b.score|percent }} → <b>{{ a.score|percent }}</b></span>
-  <span class="num">{{ m.change(a.score - b.score, (a.score - b.score)|points) }}</span></div>
+  <span class="num">{{ m.gain(it) }}</span></div>
 {% endfor %}
 </div>
 <p class="legend"><span><i class="dot hollow"></i>base model</span><span><i class="dot"></i>adapter</span>
+{% if overall.model.low is not none %}<span><i class="whisker"></i>95% interval</span>{% endif %}
 <span>mean score of each domain, 0 to 100%
 {{- ", for " ~ domains_shown|length ~ " of " ~ domains|length ~ " domains" if domains_shown|length < domains|length -}}
 </span></p>
@@ -70,8 +83,8 @@ _TEMPLATE = """
     {% if seconds %}<dd class="more">{{ seconds|duration }}</dd>{% endif %}</div>
   <div><dt>Mixture</dt><dd>{{ view.tasks|length|plural("task") }}</dd>
     <dd class="more">in {{ domain_count|plural("domain") }}</dd></div>
-{% if result %}
-  <div><dt>Held-out loss</dt><dd>{{ base.loss|nats }} → {{ adapter.loss|nats }}</dd>
+{% if result and overall.model.loss is not none %}
+  <div><dt>Held-out loss</dt><dd>{{ overall.against.loss|nats }} → {{ overall.model.loss|nats }}</dd>
     <dd class="more">nats a token, mean over domains</dd></div>
 {% endif %}
 </dl>
@@ -82,17 +95,25 @@ def _gains(result: EvalResult | None) -> dict[str, object]:
     if result is None:
         return {}
     domains = result.domains()
-    overall = result.overall()
     members = result.tasks.values()
     return {
         "domains": domains,
         "domains_shown": list(domains)[:SHOWN],
-        "base": overall.against,
-        "adapter": overall.model,
-        "gain": overall.gain,
+        "overall": result.overall(),
+        "verdicts": _verdicts([task.difference for task in members]),
         "tasks_up": sum((task.gain or 0) > 0 for task in members),
         "domains_up": sum((domain.gain or 0) > 0 for domain in domains.values()),
     }
+
+
+def _verdicts(differences: Sequence[Difference | None]) -> dict[str, int] | None:
+    """How many tasks gained, lost, or cannot be told apart; None where that was not measured, as by older versions."""
+    known = [difference for difference in differences if difference is not None]
+    if len(known) < len(differences):
+        return None
+    lost = sum(difference.is_worse for difference in known)
+    gained = sum(difference.told_apart for difference in known) - lost
+    return {"gained": gained, "lost": lost, "alike": len(known) - gained - lost}
 
 
 def _given_away(run: RunView) -> int:
