@@ -12,6 +12,7 @@ from malora_cli.cli import main
 from malora_cli.evals.metrics import METRICS
 from malora_cli.results import EvalResult, RunRecord
 from malora_cli.results.predictions import read_predictions
+from test_lm_eval import task_file
 from train_runs import rewrite, train_run, workplace
 
 
@@ -208,3 +209,23 @@ def test_an_evaluation_that_is_damaged_is_named(here: Path, capsys: pytest.Captu
     rewrite(file, lambda result: result.pop("tasks"))
     line = refused(["eval", "tiny", "--tasks", "add", "--against", str(file)], capsys)
     assert f"{file.name}: the evaluation cannot be read" in line
+
+
+def test_tasks_of_another_harness_stand_beside_our_own(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    theirs = f"lm_eval:{task_file(tmp_path)}"
+    result = evaluated(capsys, "tiny", "--tasks", f"add,{theirs}", "--limit", "3")
+    assert list(result.tasks) == ["add", "lm_eval:tiny_arc"]
+    task = result.tasks["lm_eval:tiny_arc"]
+    assert (task.domain, task.metric, task.rows) == ("lm_eval", "acc", 3)
+    assert task.difference is not None
+    assert task.model.low is not None
+    asked = [row for row in read_predictions(newest(here / "runs" / "tiny" / "eval")) if row["task"] != "add"]
+    assert [row["adapter_score"] for row in asked].count(1.0) == pytest.approx(3 * task.model.score)
+    assert {len(row["adapter_choices"]) for row in asked} <= {2, 3, 4}
+    assert list(evaluated(capsys, "tiny", "--tasks", theirs, "--limit", "2").tasks) == ["lm_eval:tiny_arc"]
+    for option in (["--rescore"], ["--split", "validation"]):
+        line = refused(["eval", "tiny", "--tasks", theirs, *option], capsys)
+        assert f"{option[0]}: {theirs} is asked anew each time" in line

@@ -12,24 +12,23 @@ from malora_cli.recipe import MixSettings
 from malora_cli.registry import did_you_mean
 
 _DOMAIN = "domain:"
-#: How the tasks of another harness begin.
-LM_EVAL = "lm_eval:"
 _WHERE = "--tasks"
 
 
-def choose_tasks(mix: MixSettings, names: Collection[str] | None) -> MixSettings:
+def choose_tasks(mix: MixSettings, names: Collection[str] | None, *, elsewhere: bool = False) -> MixSettings:
     """The mix with only the tasks named, in its own order; all of them when none are.
 
     Args:
         mix: The mix.
         names: Names of tasks; ``domain:NAME`` is all tasks of a domain, ``all`` is all.
+        elsewhere: Whether tasks that are not of the mix are evaluated as well, so that none need be.
 
     Raises:
         RecipeError: A name is not in the mix, or there is none.
     """
     if names is None:
         return mix
-    if not names:
+    if not names and not elsewhere:
         raise RecipeError("no task is named", where=_WHERE, fix=f"Its tasks: {', '.join(mix.tasks)}.")
     chosen = {task for name in names for task in _named(mix, name)}
     return mix.model_copy(update={"tasks": {name: mix.tasks[name] for name in mix.tasks if name in chosen}})
@@ -50,8 +49,11 @@ def _named(mix: MixSettings, name: str) -> list[str]:
     raise RecipeError(f"there is no task '{name}'; {did_you_mean(name, mix.tasks)}", where=_WHERE)
 
 
-def check_code(mix: MixSettings, *, allowed: bool) -> None:
+def check_code(mix: MixSettings, *, allowed: bool) -> str | None:
     """Make sure that no generated code is run that nobody has allowed to, and that there is a sandbox for it.
+
+    Returns:
+        Name of the sandbox's backend; None where no task's metric runs code.
 
     Raises:
         RecipeError: A task's metric runs code, and nobody has allowed it.
@@ -66,5 +68,7 @@ def check_code(mix: MixSettings, *, allowed: bool) -> None:
             where=_WHERE,
             fix=f"Add --allow-code, which runs it in a sandbox{leave}.",
         )
-    if running:
-        open_sandbox(workers=1).close()
+    if not running:
+        return None
+    with open_sandbox(workers=1) as sandbox:
+        return sandbox.backend

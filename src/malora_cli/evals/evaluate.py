@@ -23,6 +23,7 @@ from malora_cli.errors import DataError, RecipeError, RunError
 from malora_cli.evals.against import answers_in
 from malora_cli.evals.choosing import check_code, choose_tasks
 from malora_cli.evals.examine import Examiner, Progress
+from malora_cli.evals.harness import LM_EVAL, Harness
 from malora_cli.evals.metrics._base import Metric
 from malora_cli.evals.questions import Question, questions_of, sample_hash, shown_solved
 from malora_cli.evals.scoring import Scored, averaged, differences
@@ -141,11 +142,14 @@ class _Evaluation:
         self.recipe, self.wanted, self.folder = recipe, wanted, folder
         _check_writable(folder)
         self.started = time.perf_counter()
-        mix = choose_tasks(recipe.mix, wanted.tasks)
-        check_code(mix, allowed=wanted.allow_code)
         self.limit = wanted.limit if wanted.limit is not None else recipe.eval.rows
+        own, theirs = _parted(wanted.tasks)
+        self.harness = Harness(theirs, self.limit, recipe.eval.batch_size, recipe.mix.system)
+        _check_together(wanted, theirs)
+        mix = choose_tasks(recipe.mix, own, elsewhere=bool(theirs))
+        self.sandbox = check_code(mix, allowed=wanted.allow_code)
         self.encoder = Encoder(load_tokenizer(base, recipe.model))
-        self.tasks = load_tasks(mix, self.encoder, max_length=recipe.train.max_length)
+        self.tasks = load_tasks(mix, self.encoder, max_length=recipe.train.max_length) if mix.tasks else []
         self.splits = {task.name: self._split(task) for task in self.tasks}
         self.questions = {name: questions_of(split, self.limit) for name, split in self.splits.items()}
 
@@ -189,6 +193,7 @@ class _Evaluation:
             mix=mix,
             split=self.wanted.split,
             shots=self.wanted.shots,
+            sandbox=self.sandbox,
             tasks=self._compared(scored, others),
             expert_load=routing.load_by_group(tallies) if routing is not None else None,
             gate_entropy=routing.entropy_by_group(tallies) if routing is not None else None,
@@ -201,7 +206,7 @@ class _Evaluation:
             columns = {subject.name if other is not None else _MODEL: scored}
             if others is not None:
                 columns = {_BASE if against == _BASE else "against": others, **columns}
-            _keep(self.folder, result, list(self._lines(columns)))
+            _keep(self.folder, result, list(_lines(columns)))
         return result
 
     def _others(self, other: Subject | None) -> tuple[dict[str, Scored] | None, str | None]:
@@ -228,34 +233,62 @@ class _Evaluation:
             scored[task.name] = Scored.of(_metric(task), questions, found.answers, found.nats)
             if found.tally is not None:
                 tallies[task.name] = found.tally
+        shots = self.wanted.shots or None if subject.name == _BASE else None
+        scored |= self.harness.scored(subject, self.encoder, self.wanted.progress, shots=shots)
         return scored, tallies if len(tallies) == len(self.tasks) else {}
 
     def _compared(self, scored: Mapping[str, Scored], others: Mapping[str, Scored] | None) -> dict[str, TaskEval]:
         found = differences(scored, others) if others is not None else {}
+        domains = {task.name: task.settings.domain for task in self.tasks}
+        samples = {name: sample_hash(split, self.limit) for name, split in self.splits.items()}
         return {
-            task.name: TaskEval(
-                domain=task.settings.domain,
-                metric=str(task.settings.metric),
-                rows=len(self.questions[task.name]),
-                clusters=scored[task.name].measured.cluster_count,
-                sample=sample_hash(self.splits[task.name], self.limit),
-                model=scored[task.name].scores,
-                against=others[task.name].scores if others is not None else None,
-                difference=found.get(task.name),
+            name: TaskEval(
+                domain=domains.get(name, "lm_eval"),
+                metric=str(own.metric),
+                rows=len(own.questions),
+                clusters=own.measured.cluster_count,
+                sample=samples.get(name),
+                model=own.scores,
+                against=others[name].scores if others is not None else None,
+                difference=found.get(name),
             )
-            for task in self.tasks
+            for name, own in scored.items()
         }
 
-    def _lines(self, columns: Mapping[str, Mapping[str, Scored]]) -> Iterator[str]:
-        """One JSON line a row: prompt, reference, and what each model answered."""
-        for task in self.tasks:
-            for number, question in enumerate(self.questions[task.name]):
-                line: dict[str, object] = {"task": task.name, "row": question.row, "prompt": question.prompt}
-                rights = question.references
-                line |= {"reference": rights[0]} if len(rights) == 1 else {"references": rights}
-                for which, scored in columns.items():
-                    line |= scored[task.name].line(number, which)
-                yield json.dumps(line, ensure_ascii=False) + "\n"
+
+def _lines(columns: Mapping[str, Mapping[str, Scored]]) -> Iterator[str]:
+    """One JSON line a row: prompt, reference, and what each model answered."""
+    for name, first in next(iter(columns.values())).items():
+        for number, question in enumerate(first.questions):
+            line: dict[str, object] = {"task": name, "row": question.row, "prompt": question.prompt}
+            rights = question.references
+            line |= {"reference": rights[0]} if len(rights) == 1 else {"references": rights}
+            for which, scored in columns.items():
+                line |= scored[name].line(number, which)
+            yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _parted(names: Collection[str] | None) -> tuple[list[str] | None, list[str]]:
+    """The names of our own tasks, None for all, and those of the harness."""
+    theirs = [name for name in names or () if name.startswith(LM_EVAL)]
+    own = None if names is None else [name for name in names if name not in theirs]
+    return own, theirs
+
+
+def _check_together(wanted: Wanted, theirs: Sequence[str]) -> None:
+    """Make sure that what is asked of the harness's tasks can be had.
+
+    Raises:
+        RecipeError: It cannot.
+    """
+    refused = {"--against": wanted.against is not None, "--rescore": wanted.rescore, "--split": wanted.split != "test"}
+    for option, given in refused.items():
+        if theirs and given:
+            raise RecipeError(
+                f"{theirs[0]} is asked anew each time, on its own test rows",
+                where=option,
+                fix=f"Leave {option} out, or evaluate that task alone.",
+            )
 
 
 def _metric(task: Task) -> Metric:

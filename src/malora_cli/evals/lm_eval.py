@@ -88,7 +88,7 @@ def lm_eval_task(
         RunError: The harness is not installed.
     """
     where = f"lm_eval:{name}"
-    _check_installed(where)
+    check_installed(where)
     from lm_eval.evaluator import evaluate
 
     with _quiet(where):
@@ -111,7 +111,12 @@ def lm_eval_task(
     return [_scored(task, found, sorted(samples[task_name]), chat) for task_name, task in loaded["tasks"].items()]
 
 
-def _check_installed(where: str) -> None:
+def check_installed(where: str) -> None:
+    """Make sure that the harness is there.
+
+    Raises:
+        RunError: It is not.
+    """
     if importlib.util.find_spec("lm_eval") is None:
         raise RunError(
             "its tasks need the package lm-eval, which is not installed",
