@@ -1,13 +1,14 @@
 """Whether intervals hold what they promise, by scenario. Figures are printed and kept in ``results/statistics.json``.
 
     python benchmarks/intervals.py coverage    how often 95% intervals hold the true score, difference and mean of tasks
+    python benchmarks/intervals.py corpus      the same of macro-F1, whose score is not a mean over rows
     python benchmarks/intervals.py nulls       how often two equal models are told apart, one task and after Holm
     python benchmarks/intervals.py power       how often a difference as big as `detectable` is found
     python benchmarks/intervals.py bleu        a bootstrap of BLEU against lm-eval's `bootstrap_stderr`
 
 Scores are drawn in clusters whose rows correlate (beta-binomial, 0.3), and every draw is seeded. ``--rounds`` is the
-number of simulations of a cell; of graded scores, which are bootstrapped, half as many, and of 1,000 rows a quarter.
-Bootstraps and permutations have 2,000 draws here, for speed; `malora eval` draws 10,000.
+number of simulations of a cell; where they are bootstrapped, half as many, and of 1,000 rows a quarter. Bootstraps
+have 2,000 draws here and permutations 1,000, for speed; `malora eval` draws 10,000.
 """
 
 from __future__ import annotations
@@ -106,22 +107,55 @@ def macro_cover(chance: np.random.Generator, kind: str, rows: int, mean: float, 
 def coverage(rounds: int) -> dict[str, Any]:
     """The share of simulations whose interval holds the truth, cell by cell."""
     checks = {"score": score_cover, "difference": difference_cover, "no difference": equal_cover, "macro": macro_cover}
+    resampling.DRAWS = 2000
     return {name: share_of(check, rounds) for name, check in checks.items()}
 
 
-def share_of(check: Callable[..., bool], rounds: int) -> dict[str, Any]:
-    """How often a check is true, by cell, on average, and at least."""
+def share_of(check: Callable[..., bool], rounds: int, *, always: bool = False) -> dict[str, Any]:
+    """How often a check is true, by cell, on average, and at least; with as many rounds of all cells, if always."""
     found = []
     for number, (kind, rows, mean, size) in enumerate(cells()):
         if check is macro_cover and rows == 1000:  # four tasks each
             continue
-        chance, times = np.random.default_rng([7, number]), rounds_of(kind, rows, rounds)
+        chance, times = np.random.default_rng([7, number]), rounds if always else rounds_of(kind, rows, rounds)
         share = float(np.mean([check(chance, kind, rows, mean, size) for _ in range(times)]))
         found.append({"kind": kind, "rows": rows, "mean": mean, "cluster": size, "rounds": times, "share": share})
         console.print(f"{check.__name__:17} {kind:14} {rows:5} rows  mean {mean:4}  cluster {size}  {share:.3f}")
     shares = [cell["share"] for cell in found]
     console.print(f"{check.__name__}: {np.mean(shares):.3f} on average, {min(shares):.3f} to {max(shares):.3f}")
     return {"average": float(np.mean(shares)), "lowest": min(shares), "highest": max(shares), "cells": found}
+
+
+# ---------------------------------------------------------------- corpus
+
+
+def labelled(chance: np.random.Generator, rows: int, accuracy: float) -> tuple[Scores, Scores]:
+    """Right and given labels, of which the rarest stands in one row of 25."""
+    shares = np.array([0.4, 0.3, 0.16, 0.1, 0.04])
+    right, other = (chance.choice(len(shares), size=rows, p=shares) for _ in range(2))
+    return right, np.where(chance.random(rows) < accuracy, right, other)
+
+
+def by_label(right: Scores, given: Scores) -> Measured:
+    from malora_cli.evals.metrics._base import Answer
+    from malora_cli.evals.metrics.macro_f1 import MacroF1
+
+    pairs = zip(right, given, strict=True)
+    metric, answers = MacroF1(), [Answer(f"label {given}", [f"label {right}"]) for right, given in pairs]
+    return metric.measured(metric.marks(answers))
+
+
+def corpus(rounds: int) -> dict[str, Any]:
+    """How often the interval of macro-F1 holds that of a very large corpus."""
+    resampling.DRAWS = 2000
+    chance, found = np.random.default_rng(10), []
+    for rows, accuracy in product(ROWS, (0.3, 0.8)):
+        truth = by_label(*labelled(chance, 50_000, accuracy)).score
+        alone = [interval(by_label(*labelled(chance, rows, accuracy))) for _ in range(rounds)]
+        share = float(np.mean([holds(one, truth) for one in alone]))
+        found.append({"rows": rows, "accuracy": accuracy, "rounds": rounds, "share": share})
+        console.print(f"macro-f1 {rows:5} rows  accuracy {accuracy}  {share:.3f}")
+    return {"cells": found}
 
 
 # ---------------------------------------------------------------- nulls
@@ -138,9 +172,10 @@ def null_found(chance: np.random.Generator, kind: str, rows: int, mean: float, s
 
 def nulls(rounds: int) -> dict[str, Any]:
     """The share of simulations in which two equal models are told apart; of families of 8 tasks, any one of them."""
-    found = {"one task": share_of(null_found, rounds)}
+    resampling.DRAWS = 1000
+    found = {"one task": share_of(null_found, rounds, always=True)}
     chance, family = np.random.default_rng(8), [cell for cell in cells() if cell[1] == 160][::2]
-    times = max(1, rounds // 2)
+    times = max(1, rounds // 3)
     any_found = [min(holm([null_p(chance, *cell) for cell in family])) < 0.05 for _ in range(times)]
     found["family of 8 after Holm"] = {"rounds": times, "share": float(np.mean(any_found))}
     console.print(f"any of 8 tasks after Holm: {np.mean(any_found):.3f}")
@@ -152,6 +187,7 @@ def nulls(rounds: int) -> dict[str, Any]:
 
 def power(rounds: int) -> dict[str, Any]:
     """The share of simulations that find a difference as big as a typical `detectable` of that design."""
+    resampling.DRAWS = 1000
     found = []
     for number, (kind, rows, size) in enumerate(product(("right or wrong", "graded"), ROWS, CLUSTERS)):
         chance, times = np.random.default_rng([9, number]), rounds_of(kind, rows, rounds)
@@ -178,8 +214,13 @@ def gapped(chance: np.random.Generator, kind: str, rows: int, size: int, gap: fl
 # ---------------------------------------------------------------- bleu
 
 
-def bleu(rounds: int, rows: int = 1000, draws: int = 1000) -> dict[str, Any]:
-    """Draws of the corpus's sufficient counts against as many corpora that are counted anew."""
+def bleu(rounds: int, rows: int = 1000, draws: int = 1000, timed: int = 20) -> dict[str, Any]:
+    """Draws of the corpus's sufficient counts, counting included, against as many corpora that are counted anew.
+
+    Seconds are those of the processor, so that other work on it does not count. One draw of lm-eval takes as long as
+    another, and only some are timed.
+    """
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's own switch: its draws in this process, where they are timed
     from lm_eval.api.metrics import bleu as corpus_bleu
     from lm_eval.api.metrics import bootstrap_stderr
 
@@ -194,18 +235,25 @@ def bleu(rounds: int, rows: int = 1000, draws: int = 1000) -> dict[str, Any]:
         return float(Sample.of(metric.measured(marks)).bootstrap(draws).std(ddof=1))
 
     def theirs() -> float:
-        return bootstrap_stderr(corpus_bleu, texts, iters=draws) / 100
+        return bootstrap_stderr(corpus_bleu, texts, iters=timed) / 100
 
     seconds: dict[str, list[float]] = {"malora": [], "lm-eval": []}
     errors: dict[str, float] = {}
     for _ in range(rounds):
-        for name, run in (("malora", ours), ("lm-eval", theirs)):
-            started = time.perf_counter()
+        for name, run, factor in (("malora", ours, 1.0), ("lm-eval", theirs, draws / timed)):
+            started = time.process_time()
             errors[name] = run()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append((time.process_time() - started) * factor)
     ratio = median(b / a for a, b in zip(seconds["malora"], seconds["lm-eval"], strict=True))
     console.print(f"bleu, {rows} rows, {draws} draws: {ratio:.0f} times as fast; standard errors {errors}")
-    return {"rows": rows, "draws": draws, "seconds": seconds, "ratio": ratio, "standard_errors": errors}
+    return {
+        "rows": rows,
+        "draws": draws,
+        "timed_draws_of_lm_eval": timed,
+        "processor_seconds": seconds,
+        "ratio": ratio,
+        "standard_errors": errors,
+    }
 
 
 def sentences(rows: int) -> list[tuple[str, str]]:
@@ -232,13 +280,18 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     """Run one scenario and keep its figures beside those of the others."""
-    scenarios = {"coverage": (coverage, 1000), "nulls": (nulls, 1000), "power": (power, 600), "bleu": (bleu, 1)}
+    scenarios = {
+        "coverage": (coverage, 1000),
+        "corpus": (corpus, 400),
+        "nulls": (nulls, 3000),
+        "power": (power, 600),
+        "bleu": (bleu, 1),
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=scenarios)
     parser.add_argument("--rounds", type=int)
     arguments = parser.parse_args()
     run, rounds = scenarios[arguments.scenario]
-    resampling.DRAWS = 2000
     started = time.perf_counter()
     found = {"machine": machine(), **run(arguments.rounds or rounds)}
     found["took_seconds"] = round(time.perf_counter() - started, 1)
