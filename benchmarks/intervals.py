@@ -8,7 +8,7 @@
 
 Scores are drawn in clusters whose rows correlate (beta-binomial, 0.3), and every draw is seeded. ``--rounds`` is the
 number of simulations of a cell; where they are bootstrapped, half as many, and of 1,000 rows a quarter. Bootstraps
-have 2,000 draws here and permutations 1,000, for speed; `malora eval` draws 10,000.
+have 2,000 draws here and permutations 500, for speed; `malora eval` draws 10,000.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def null_found(chance: np.random.Generator, kind: str, rows: int, mean: float, s
 
 def nulls(rounds: int) -> dict[str, Any]:
     """The share of simulations in which two equal models are told apart; of families of 8 tasks, any one of them."""
-    resampling.DRAWS = 1000
+    resampling.DRAWS = 500
     found = {"one task": share_of(null_found, rounds, always=True)}
     chance, family = np.random.default_rng(8), [cell for cell in cells() if cell[1] == 160][::2]
     times = max(1, rounds // 3)
@@ -283,7 +283,7 @@ def main() -> None:
     scenarios = {
         "coverage": (coverage, 1000),
         "corpus": (corpus, 400),
-        "nulls": (nulls, 3000),
+        "nulls": (nulls, 1000),
         "power": (power, 600),
         "bleu": (bleu, 1),
     }
