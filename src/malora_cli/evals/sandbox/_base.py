@@ -58,9 +58,9 @@ class Cell(ABC):
     def end(self, patience: float = 0.0) -> int:
         """End it and all that it started, a while after; its exit status, below 0 for the signal that ended it."""
 
-    @abstractmethod
     def resident(self) -> int:
         """Bytes of memory it uses now, where no limit of the system holds it; else 0."""
+        return 0
 
 
 class Backend(ABC):
@@ -115,6 +115,7 @@ class PopenCell(Cell):
         return self._process.pid
 
     def end(self, patience: float = 0.0) -> int:
+        """Kill its session, once it has had its time to end by itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -124,9 +125,6 @@ class PopenCell(Cell):
             with contextlib.suppress(OSError):
                 stream.close()
         return status
-
-    def resident(self) -> int:
-        return 0
 
 
 @functools.cache
@@ -138,9 +136,9 @@ def interpreter() -> list[str]:
 @functools.cache
 def readable() -> list[Path]:
     """What an interpreter has to read: itself, its standard library and the system's libraries."""
-    own = [sys.base_prefix, sys.base_exec_prefix, *(f"{Path(interpreter()[0]).parent.parent}",)]
+    own = [sys.base_prefix, sys.base_exec_prefix, str(Path(interpreter()[0]).parent)]
     system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/dev/urandom"]
-    return [path for path in map(Path, dict.fromkeys([*own, *system])) if path.exists()]
+    return [path for path in map(Path, dict.fromkeys([*own, *system])) if path.exists() and path != Path("/")]
 
 
 def limit(limits: Limits, pid: int | None = None) -> None:

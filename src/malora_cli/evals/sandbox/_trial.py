@@ -54,10 +54,8 @@ class Court:
 
     def __init__(self, backend: Backend, limits: Limits) -> None:
         # A checker that has worked for earlier answers still has all of its time for the next.
-        self.backend, self.limits = (
-            backend,
-            {"candidate": limits, "checker": replace(limits, seconds=limits.seconds + 1)},
-        )
+        self.limits = {"candidate": limits, "checker": replace(limits, seconds=limits.seconds + 1)}
+        self.backend = backend
         self.folder = Path(tempfile.mkdtemp(prefix="malora-code-"))
         self.cells: dict[str, Cell] = {}
         self._served_seconds = 0.0

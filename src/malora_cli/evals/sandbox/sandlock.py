@@ -57,11 +57,11 @@ class _Watched(Cell):
         self.stdin, self.stdout = self._process.stdin, io.BufferedReader(self._process.stdout)
 
     def end(self, patience: float = 0.0) -> int:
-        """Kill it, unless it ends by itself within the patience."""
-        if patience == 0.0:
-            self._process.kill()
+        """Kill it, once it has had its time to end by itself."""
         from sandlock import ExitReason
 
+        if patience == 0.0:
+            self._process.kill()
         result = self._process.wait(max(patience, 0.01))
         for stream in (self.stdin, self.stdout):
             with contextlib.suppress(OSError):
@@ -69,10 +69,6 @@ class _Watched(Cell):
         if result.reason is ExitReason.KILLED:  # as the supervisor does where memory runs out
             return -signal.SIGKILL
         return -result.signal if result.signal > 0 else result.exit_code
-
-    def resident(self) -> int:
-        """The supervisor holds it to its limit."""
-        return 0
 
 
 BACKEND = Sandlock
