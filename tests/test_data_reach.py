@@ -48,6 +48,8 @@ LONG = "have an answer longer than max_new_tokens 6, so none is generated whole"
         (["a=1", "b", "c d"], "slot-f1",
          "1 of 3 test rows (row 3) have an answer that slot-f1 can read nothing from, so they can only score 0"),
         (["no", "yes"], "macro-f1", None),
+        (["one", "a pair"], "rouge-2",
+         "1 of 2 test rows (row 1) have an answer that rouge-2 can read nothing from, so they can only score 0"),
         (["1234567"] * 600, "rouge-l", "500 of 500 test rows that were looked at (row"),
     ],
 )  # fmt: skip

@@ -18,6 +18,10 @@ class Rouge(TextMetric):
         """The library's own."""
         return float(_scorer(self.counted).score(reference, prediction)[self.counted].fmeasure)
 
+    def reads(self, reference: str) -> bool:
+        """Whether it has what is counted, so that it scores as an answer to itself; one word makes no pair."""
+        return self.score(reference, reference) > 0
+
 
 @cache
 def _scorer(counted: str) -> Any:
