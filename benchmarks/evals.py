@@ -1,6 +1,7 @@
 """What evaluations cost, by scenario. Figures are printed and kept as JSON in ``benchmarks/results/``.
 
     python benchmarks/evals.py choices --rows FILE   questions a second and answers, against lm-eval's HFLM
+    python benchmarks/evals.py generation --data FOLDER   answers a second and texts, against lm-eval's HFLM
 
 Everybody asks the same SmolLM2-135M with a fresh MALoRA adapter, in turns; medians and ratios are of rounds that are
 interleaved. `choices` takes JSON lines with `question`, `choices` and `answer` (the position of the right one); a round
@@ -175,7 +176,30 @@ def asked(harness: HFLM, items: Sequence[Question]) -> list[list[float]]:
     return [[-next(found)[0] for _ in item.choices] for item in items]
 
 
-SCENARIOS: dict[str, Callable[[argparse.Namespace], None]] = {"choices": choices}
+# ---------------------------------------------------------------- generation
+
+
+def generation(arguments: argparse.Namespace) -> None:
+    """Answers by us and by lm-eval, in turns."""
+    from evals_generation import measured
+
+    model, encoder = subject()
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # a fresh adapter changes no answer
+            torch.nn.init.normal_(parameter, std=0.002)
+    table = plain_table(("generation",), ("rows", "s", "lm-eval's", "ratio", "in CPU time", "other texts", "not ties"))
+    figures = {}
+    for name, found in measured(model, encoder, arguments.data, limit=arguments.limit, rounds=arguments.rounds):
+        figures[name] = found
+        seconds = (f"{median(found[key]):.1f}" for key in ("seconds", "harness_seconds"))
+        ratios = (f"{found[key]:.2f}" for key in ("ratio", "cpu_ratio"))
+        unlike = (str(len(found["other_texts"])), str(found["other_texts_without_a_tie"]))
+        table.add_row(name, str(found["rows"]), *seconds, *ratios, *unlike)
+        keep("generation", figures)
+    console.print(table)
+
+
+SCENARIOS: dict[str, Callable[[argparse.Namespace], None]] = {"generation": generation, "choices": choices}
 
 
 def main() -> None:
@@ -184,6 +208,7 @@ def main() -> None:
     parser.add_argument("scenario", choices=SCENARIOS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=Path, help="JSON lines to ask about")
+    parser.add_argument("--data", type=Path, help="folder of sets to answer")
     parser.add_argument("--limit", type=int, default=300, help="rows of them at most")
     arguments = parser.parse_args()
     prepare_libraries()

@@ -224,7 +224,7 @@ class _Evaluation:
 
     def _scored(self, subject: Subject) -> tuple[dict[str, Scored], dict[str, RoutingTally]]:
         """Scores of all tasks under a model, and what their tokens asked of its experts."""
-        batch = Packer(self.recipe.eval.batch_size, self.recipe.train.micro_batch_tokens)
+        batch = _batch(self.recipe)
         examiner = Examiner(subject, self.encoder, batch, self.wanted.rescore, self.wanted.progress)
         scored, tallies = dict[str, Scored](), dict[str, RoutingTally]()
         for task in self.tasks:
@@ -293,6 +293,12 @@ def _check_together(wanted: Wanted, theirs: Sequence[str]) -> None:
 
 def _metric(task: Task) -> Metric:
     return cast(Metric, task.settings.metric)
+
+
+def _batch(recipe: Recipe) -> Packer:
+    """What goes through the model at once at most; how many tokens is left open where memory is to decide."""
+    tokens = recipe.eval.batch_tokens
+    return Packer(recipe.eval.batch_size, recipe.train.micro_batch_tokens if tokens == "auto" else tokens)
 
 
 def _check_writable(folder: Path) -> None:

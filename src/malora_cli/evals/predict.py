@@ -20,6 +20,7 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.evals.decoding import Row, can_decode, decode
 from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.modeling.positions import most_positions
+from malora_cli.modeling.room import tokens_held
 
 MORE_MEMORY = "Evaluate on a device with more memory."
 
@@ -87,7 +88,8 @@ def generate_lots(
         encoder: The model's.
         prompts: Tokens of each prompt.
         max_new_tokens: Longest answer; shorter where the model has no position for more.
-        batch: What goes through the model at once at most; less where memory does not suffice.
+        batch: What goes through the model at once at most, and without a limit of tokens, on a GPU, what its memory is
+            found to hold; less where memory does not suffice.
         done: Prompts that are answered already. A lot is left out where all of its prompts are.
 
     Yields:
@@ -99,6 +101,8 @@ def generate_lots(
     alike: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         alike.setdefault(tuple(prompt), []).append(index)
+    if batch.tokens is None:
+        batch = Packer(batch.rows, tokens_held(model))
     generator = _Generator(model, encoder, max_new_tokens, batch)
     for lot in lots(prompts, batch, max_new_tokens):
         groups = [alike[tuple(prompts[index])] for index in lot]

@@ -173,7 +173,12 @@ class EvalSettings(Settings):
         default=None,
         description="Test rows of each task at most, chosen at random by mix.seed; null is all of them",
     )
-    batch_size: Count = Field(default=32, description="Rows that go through the model at once")
+    batch_size: Count = Field(default=32, description="Rows that go through the model at once at most")
+    batch_tokens: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Tokens that go through the model at once at most, padding and answers included; auto is "
+        "train.micro_batch_tokens where that is set, else on a GPU what its memory is found to hold, else any",
+    )
     trust_metric_code: bool = Field(
         default=False, description="Run the Python code of metrics that are modules of your own, as evaluate:PATH"
     )
