@@ -296,6 +296,21 @@ def test_the_best_of_a_row(values: list[float | None], higher: bool | None, best
     assert Row("score", "x", values, higher, ".3f").best() == best
 
 
+@pytest.mark.parametrize(
+    ("ends", "best"),
+    [
+        ([(0.1, 0.29), (0.3, 0.5), (0.1, 0.2)], {1}),
+        ([(0.1, 0.31), (0.3, 0.5), (0.1, 0.2)], set()),
+        ([(0.1, 0.3), (0.3, 0.5), (0.1, 0.2)], set()),
+        ([None, (0.3, 0.5), (0.1, 0.2)], {1}),  # of an older version
+    ],
+)
+def test_the_best_is_one_whose_interval_overlaps_with_no_other(
+    ends: list[tuple[float, float] | None], best: set[int]
+) -> None:
+    assert Row("score", "x", [0.2, 0.4, 0.15], True, ".3f", ends).best() == best
+
+
 def command(*arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:
         main(["compare", *arguments])

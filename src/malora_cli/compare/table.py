@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from shlex import quote
 from statistics import median
 
 from malora_cli.errors import RunError
 from malora_cli.results import EvalResult, RunRecord
+from malora_cli.results.evaluation import Compared
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Row:
         values: One for each run; None where it was not measured.
         higher_is_better: None where there is no better.
         form: Format of a value.
+        ends: The 95% interval of each value, where that is known.
     """
 
     section: str
@@ -29,19 +31,30 @@ class Row:
     values: list[float | None]
     higher_is_better: bool | None
     form: str
+    ends: Sequence[tuple[float, float] | None] = ()
 
     def shown(self) -> list[str]:
         """The values as text."""
         return ["-" if value is None else f"{value:{self.form}}" for value in self.values]
 
     def best(self) -> set[int]:
-        """Numbers of the runs that are best as far as is shown; empty when there is nothing to tell apart."""
+        """Numbers of the runs that are best as far as is shown; empty when there is nothing to tell apart.
+
+        Where intervals are known, that of a best run overlaps with none of the others'.
+        """
         known = [value for value in self.values if value is not None]
         shown = self.shown()
         if self.higher_is_better is None or len(set(shown) - {"-"}) < 2:
             return set()
         best = max(known) if self.higher_is_better else min(known)
-        return {index for index, text in enumerate(shown) if text == f"{best:{self.form}}"}
+        found = {index for index, text in enumerate(shown) if text == f"{best:{self.form}}"}
+        return set() if self._overlap(found) else found
+
+    def _overlap(self, best: set[int]) -> bool:
+        """Whether an interval of these runs overlaps with one of another run."""
+        inside = [ends for index, ends in enumerate(self.ends) if ends is not None and index in best]
+        outside = [ends for index, ends in enumerate(self.ends) if ends is not None and index not in best]
+        return any(low <= other_high and other_low <= high for low, high in inside for other_low, other_high in outside)
 
 
 @dataclass(frozen=True)
@@ -65,20 +78,21 @@ def compare(evaluated: Sequence[tuple[RunRecord, EvalResult]]) -> Comparison:
         Row("cost", "seconds a step", [_seconds_a_step(r) for r in records], False, ".2f"),
     ]
 
-    def add(section: str, name: str, better: bool, form: str, value: Callable[[EvalResult], float | None]) -> None:
-        rows.append(Row(section, name, [value(result) for result in results], better, form))
-
     first = results[0]
     for task in first.tasks:
-        add("held-out loss, nats a token", task, False, ".3f", lambda r, t=task: r.tasks[t].model.loss)  # type: ignore[misc]
-    for task in first.tasks:
-        add("score", task, True, ".3f", lambda r, t=task: r.tasks[t].model.score)  # type: ignore[misc]
+        losses = [result.tasks[task].model.loss for result in results]
+        rows.append(Row("held-out loss, nats a token", task, losses, False, ".3f"))
     averages = [result.domains() for result in results]
-    for domain in averages[0]:
-        scores: list[float | None] = [found[domain].model.score for found in averages]
-        rows.append(Row("score of a domain", domain, scores, True, ".3f"))
-    add("score of a domain", "all domains", True, ".3f", lambda r: r.overall().model.score)
+    rows += [_scores("score", task, [result.tasks[task] for result in results]) for task in first.tasks]
+    rows += [_scores("score of a domain", name, [found[name] for found in averages]) for name in averages[0]]
+    rows.append(_scores("score of a domain", "all domains", [result.overall() for result in results]))
     return Comparison([record.name for record in records], rows)
+
+
+def _scores(section: str, name: str, evaluated: Sequence[Compared]) -> Row:
+    found = [compared.model for compared in evaluated]
+    ends = [None if one.low is None or one.high is None else (one.low, one.high) for one in found]
+    return Row(section, name, [one.score for one in found], True, ".3f", ends)
 
 
 def newest_evaluation(record: RunRecord) -> EvalResult:
