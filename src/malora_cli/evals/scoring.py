@@ -104,6 +104,8 @@ def averaged(
 ) -> tuple[dict[str, Compared], Compared]:
     """Macro-averages of every domain, and over the domains, with intervals of these very averages.
 
+    The p-values of the domains are corrected among themselves, as those of the tasks are.
+
     Args:
         members: Names of the tasks of every domain.
         tasks: Every task's scores.
@@ -115,7 +117,18 @@ def averaged(
         weights = dict.fromkeys(names, 1 / len(names))
         domains[domain] = _with_intervals(average([tasks[name] for name in names]), weights, models, others)
     overall = {name: 1 / len(names) / len(members) for names in members.values() for name in names}
-    return domains, _with_intervals(average(list(domains.values())), overall, models, others)
+    return _corrected(domains), _with_intervals(average(list(domains.values())), overall, models, others)
+
+
+def _corrected(found: Mapping[str, Compared]) -> dict[str, Compared]:
+    """The same with the p-values of the differences, if there are any, corrected over all of them by Holm."""
+    differences = {name: one.difference for name, one in found.items() if one.difference is not None}
+    corrected = holm([difference.p for difference in differences.values() if difference.p is not None])
+    told = {
+        name: {"difference": difference.model_copy(update={"p_holm": p})}
+        for (name, difference), p in zip(differences.items(), corrected, strict=True)
+    }
+    return {name: one.model_copy(update=told.get(name, {})) for name, one in found.items()}
 
 
 def _with_intervals(

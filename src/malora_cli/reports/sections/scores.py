@@ -85,7 +85,7 @@ A domain is the mean of its tasks, the last line the mean of the domains.
 {% if paired %}
 Base and adapter are compared row by row: won, tied and lost are rows that the adapter does better, the same and worse.
 p is the probability of a change as large where there is none, corrected by Holm's method for all
-{{ result.tasks|length|plural("task") }}; from 0.05 on the change is grey.
+{{ result.tasks|length|plural("task") }}, and likewise for all domains; from 0.05 on the change is grey.
 {% endif %}
 {% if unread %} Answers that could not be read count as wrong. {% elif unread_known %} Every answer could be read.
 {% endif %}
