@@ -31,18 +31,17 @@ class PassAtK(Metric):
             RunError: No sandbox works here.
             DataError: The tests of a row are no program.
         """
-        return [
-            Mark.of(pass_at_k(1, outcome.passed, 1), unread=outcome.kind == "no code", outcome=str(outcome))
-            for outcome in tried(answers)
-        ]
+        jobs = [_job(answer) for answer in answers]
+        with open_sandbox() as sandbox:
+            outcomes = iter(sandbox.run([job for job in jobs if job is not None]))
+        return [_NO_CODE if job is None else _mark(next(outcomes), sandbox.backend) for job in jobs]
 
 
-def tried(answers: Sequence[Answer]) -> list[Outcome]:
-    """What becomes of each answer."""
-    jobs = [_job(answer) for answer in answers]
-    with open_sandbox() as sandbox:
-        outcomes = iter(sandbox.run([job for job in jobs if job is not None]))
-    return [Outcome("no code") if job is None else next(outcomes) for job in jobs]
+_NO_CODE = Mark.of(0.0, unread=True, outcome="no code")
+
+
+def _mark(outcome: Outcome, backend: str) -> Mark:
+    return Mark.of(pass_at_k(1, outcome.passed, 1), outcome=f"{outcome} in {backend}")
 
 
 def _job(answer: Answer) -> Job | None:

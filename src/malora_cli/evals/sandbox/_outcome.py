@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["passed", "failed", "timeout", "memory", "crashed", "blocked", "no code"]
+Kind = Literal["passed", "failed", "timeout", "memory", "crashed", "blocked"]
 
 
 @dataclass(frozen=True)
