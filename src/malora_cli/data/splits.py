@@ -130,10 +130,10 @@ class Split:
 
     def lengths(self, rows: Ints) -> Ints:
         """Tokens of some rows."""
-        return self._counted("tokens", rows)
+        return self._counted("tokens", self._at(rows))
 
-    def _counted(self, column: str, rows: Ints) -> Ints:
-        chosen = self._at(rows)
+    def _counted(self, column: str, chosen: Ints) -> Ints:
+        """What a column says of some of the encoded rows."""
         if len(chosen) and chosen[-1] - chosen[0] < 2 * len(chosen) and (np.diff(chosen) > 0).all():
             # Row by row, what lies all but side by side takes a hundred times as long.
             there = self._counts[int(chosen[0]) : int(chosen[-1]) + 1][column]
@@ -151,16 +151,17 @@ class Split:
     @cached_property
     def tokens(self) -> int:
         """All tokens."""
-        return self.totals[0] if self._whole else self._sum("tokens")
+        return self._sum("tokens", self.totals[0])
 
     @cached_property
     def label_tokens(self) -> int:
         """Supervised tokens."""
-        return self.totals[1] if self._whole else self._sum("label_tokens")
+        return self._sum("label_tokens", self.totals[1])
 
-    def _sum(self, column: str) -> int:
-        starts = range(0, len(self), _LOT)
-        return sum(int(self._counted(column, np.arange(start, min(start + _LOT, len(self)))).sum()) for start in starts)
+    def _sum(self, column: str, of_all: int) -> int:
+        if self.picked is None:
+            return of_all - int(self._counted(column, self.aside).sum())
+        return int(self._counted(column, self._at(np.arange(len(self)))).sum())
 
     @property
     def too_long(self) -> int:
