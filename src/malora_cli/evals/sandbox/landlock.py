@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1
 class Landlock(Backend):
     """A process that gives up its rights before it becomes the interpreter."""
 
-    rank = 3
+    rank = 1
     wants = "Linux 5.13 or newer with Landlock, and: pip install 'malora[sandbox]'"
 
     def lacks(self) -> str | None:

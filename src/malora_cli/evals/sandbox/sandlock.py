@@ -18,7 +18,7 @@ from malora_cli.evals.sandbox._seccomp import metadata_calls
 class Sandlock(Backend):
     """A process that the library's supervisor watches."""
 
-    rank = 1
+    rank = 3
     wants = "Linux 6.12 or newer, not within Docker's default profile, and: pip install 'malora[sandbox]'"
 
     def lacks(self) -> str | None:
