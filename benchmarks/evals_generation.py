@@ -25,6 +25,8 @@ from malora_cli.evals.predict import predict
 BATCH = 32
 #: Sets of a measure, rows of each and the tokens of their longest answers.
 MEASURES = {"short answers": (("banking77", 150, 16), ("snips", 150, 32)), "gsm8k": (("gsm8k", 64, 128),)}
+#: Texts that end an answer besides: those of lm-eval's own tasks with short answers, such as nq_open and triviaqa.
+UNTIL = {"short answers": ["\n", ".", ","], "gsm8k": []}
 #: Two logits that lie nearer to each other than this may change places when a batch is computed in another order.
 TIE = 1e-4
 
@@ -37,6 +39,7 @@ def measured(
         for name, sets in MEASURES.items():
             asked = [(prompts(encoder, data / part, min(rows, limit)), longest) for part, rows, longest in sets]
             with model.disable_adapter() if which == "base" else nullcontext():
+                encoder.stop_texts = UNTIL[name]
                 yield f"{name} {which}", against_harness(model, encoder, asked, rounds)
 
 
@@ -94,14 +97,17 @@ def timed(work: Callable[[], list[str]]) -> tuple[list[str], float, float]:
 
 def ours(model: PeftModel, encoder: Encoder, ids: list[list[int]], longest: int) -> list[str]:
     """As `malora eval` answers."""
-    return predict(model, encoder, ids, max_new_tokens=longest, batch=Packer(BATCH))
+    texts = predict(model, encoder, ids, max_new_tokens=longest, batch=Packer(BATCH))
+    for stop in encoder.stop_texts:
+        texts = [text.partition(stop)[0] for text in texts]
+    return texts
 
 
 def theirs(harness: HFLM, encoder: Encoder, ids: list[list[int]], longest: int) -> list[str]:
     """As lm-eval answers; the same tokens are asked, and the same end an answer."""
     texts = [encoder.tokenizer.decode(prompt) for prompt in ids]
     assert [harness.tok_encode(text) for text in texts] == ids
-    until = [encoder.tokenizer.decode(stop) for stop in encoder.stop_ids]
+    until = [*(encoder.tokenizer.decode(stop) for stop in encoder.stop_ids), *encoder.stop_texts]
     how = {"until": until, "max_gen_toks": longest, "do_sample": False}
     requests = [Instance("generate_until", {}, (text, how), number) for number, text in enumerate(texts)]
     return harness.generate_until(requests, disable_tqdm=True)
