@@ -179,6 +179,12 @@ def test_validation_rows_are_others_than_test_rows(here: Path, capsys: pytest.Ca
     assert not asked & tested
 
 
+def test_tokens_at_once_are_a_setting(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = evaluated(capsys, "tiny", "--tasks", "add", "--limit", "2")
+    assert evaluated(capsys, "tiny", "--tasks", "add", "--limit", "2", "--batch-tokens", "64").tasks == whole.tasks
+    assert "eval.batch_tokens" in refused(["eval", "tiny", "--batch-tokens", "few"], capsys)
+
+
 def test_the_table_is_written_as_csv(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = evaluated(capsys, "tiny", "--limit", "2", "--csv", str(tmp_path / "t.csv"))
     with (tmp_path / "t.csv").open(encoding="utf-8") as file:

@@ -54,6 +54,9 @@ def evaluate(
     ] = False,
     split: Annotated[Literal["test", "validation"], typer.Option(help="Which rows.")] = "test",
     step: StepOption = None,
+    batch_tokens: Annotated[
+        str | None, typer.Option(metavar="auto|N", help="Tokens at once at most; the recipe's when left out.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there as CSV.")] = None,
     out: Annotated[
@@ -72,7 +75,8 @@ def evaluate(
     from malora_cli.cli._terminal import result_console, say
 
     record = ways.run_named(run, runs, mix)
-    recipe = ways.recipe_named(record, run, moved or [], mix=mix, trust=trust)
+    settings = [*(moved or []), *([f"eval.batch_tokens={batch_tokens}"] if batch_tokens is not None else [])]
+    recipe = ways.recipe_named(record, run, settings, mix=mix, trust=trust)
     prepare_libraries()
     folder = out or ways.folder_for(record, recipe, mix, runs)
     other = ways.evaluation_named(against, runs)

@@ -39,7 +39,7 @@ def read_predictions(evaluation: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 yield _row(line, number)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, "predictions", error, fix="Evaluate again.") from error
 
 
