@@ -121,13 +121,13 @@ def test_the_table_of_an_evaluation_says_what_can_be_told_apart() -> None:
     assert lines[2] == ["[down]", "1,500", "0.75", "±.06", "0.25", "±.06", "-0.50", "±.07", "0.004", "-", "0.03"]
     assert lines[3] == ["same", "1,500", "0.50*", "±.06", "0.53*", "±.06", "+0.03", "±.07", "0.41", "12.5%", "0.03"]
     assert notes(result) == [
-        "Cannot be told apart from base: same.",
-        "Worse than base: [down].",
-        "* A tenth or more of the answers could not be read: the score is one of their form.",
+        "No significant difference from base: same.",
+        "Significantly worse than base: [down].",
+        "* 10% or more of the answers could not be read: the score measures their format.",
     ]
-    assert gate_line(result) == ("gate: failed, worse than base: [down] by 0.500 (p(Holm) 0.004)", False)
+    assert gate_line(result) == ("gate: failed, significantly worse than base: [down] by 0.500 (p(Holm) 0.004)", False)
     better = result.model_copy(update={"tasks": {name: tasks[name] for name in ("up", "same")}})
-    assert gate_line(better) == ("gate: passed, no task is worse than base", True)
+    assert gate_line(better) == ("gate: passed, no task is significantly worse than base", True)
 
 
 def test_the_table_of_a_model_alone_compares_nothing() -> None:

@@ -386,7 +386,7 @@ def test_runs_that_cannot_be_compared(
         "fewer": "was evaluated on other rows than tiny-lora-seed0. Evaluate both with the same tasks and limit",
         "drawn": "was evaluated on other rows than tiny-lora-seed0",
         "rows": "was evaluated on other rows than tiny-lora-seed0",
-        "silent": f"this run has not been evaluated. Do so: malora eval {copies['silent'].path}",
+        "silent": f"this run has not been evaluated. Run: malora eval {copies['silent'].path}",
         "nowhere": "there is no run here",
     }.items():
         assert command("runs", str(lora.path), str(tmp_path / name)) == 2

@@ -175,7 +175,7 @@ def test_processes_that_are_not_there(name: str, monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv(other, raising=False)
     processes.meet()
     monkeypatch.setenv(name, "x")
-    with pytest.raises(RunError, match=rf"^{name}: got 'x', which is no number\. Launchers set it"):
+    with pytest.raises(RunError, match=rf"^{name}: got 'x', which is not a number\. Launchers set it"):
         processes.meet()
     monkeypatch.setenv(name, "2")
     with pytest.raises(RunError, match=rf"^{name}: got 2, and .*unset it to train in one process"):

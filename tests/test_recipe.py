@@ -294,6 +294,6 @@ def test_a_wrong_override_is_one_line(override: str, line: str | None) -> None:
 
 def test_an_override_that_is_no_yaml_is_one_line() -> None:
     (line,) = problems("train.report_to=[wandb")
-    assert line.startswith("command line: train.report_to=[wandb: the value is no YAML (")
+    assert line.startswith("command line: train.report_to=[wandb: the value is not valid YAML (")
     (line,) = problems("model.base=\x00")
     assert "character" in line

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _told: set[str] = set()
 
 RunArgument = Annotated[
-    Path | None, typer.Argument(metavar="[RUN]", help="Run folder, or its name under --runs; the newest when left out.")
+    Path | None, typer.Argument(metavar="[RUN]", help="Run folder, or its name under --runs; default: the newest.")
 ]
 MovedArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE", help="Where files lie now that were moved: model.base, mix.", show_default=False
+        metavar="KEY=VALUE", help="New places of files that were moved: model.base, mix.", show_default=False
     ),
 ]
 OverridesArgument = Annotated[
@@ -40,22 +40,22 @@ RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a shipped one.", show_default=False)
 ]
 StepOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Take the checkpoint of this step, not the finished adapter.")
+    int | None, typer.Option(min=1, metavar="N", help="Use the checkpoint of this step, not the finished adapter.")
 ]
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Run the Python code that comes with the model; a run never grants that."),
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the model; a run cannot allow that."),
 ]
 CodeOption = Annotated[
-    bool, typer.Option("--allow-code", help="Run code that the model writes, in a sandbox that is tested first.")
+    bool, typer.Option("--allow-code", help="Run generated code, in a sandbox that is tested first.")
 ]
 FullOption = Annotated[
-    bool, typer.Option("--full", help="Show every task on a terminal too; a pipe or a file gets them all anyway.")
+    bool, typer.Option("--full", help="Show all tasks on a terminal too; pipes and files always get them.")
 ]
 MeasureOption = Annotated[
     bool, typer.Option("--step/--no-step", help="Measure a step on the longest rows, for its time and memory.")
 ]
-RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders lie.")]
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Folder of the runs.")]
 
 
 def prepare_libraries() -> None:

@@ -131,7 +131,7 @@ def evaluation_named(against: str | None, runs: Path) -> Path | None:
     found = [(file, EvalResult.load(file)) for file in record.eval_dir.glob("*.json")]
     whole = [(file, result) for file, result in found if result.of_test_rows and result.step == record.manifest.steps]
     if not whole:
-        fix = f"Do so: malora eval {quote(str(record.path))}"
+        fix = f"Run: malora eval {quote(str(record.path))}"
         raise RunError("this run has not been evaluated", where=str(record.path), fix=fix)
     return max(whole, key=lambda pair: (len(pair[1].tasks), pair[1].rows, pair[0].name))[0]
 
@@ -157,8 +157,8 @@ def gate_line(result: EvalResult) -> tuple[str, bool]:
         if task.difference is not None and task.difference.is_worse
     ]
     if not worse:
-        return f"gate: passed, no task is worse than {result.against_name}", True
-    return f"gate: failed, worse than {result.against_name}: {', '.join(worse)}", False
+        return f"gate: passed, no task is significantly worse than {result.against_name}", True
+    return f"gate: failed, significantly worse than {result.against_name}: {', '.join(worse)}", False
 
 
 def write_csv(result: EvalResult, path: Path) -> None:
@@ -231,12 +231,12 @@ def notes(result: EvalResult) -> list[str]:
     found = []
     alike = [name for name, task in result.tasks.items() if task.difference and not task.difference.told_apart]
     if alike:
-        found.append(f"Cannot be told apart from {result.against_name}: {', '.join(alike)}.")
+        found.append(f"No significant difference from {result.against_name}: {', '.join(alike)}.")
     worse = [name for name, task in result.tasks.items() if task.difference and task.difference.is_worse]
     if worse:
-        found.append(f"Worse than {result.against_name}: {', '.join(worse)}.")
+        found.append(f"Significantly worse than {result.against_name}: {', '.join(worse)}.")
     if any(scores.much_unread for task in result.tasks.values() for scores in (task.model, task.against) if scores):
-        found.append("* A tenth or more of the answers could not be read: the score is one of their form.")
+        found.append("* 10% or more of the answers could not be read: the score measures their format.")
     return found
 
 

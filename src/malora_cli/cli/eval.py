@@ -23,50 +23,53 @@ def evaluate(
         Path | None,
         typer.Argument(
             metavar="[RUN|MODEL]",
-            help="Run folder, or its name under --runs; the newest when left out. Or, with --mix, a model: a short "
-            "name, hub id, folder, GGUF file or exported adapter.",
+            help="Run folder, or its name under --runs; default: the newest. Or, with --mix, a model: a short name, "
+            "hub id, folder, GGUF file or exported adapter.",
         ),
     ] = None,
     moved: MovedArgument = None,
     tasks: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="Tasks, domains as domain:NAME, lm_eval:NAME; all of the mix when left out."),
+        typer.Option(metavar="A,B", help="Tasks, domain:NAME or lm_eval:NAME; default: all of the mix."),
     ] = None,
     mix: Annotated[
-        str | None, typer.Option(metavar="MIX", help="Take the tasks of this mix, a file or a shipped one's name.")
+        str | None, typer.Option(metavar="MIX", help="Take the tasks from this mix: a YAML file or a shipped mix.")
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Test rows a task, at random; the recipe's when left out."),
+        typer.Option(min=1, metavar="N", help="At most N random rows a task; default: the recipe's eval.rows."),
     ] = None,
     shots: Annotated[
-        int, typer.Option(min=0, metavar="K", help="Solved training rows in front of each prompt of the base.")
+        int, typer.Option(min=0, metavar="K", help="Few-shot: K solved training rows before each prompt of the base.")
     ] = 0,
     against: Annotated[
-        str | None, typer.Option(metavar="base|RUN|FILE", help="What to compare with: base, a run or an evaluation.")
+        str | None,
+        typer.Option(metavar="base|RUN|FILE", help="Compare with the base model, a run or an evaluation's JSON."),
     ] = None,
     gate: Annotated[
-        bool, typer.Option("--gate", help="Exit with 1 where a task is worse than --against by more than chance.")
+        bool, typer.Option("--gate", help="Exit with code 1 if a task is significantly worse than --against.")
     ] = False,
     allow_code: CodeOption = False,
     rescore: Annotated[
-        bool, typer.Option("--rescore", help="Score stored answers anew, without loading the model.")
+        bool, typer.Option("--rescore", help="Score stored answers again, without loading the model.")
     ] = False,
-    split: Annotated[Literal["test", "validation"], typer.Option(help="Which rows.")] = "test",
+    split: Annotated[Literal["test", "validation"], typer.Option(help="Rows to score.")] = "test",
     step: StepOption = None,
     batch_tokens: Annotated[
-        str | None, typer.Option(metavar="auto|N", help="Tokens at once at most; the recipe's when left out.")
+        str | None,
+        typer.Option(metavar="auto|N", help="Most tokens in a batch; default: the recipe's eval.batch_tokens."),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there as CSV.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the table as CSV.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where to; the run's eval/ and report when left out.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write here instead of the run's eval/; its report stays as it is."),
     ] = None,
     runs: RunsOption = Path("runs"),
     full: FullOption = False,
     trust: TrustOption = False,
 ) -> None:
-    """Score a run or a model on rows it was not trained on, with intervals, by task and domain.
+    """Score a run or a model on held-out rows, by task and domain, with 95% confidence intervals.
 
     Example: malora eval runs/quickstart --tasks chain_sum,words_sorted --limit 20
     """

@@ -107,7 +107,7 @@ def newest_evaluation(record: RunRecord) -> EvalResult:
         raise RunError(
             "this run has not been evaluated",
             where=str(record.path),
-            fix=f"Do so: malora eval {quote(str(record.path))}",
+            fix=f"Run: malora eval {quote(str(record.path))}",
         )
     return found[-1]
 

@@ -48,7 +48,7 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Prob
             parsed.append(Override(path, read_yaml(value, partial(_on_any_line, origin))))
         except yaml.YAMLError as error:
             reason = getattr(error, "problem", None) or "it holds a character that YAML does not allow"
-            problems.append(Problem(origin, path, f"the value is no YAML ({reason}); put it in quotes"))
+            problems.append(Problem(origin, path, f"the value is not valid YAML ({reason}); put it in quotes"))
     return parsed, problems
 
 

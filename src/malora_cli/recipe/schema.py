@@ -115,7 +115,7 @@ class TrainSettings(Settings):
         "evaluated and saved count",
     )
     not_finite: Literal["halt", "skip"] = Field(
-        default="halt", description="What becomes of a step whose loss or gradient is no number"
+        default="halt", description="What to do with a step whose loss or gradient is NaN or infinite"
     )
     max_skipped: Count = Field(default=10, description="Steps that may be skipped in a row before the run halts")
     shard: bool = Field(
@@ -177,7 +177,7 @@ class EvalSettings(Settings):
     batch_tokens: Count | Literal["auto"] = Field(
         default="auto",
         description="Tokens that go through the model at once at most, padding and answers included; auto is "
-        "train.micro_batch_tokens where that is set, else on a GPU what its memory is found to hold, else any",
+        "train.micro_batch_tokens where that is set, else on a GPU what its memory is found to hold, else no limit",
     )
     trust_metric_code: bool = Field(
         default=False, description="Run the Python code of metrics that are modules of your own, as evaluate:PATH"

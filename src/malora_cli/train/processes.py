@@ -84,7 +84,7 @@ def _given(name: str, otherwise: int) -> int:
     """A number that launchers leave in the environment."""
     text = os.environ.get(name, "")
     if text and not text.isdecimal():
-        raise RunError(f"got '{text}', which is no number", where=name, fix=_LAUNCH)
+        raise RunError(f"got '{text}', which is not a number", where=name, fix=_LAUNCH)
     return int(text or otherwise)
 
 

@@ -71,8 +71,8 @@ _TEMPLATE = """
 {{- " and " ~ (alike|length - most)|plural("other") if alike|length > most }}.
 In brackets: the true difference that would have been found 80 times in 100.</p>
 {% endif %}
-{% if starred %}<p class="note">* A tenth or more of the answers could not be read, so this score is one of their form
-more than of what they say.</p>{% endif %}
+{% if starred %}<p class="note">* A tenth or more of the answers could not be read, so this score measures their format
+more than their content.</p>{% endif %}
 {% for line in (outcomes + given_away)[:most] %}<p class="note">{{ line }}</p>{% endfor %}
 {% if given_away|length > most %}<p class="note">{{ (given_away|length - most)|count }} more such tasks: see
 <code>manifest.json</code>.</p>{% endif %}
