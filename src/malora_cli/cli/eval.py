@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from malora_cli.cli._common import CodeOption, FullOption, MovedArgument, RunsOption, StepOption, TrustOption
+from malora_cli.cli._common import CodeOption, FullOption, RunsOption, StepOption, TrustOption
 
 if TYPE_CHECKING:
     from malora_cli.results import EvalResult
@@ -27,7 +27,15 @@ def evaluate(
             "hub id, folder, GGUF file or exported adapter.",
         ),
     ] = None,
-    moved: MovedArgument = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings. For a model, any of the recipe's; for a run eval.*, model.device, and model.base or mix if "
+            "these were moved.",
+            show_default=False,
+        ),
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="Tasks, domain:NAME or lm_eval:NAME; default: all of the mix."),
@@ -78,8 +86,8 @@ def evaluate(
     from malora_cli.cli._terminal import result_console, say
 
     record = ways.run_named(run, runs, mix)
-    settings = [*(moved or []), *([f"eval.batch_tokens={batch_tokens}"] if batch_tokens is not None else [])]
-    recipe = ways.recipe_named(record, run, settings, mix=mix, trust=trust)
+    overrides = [*(settings or []), *([f"eval.batch_tokens={batch_tokens}"] if batch_tokens is not None else [])]
+    recipe = ways.recipe_named(record, run, overrides, mix=mix, trust=trust)
     prepare_libraries()
     folder = out or ways.folder_for(record, recipe, mix, runs)
     other = ways.evaluation_named(against, runs)
