@@ -97,7 +97,7 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_file(
         shutil.copytree(encoded, tmp_path / name / "cache", dirs_exist_ok=True)
         for _ in range(kills):
             with monkeypatch.context() as patch:
-                patch.setattr(Store, "add", killed_after(2, torn=torn))
+                patch.setattr(Store, "add", killed_after(1, torn=torn))
                 with pytest.raises(Killed):
                     evaluate_run(record, loaded, Wanted(tasks=["copy", "add"]))
         result = evaluate_run(record, loaded, Wanted(tasks=["copy", "add"]))

@@ -285,7 +285,9 @@ def test_other_rows_are_refused(split: str, tmp_path: Path, tiny_model: Path) ->
     file = tmp_path / f"add.{split}.jsonl"
     file.write_text(file.read_text().replace("3", "4"))
     before = _record(recipe).metrics.path.read_bytes()
-    what = {"train": "the training rows of 'add'", "test": "the test rows of 'add'"}[split]
+    what = {"train": "the training rows of 'add', the validation rows of 'add'", "test": "the test rows of 'add'"}[
+        split
+    ]
     assert f"no longer what this run began with: {what}." in _refusal(RunError, recipe, resume=True)
     assert _record(recipe).metrics.path.read_bytes() == before
 

@@ -171,10 +171,13 @@ def test_the_base_is_evaluated_once(compared: list[tuple[RunRecord, EvalResult]]
     for record, result in compared:
         [path] = record.eval_dir.glob("*.predictions.jsonl")
         answers.append({"base" in json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()})
-        assert {name: task.base for name, task in result.tasks.items()} == {
-            name: task.base for name, task in compared[0][1].tasks.items()
+        assert {name: task.against for name, task in result.tasks.items()} == {
+            name: task.against for name, task in compared[0][1].tasks.items()
         }
-    assert answers == [{True}, {False}, {False}]
+        kept = [path.name for path in (record.eval_dir / "answers").glob("*.jsonl")]
+        assert kept
+        assert all(name.endswith(".adapter.jsonl") for name in kept), "those of the base are nobody's own"
+    assert answers == [{True}] * 3
 
 
 def snapshot(record: RunRecord) -> dict[str, tuple[int, int]]:

@@ -139,7 +139,8 @@ def some_rows(recipe: Path, task: str, count: int, model: Path) -> list[list[int
     encoder = Encoder(AutoTokenizer.from_pretrained(model))
     [loaded] = load_tasks(choose_tasks(load(recipe).recipe.mix, [task]), encoder, max_length=1024)
     lines = (recipe.parent / f"{task}.train.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(lines[number]) for number in loaded.train.sample(count)]
+    numbers = loaded.train.rows.select(loaded.train.sample(count))["row"]
+    rows = [json.loads(lines[number]) for number in numbers]
     return [encoder.encode(Example.single(row["question"], row["answer"])).input_ids for row in rows]
 
 

@@ -17,10 +17,9 @@ from malora_cli.adapters.routing import let_go_of_gates
 from malora_cli.data.batch import Packer, collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.errors import RunError
-from malora_cli.evals import evaluate as evaluate_module
 from malora_cli.evals import predict as predict_module
-from malora_cli.evals.evaluate import evaluate_run
-from malora_cli.evals.predict import predict
+from malora_cli.evals.evaluate import Wanted, evaluate_run
+from malora_cli.evals.predict import Generated, predict
 from malora_cli.export import merge
 from malora_cli.modeling import loss as loss_module
 from malora_cli.modeling.heldout import held_out
@@ -277,17 +276,23 @@ def test_evaluating_a_run_keeps_to_the_tokens_of_a_micro_batch(
         return token_nats(model, batch)
 
     monkeypatch.setattr(loss_module, "token_nats", spy)
-    monkeypatch.setattr(evaluate_module, "predict", lambda *arguments, **_: [""] * len(arguments[2]))
+    monkeypatch.setattr("malora_cli.evals.examine.generate_lots", nothing_said)
     settings = [*few, "model.dtype=bfloat16", "train.max_length=90", "train.micro_batch_tokens=90"]
-    result = evaluate_run(record, load(recipe, *settings).recipe)
+    wanted = Wanted(split="validation")
+    result = evaluate_run(record, load(recipe, *settings).recipe, wanted)
     assert 45 < max(sizes) <= 90
-    at_once = evaluate_run(record, load(recipe, *few, "model.dtype=bfloat16").recipe)
+    at_once = evaluate_run(record, load(recipe, *few, "model.dtype=bfloat16").recipe, wanted, out=tmp_path / "once")
     assert max(sizes) > 90
     trained = record.metrics.evals()[-1].tasks
     for name, scores in at_once.tasks.items():
         # Multiplied as in training: the same number, but for what rows are packed together.
-        assert scores.adapter.loss == pytest.approx(trained[name].loss, rel=1e-5)
-        assert result.tasks[name].adapter.loss == pytest.approx(scores.adapter.loss, rel=1e-2)
+        assert scores.model.loss == pytest.approx(trained[name].loss, rel=1e-5)
+        assert result.tasks[name].model.loss == pytest.approx(scores.model.loss, rel=1e-2)
+
+
+def nothing_said(_model: Any, _encoder: Any, prompts: Any, **_: Any) -> Any:
+    """Empty answers, in one lot."""
+    yield [(number, Generated("", 0, "end")) for number in range(len(prompts))]
 
 
 # ---------------------------------------------------------------- measuring the longest step

@@ -65,7 +65,7 @@ def record_of(recipe: Path, name: str) -> RunRecord:
 def agree(one: RunRecord, two: RunRecord, start: RunRecord) -> None:
     """The same losses; and weights that lie near each other, measured by how far they have come."""
     for first, second in zip(losses(one), losses(two), strict=True):
-        assert first == pytest.approx(second, abs=1e-5)
+        assert first == pytest.approx(second, abs=3e-5)
     first, second, before = (torch.cat([w.flatten() for w in adapter(run).values()]) for run in (one, two, start))
     # AdamW makes steps of one size of gradients of any, so that rounding counts for those that are all but zero.
     assert (first - second).norm() < 0.15 * (first - before).norm()

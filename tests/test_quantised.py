@@ -13,7 +13,7 @@ from malora_cli import MaloraConfig, MoloraConfig
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.methods import METHODS
 from malora_cli.errors import ModelError
-from malora_cli.evals.evaluate import evaluate_run
+from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.modeling import count_parameters, load_base, resolve_base, wrap
 from malora_cli.recipe import ModelSettings
 from tiny_models import randomise, tokens
@@ -93,8 +93,8 @@ def test_a_recipe_trains_and_evaluates_on_a_quantised_base(
     whole = train_run(recipe, *settings, "output.name=whole")
     first, last = whole.metrics.evals()[0], whole.metrics.evals()[-1]
     assert sum(task.loss or 0 for task in last.tasks.values()) < sum(task.loss or 0 for task in first.tasks.values())
-    result = evaluate_run(whole, load(recipe, *settings).recipe)
-    assert result.tasks["add"].adapter.loss == pytest.approx(last.tasks["add"].loss, rel=1e-3)
+    result = evaluate_run(whole, load(recipe, *settings).recipe, Wanted(split="validation"))
+    assert result.tasks["add"].model.loss == pytest.approx(last.tasks["add"].loss, rel=1e-3)
     with pytest.raises(Killed):
         train_run(recipe, *settings, "output.name=killed", at_step=kill_at(5))
     assert same_weights(whole, train_run(recipe, *settings, "output.name=killed", resume=True))

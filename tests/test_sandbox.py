@@ -161,7 +161,7 @@ def test_nothing_is_scored_without_a_sandbox(monkeypatch: pytest.MonkeyPatch) ->
     said = str(caught.value)
     assert "\n" not in said
     assert "pip install 'malora[sandbox]'" in said
-    places = [said.index(f"{name}: there is no {name}") for name in ("sandlock", "bubblewrap", "landlock", "seatbelt")]
+    places = [said.index(f"{name}: there is no {name}") for name in ("landlock", "bubblewrap", "sandlock", "seatbelt")]
     assert places == sorted(places)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from malora_cli.errors import DataError
@@ -61,6 +62,9 @@ def test_agresti_min_by_hand():
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
+    for count in (1, 2, 9):
+        p_values = np.random.default_rng(count).random(count) ** 3
+        assert holm(p_values.tolist()) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
 
 
 @pytest.mark.parametrize("scores", [[1.0], [0.5]])

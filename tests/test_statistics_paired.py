@@ -40,7 +40,7 @@ def test_many_rows_are_swapped_at_random_to_nearly_the_same():
     peer = permutation_test(
         (after, before), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", n_resamples=20_000
     )
-    assert compare(Measured.of_scores(before), Measured.of_scores(after)).p == pytest.approx(peer.pvalue, abs=0.015)
+    assert compare(Measured.of_scores(before), Measured.of_scores(after)).p == pytest.approx(peer.pvalue, abs=0.03)
 
 
 def test_a_corpus_score_is_swapped_by_rows_and_scored_anew():

@@ -178,9 +178,12 @@ def test_a_command_on_a_page_is_one_command(tmp_path: Path) -> None:
 
 
 def test_there_is_no_other_way_out() -> None:
-    """Nothing but `cli._terminal` writes to a terminal, so nothing can forget to go through it."""
+    """Nothing but `cli._terminal` writes to a terminal, so nothing can forget to go through it.
+
+    A sandbox's keeper is a process of its own, whose output is a pipe.
+    """
     way_out = re.compile(r"(?<![\w.])print\(|\becho\(|\bConsole\(|std(?:out|err)\.write|print_exc|input\(")
     for file in SOURCES.rglob("*.py"):
-        if file != SOURCES / "cli" / "_terminal.py":
+        if file not in (SOURCES / "cli" / "_terminal.py", SOURCES / "evals" / "sandbox" / "_keeper.py"):
             found = [line for line in file.read_text(encoding="utf-8").splitlines() if way_out.search(line)]
             assert [line for line in found if "``" not in line] == [], file

@@ -61,7 +61,7 @@ TRAIN: dict[str, tuple[str, Look]] = {
     "seed": ("1", _weights),
     "log_every": ("2", lambda record: [event.step for event in record.metrics.train()]),
     "eval_every": ("2", lambda record: [event.step for event in record.metrics.evals()]),
-    "eval_rows": ("3", lambda record: record.metrics.evals()[0].tasks["add"].examples),
+    "eval_rows": ("1", lambda record: record.metrics.evals()[0].tasks["add"].examples),
     "checkpoint_every": ("5", _checkpoints),
     "keep_checkpoints": ("1", _checkpoints),
 }
@@ -123,7 +123,7 @@ def test_epochs_take_the_place_of_steps(recipe: Path, name: Iterator[str]) -> No
 @pytest.mark.parametrize(("stop", "steps"), [("first_exhausted", 9), ("all_exhausted", 16)])
 def test_what_is_exhausted_ends_the_training(stop: str, steps: int, recipe: Path, name: Iterator[str]) -> None:
     """Tasks of 18, 30 and 30 rows in equal shares: 54 positions until one is through, 90 until all are."""
-    record = train_run(recipe, "train.steps=null", f"train.stop={stop}", next(name))
+    record = train_run(recipe, "train.steps=null", f"train.stop={stop}", "mix.validation=null", next(name))
     assert record.manifest.steps == steps
 
 

@@ -84,7 +84,7 @@ def run_named(run: Path | None, runs: Path, mix: str | None) -> RunRecord | None
     try:
         return find_and_tell(run, runs)
     except RunError as error:
-        if run is None:
+        if run is None or "=" in str(run):
             raise
         if mix is None:
             fix = f"See `ls {runs}` for the runs there are; for a model add --mix MIX, which names the tasks."
