@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, bootstrap, permutation_test
 
-from malora_cli.results.statistics import Measured, Paired, compare, in_words, interval, macro
+from malora_cli.results.statistics import Measured, compare, interval, macro
 from malora_cli.results.statistics.proportions import detectable_share, effective_rows
 from malora_cli.results.statistics.resampling import Sample
 
@@ -122,7 +122,7 @@ def test_equal_rows_of_a_cluster_count_once():
     assert effective_rows(deviations, np.arange(200)) == 200
 
 
-# ---------------------------------------------------------------- means, words, imports
+# ---------------------------------------------------------------- means, imports
 
 
 def test_the_interval_of_a_mean_of_tasks_is_that_of_drawing_rows_within_each():
@@ -135,18 +135,6 @@ def test_the_interval_of_a_mean_of_tasks_is_that_of_drawing_rows_within_each():
         rng=3,
     ).confidence_interval
     assert (found.low, found.high) == pytest.approx((peer.low, peer.high), abs=0.08 * (peer.high - peer.low))
-
-
-def test_what_cannot_be_told_apart_is_said_with_what_could_have_been_found():
-    def paired(difference: float, p: float, detectable: float | None) -> Paired:
-        return Paired(difference, None, p, 1, 2, 3, detectable)
-
-    assert in_words(paired(0.1, 0.01, 0.05)) == "better"
-    assert in_words(paired(-0.1, 0.01, 0.05)) == "worse"
-    assert in_words(paired(0.1, 0.01, 0.018), p=0.06) == (
-        "cannot be told apart: a true difference of 0.018 or more would have been found 80 times in 100"
-    )
-    assert in_words(paired(0.1, 0.5, None)).endswith("too few rows to find any difference")
 
 
 def test_what_only_shows_intervals_loads_neither_numpy_nor_scipy():

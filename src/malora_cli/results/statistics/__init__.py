@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from malora_cli.results.statistics.records import Interval, Measured, Paired, in_words, ratio
+from malora_cli.results.statistics.records import Interval, Measured, Paired, ratio
 
 __all__ = [
     "Interval",
@@ -17,7 +17,6 @@ __all__ = [
     "compare",
     "compare_macro",
     "holm",
-    "in_words",
     "interval",
     "macro",
     "ratio",

@@ -110,10 +110,6 @@ class Interval:
     low: float
     high: float
 
-    def plus_minus(self, score: float) -> float:
-        """The distance from the score to the farther end, for a figure behind ``±``."""
-        return max(score - self.low, self.high - score)
-
 
 @dataclass(frozen=True)
 class Paired:
@@ -136,18 +132,3 @@ class Paired:
     ties: int
     losses: int
     detectable: float | None
-
-
-def in_words(paired: Paired, p: float | None = None) -> str:
-    """Whether two models can be told apart, as a sentence.
-
-    Args:
-        paired: The two models' difference.
-        p: The p-value after correction; by default the difference's own.
-    """
-    if (paired.p if p is None else p) < 0.05:
-        return "better" if paired.difference > 0 else "worse"
-    if paired.detectable is None:
-        return "cannot be told apart: there are too few rows to find any difference"
-    seen = f"{paired.detectable:.2g}"
-    return f"cannot be told apart: a true difference of {seen} or more would have been found 80 times in 100"
