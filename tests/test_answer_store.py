@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +14,16 @@ import pytest
 from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import load_tasks
-from malora_cli.errors import RunError
+from malora_cli.errors import ModelError, RunError
 from malora_cli.evals.evaluate import Silent, Wanted, evaluate_run
 from malora_cli.evals.examine import Examiner
 from malora_cli.evals.questions import questions_of
-from malora_cli.evals.store import Store, key_of
+from malora_cli.evals.store import Store, answers_root, kept_files, key_of, prune
 from malora_cli.evals.subject import Models, Subject
 from malora_cli.modeling import load_tokenizer, resolve_base
 from malora_cli.recipe import Recipe
 from malora_cli.results import RunRecord
-from train_runs import Killed, load, train_run, workplace
+from train_runs import Killed, load, rewrite, train_run, workplace
 
 LOTS = [[("a", {"answer": "1"}), ("b", {"answer": "2"})], [("c", {"answer": "½\n"})]]
 
@@ -64,6 +65,52 @@ def test_a_file_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
         Store(tmp_path / "t" / "x.jsonl").writing(),
     ):
         pass
+
+
+def test_answers_of_base_models_lie_in_the_cache_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "malora").write_text("")
+    with (
+        pytest.raises(RunError, match=r"or set XDG_CACHE_HOME to another folder"),
+        Store(answers_root() / "b" / "t.jsonl").writing(),
+    ):
+        pass
+
+
+def test_what_is_no_number_is_not_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "t.jsonl")
+    with pytest.raises(RunError, match="the model's probabilities are not finite"), store.writing():
+        store.add([("a", {"loss": [float("nan"), 1]})])
+    assert Store(store.path).found == {}
+
+
+def test_another_file_is_only_read(tmp_path: Path) -> None:
+    own = kept(tmp_path / "run" / "t.jsonl").path
+    before = own.read_bytes()
+    store = Store(tmp_path / "out" / "t.jsonl", own)
+    assert set(store.found) == {"a", "b", "c"}
+    with store.writing():
+        store.add([("d", {"answer": "4"})])
+    assert set(store.found) == {"a", "b", "c", "d"}
+    assert set(Store(store.path).found) == {"d"}
+    assert own.read_bytes() == before
+
+
+def test_answers_that_nobody_used_for_long_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    old, used, written = (kept(answers_root() / name / "t.jsonl").path for name in ("old", "used", "written"))
+    for path in (old, used, written):
+        os.utime(path, (0, 0))
+    assert Store(used).found
+    size = old.stat().st_size
+    with Store(written).writing():
+        os.utime(written, (0, 0))
+        assert kept_files() == [old, used, written]
+        assert prune(unused_for_seconds=3600) == [size], "the one that is being written stays"
+    assert kept_files() == [used, written]
+    assert not old.parent.exists()
 
 
 # ---------------------------------------------------------------- killed
@@ -167,6 +214,64 @@ def test_whatever_decides_an_answer_decides_its_key(recipe: Path, trained: RunRe
     listed = list(found.values())
     assert all(listed)
     assert len(set().union(*listed)) == sum(map(len, listed)), "no two share a key"
+
+
+def test_files_of_a_model_beside_its_weights_decide_its_key(recipe: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    trusted = load(recipe, f"model.base={folder}", "model.trust_remote_code=true").recipe.model
+
+    def key() -> str:
+        return Models(resolve_base(trusted), trusted).base_key
+
+    found = [key()]
+    (folder / "modeling_own.py").write_text("WAY = 1")
+    found.append(key())
+    (folder / "modeling_own.py").write_text("WAY = 2")
+    found.append(key())
+    rewrite(folder / "generation_config.json", lambda config: config.update(eos_token_id=[1, 2]))
+    found.append(key())
+    assert len(set(found)) == len(found)
+
+
+def test_an_adapter_that_is_replaced_meanwhile_is_not_taken_for_the_one_before(
+    recipe: Path, trained: RunRecord, tmp_path: Path
+) -> None:
+    own, folder = load(recipe).recipe, Path(shutil.copytree(trained.adapter_dir, tmp_path / "adapter"))
+    models = Models(resolve_base(own.model), own.model, folder)
+    assert models.adapter_key
+    shutil.copy(trained.checkpoint(4) / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    with pytest.raises(RunError, match="the adapter has just been written anew"):
+        _ = models.loaded
+
+
+def test_an_adapter_without_its_base_says_where_to_name_it(recipe: Path, trained: RunRecord, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained.adapter_dir, tmp_path / "adapter"))
+    settings = load(recipe).recipe.model.model_copy(update={"base": str(folder)})
+    for base, what in ((None, "does not say which model"), ("gone.gguf", "there is no such GGUF file")):
+        rewrite(folder / "adapter_config.json", lambda config, base=base: config.update(base_model_name_or_path=base))
+        with pytest.raises(ModelError, match=rf"{what}.*Write into .*adapter_config\.json, as base_model_name_or_path"):
+            Models.named(settings)
+
+
+class Counted(Silent):
+    """Counts the rows that it was told of."""
+
+    def __init__(self) -> None:
+        self.wanted = self.told = 0
+
+    def begin(self, subject: str, task: str, rows: int) -> None:
+        self.wanted += rows
+
+    def answered(self, rows: int) -> None:
+        self.told += rows
+
+
+def test_progress_is_told_of_each_row_once(recipe: Path, trained: RunRecord, tmp_path: Path) -> None:
+    own = load(recipe).recipe
+    for limit in (2, 4, 4):  # some answers are known, then all
+        progress = Counted()
+        evaluate_run(trained, own, Wanted(tasks=["add"], limit=limit, progress=progress), out=tmp_path)
+        assert progress.told == progress.wanted == 2 * limit
 
 
 def test_keys_tell_their_parts_apart() -> None:

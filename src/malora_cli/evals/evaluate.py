@@ -5,28 +5,28 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 
-from platformdirs import user_cache_path
-
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.routing import RoutingTally, routing_of
 from malora_cli.data.batch import Packer
+from malora_cli.data.columns import CLUSTER
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.splits import Split
 from malora_cli.data.task_rows import TaskRows
 from malora_cli.data.tasks import Task, load_tasks
-from malora_cli.errors import DataError, RecipeError, RunError
+from malora_cli.errors import DataError, MaloraError, RecipeError, RunError
 from malora_cli.evals.against import answers_in
 from malora_cli.evals.choosing import check_code, choose_tasks
 from malora_cli.evals.examine import Examiner, Progress
 from malora_cli.evals.harness import LM_EVAL, Harness
-from malora_cli.evals.metrics._base import Metric
+from malora_cli.evals.metrics._base import Answer, Metric
 from malora_cli.evals.questions import Question, questions_of, sample_hash, shown_solved
 from malora_cli.evals.scoring import Scored, averaged, differences
+from malora_cli.evals.store import answers_root
 from malora_cli.evals.subject import Models, Subject
 from malora_cli.modeling import BaseModel, base_of_run, load_tokenizer
 from malora_cli.recipe import Recipe
@@ -101,10 +101,10 @@ def evaluate_run(
     folder = out or (record.eval_dir if mix is None else record.eval_dir / Path(mix).stem)
     base = base_of_run(recipe.model, record.manifest)
     models = Models(base, recipe.model, adapter, cast(AdapterSettings, recipe.method))
-    own = Subject(_ADAPTER, models.adapter_key, folder / "answers", models)
+    own = Subject(_ADAPTER, models.adapter_key, folder / "answers", models, known=record.eval_dir / "answers")
     evaluation = _Evaluation(recipe, wanted, base, folder)
     if mix is None:
-        _check_same_data(record, evaluation.tasks)
+        _check_same_data(record, evaluation.splits, wanted.split)
     steps = record.manifest.steps if step is None else step
     return evaluation.carried_out(own, _base_subject(models), name=record.name, step=steps, mix=mix)
 
@@ -131,8 +131,7 @@ def evaluate_model(recipe: Recipe, wanted: Wanted, *, mix: str, out: Path) -> Ev
 
 def _base_subject(models: Models) -> Subject:
     """The base model, whose answers are kept for all runs on it."""
-    folder = user_cache_path("malora") / "answers" / models.base_key
-    return Subject(_BASE, models.base_key, folder, models, plain=True)
+    return Subject(_BASE, models.base_key, answers_root() / models.base_key, models, plain=True)
 
 
 class _Evaluation:
@@ -163,6 +162,7 @@ class _Evaluation:
             )
         if self.wanted.shots:
             raise RecipeError("solved rows stand in front of test rows only", where="--shots", fix="Leave --split out.")
+        _check_facts(task)
         return task.validation
 
     def _asked(self, subject: Subject, task: Task) -> list[Question]:
@@ -180,8 +180,13 @@ class _Evaluation:
         self, subject: Subject, other: Subject | None, *, name: str, step: int, mix: str | None
     ) -> EvalResult:
         """Ask, score, compare, show and keep."""
+        if self.wanted.shots and self.wanted.against is not None and subject.name != _BASE:
+            fix = "Leave one of them out."
+            raise RecipeError("they stand in front of the base, which --against replaces", where="--shots", fix=fix)
         others, against = self._others(other)
         scored, tallies = self._scored(subject)
+        if others is not None:  # lm-eval may have shown these other solved rows
+            others = {name: replace(one, questions=scored[name].questions) for name, one in others.items()}
         routing = routing_of(subject.models.loaded) if tallies else None
         result = EvalResult(
             run=name,
@@ -212,12 +217,9 @@ class _Evaluation:
     def _others(self, other: Subject | None) -> tuple[dict[str, Scored] | None, str | None]:
         """What the scores are compared with, and its name."""
         if self.wanted.against is not None:
-            answers = answers_in(self.wanted.against, self.questions)
-            found = {
-                task.name: Scored.of(_metric(task), self.questions[task.name], *answers.of(task.name))
-                for task in self.tasks
-            }
-            return found, answers.name
+            answers = answers_in(self.wanted.against, self.questions, {task.name: _metric(task) for task in self.tasks})
+            found = {task.name: self._marked(task, *answers.of(task.name)) for task in self.tasks}
+            return found, answers.name if answers.name != _BASE else str(self.wanted.against)
         if other is None:
             return None, None
         return self._scored(other)[0], _BASE
@@ -230,12 +232,24 @@ class _Evaluation:
         for task in self.tasks:
             questions = self._asked(subject, task)
             found = examiner.examine(task, _metric(task), questions)
-            scored[task.name] = Scored.of(_metric(task), questions, found.answers, found.nats)
+            scored[task.name] = self._marked(task, found.answers, found.nats)
             if found.tally is not None:
                 tallies[task.name] = found.tally
         shots = self.wanted.shots or None if subject.name == _BASE else None
         scored |= self.harness.scored(subject, self.encoder, self.wanted.progress, shots=shots)
         return scored, tallies if len(tallies) == len(self.tasks) else {}
+
+    def _marked(self, task: Task, answers: Sequence[Answer], nats: Sequence[tuple[float, int]]) -> Scored:
+        """What answers to the questions of a task are worth.
+
+        Raises:
+            MaloraError: Its metric cannot be had of them.
+        """
+        try:
+            return Scored.of(_metric(task), self.questions[task.name], answers, nats)
+        except MaloraError as error:
+            error.where = error.where or f"task '{task.name}'"
+            raise
 
     def _compared(self, scored: Mapping[str, Scored], others: Mapping[str, Scored] | None) -> dict[str, TaskEval]:
         found = differences(scored, others) if others is not None else {}
@@ -291,6 +305,22 @@ def _check_together(wanted: Wanted, theirs: Sequence[str]) -> None:
             )
 
 
+def _check_facts(task: Task) -> None:
+    """Make sure that validation rows hold what the metric wants: those spared by training need not.
+
+    Raises:
+        DataError: They do not.
+    """
+    wanted = (*_metric(task).needs, *([CLUSTER] if CLUSTER in task.settings.columns else []))
+    missing = set(wanted) - set(json.loads(task.validation.rows[0]["facts"] or "{}"))
+    if missing:
+        raise DataError(
+            f"its validation rows, which are training rows, have no '{min(missing)}'",
+            where=f"task '{task.name}'",
+            fix="Name other rows: `validation: FILE` of the task.",
+        )
+
+
 def _metric(task: Task) -> Metric:
     return cast(Metric, task.settings.metric)
 
@@ -333,13 +363,13 @@ def _keep(folder: Path, result: EvalResult, answers: Sequence[str]) -> None:
         ) from lost[0]
 
 
-def _check_same_data(record: RunRecord, tasks: Sequence[Task]) -> None:
+def _check_same_data(record: RunRecord, splits: Mapping[str, Split], which: str) -> None:
     """Make sure that the held-out rows are those that the run's manifest names: comparisons go by these hashes."""
-    known = record.manifest.test_data
-    for task in tasks:
-        if task.name not in known or known[task.name].sha256 != task.test.sha256:
+    known = record.manifest.test_data if which == "test" else record.manifest.validation_data
+    for name, split in splits.items():
+        if name not in known or known[name].sha256 != split.sha256:
             raise DataError(
                 "these rows have changed since the run was trained",
-                where=f"task '{task.name}': {task.test.source}",
+                where=f"task '{name}': {split.source}",
                 fix="Put them back, or train again.",
             )

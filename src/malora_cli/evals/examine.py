@@ -14,6 +14,7 @@ from malora_cli.data.tasks import Task
 from malora_cli.errors import RunError
 from malora_cli.evals.choices import choice_nats, unasked
 from malora_cli.evals.metrics._base import Answer, Metric
+from malora_cli.evals.metrics._choosing import Choosing
 from malora_cli.evals.predict import MORE_MEMORY, generate_lots
 from malora_cli.evals.questions import Question
 from malora_cli.evals.store import Store, key_of
@@ -47,11 +48,6 @@ class Examined:
     nats: list[tuple[float, int]]
     tally: RoutingTally | None
 
-    @property
-    def loss(self) -> float:
-        """Nats a supervised token."""
-        return sum(nats for nats, _ in self.nats) / sum(tokens for _, tokens in self.nats)
-
 
 @dataclass(frozen=True)
 class Examiner:
@@ -78,20 +74,22 @@ class Examiner:
             RunError: An answer is not known and may not be asked, cannot be kept, or memory does not suffice.
         """
         self.progress.begin(self.subject.name, task.name, len(questions))
-        store = Store(self.subject.folder / f"{task.name}.{self.subject.name}.jsonl")
+        file, known = f"{task.name}.{self.subject.name}.jsonl", self.subject.known
+        store = Store(self.subject.folder / file, known / file if known is not None else None)
         keys, losses = self._keys(task, metric, questions), self._loss_keys(questions)
+        told = 0
         if any(key not in store.found for key in (*keys, *losses)):
             if self.stored_only:
                 raise self._not_stored(task, sum(key not in store.found for key in keys))
             with store.writing():
                 self._weigh(store, losses, questions)
-                self._ask(store, task, metric, keys, questions)
-        self.progress.answered(len(questions))
+                told = self._ask(store, task, metric, keys, questions)
+        self.progress.answered(len(questions) - told)
         nats = [(float(nats), int(tokens)) for nats, tokens in (store.found[key]["loss"] for key in losses)]
-        known = [store.found[key] for key in keys] if keys else [{}] * len(questions)
+        kept = [store.found[key] for key in keys] if keys else [{}] * len(questions)
         answers = [
             Answer(
-                text=_text(found, question),
+                text=str(found.get("answer", "")),
                 references=question.references,
                 prompt=question.prompt,
                 facts=question.facts,
@@ -99,8 +97,10 @@ class Examiner:
                 prior_nats=found.get("prior_nats", ()),
                 reference_nats=own,
             )
-            for question, found, (own, _) in zip(questions, known, nats, strict=True)
+            for question, found, (own, _) in zip(questions, kept, nats, strict=True)
         ]
+        if isinstance(metric, Choosing):
+            answers = [replace(answer, text=metric.chosen(answer)) for answer in answers]
         return Examined(answers, nats, self._tally(store.found.get(_together(losses))))
 
     # ---------------------------------------------------------------- keys
@@ -131,13 +131,11 @@ class Examiner:
 
     # ---------------------------------------------------------------- asking
 
-    def _ask(
-        self, store: Store, task: Task, metric: Metric, keys: Sequence[str], questions: Sequence[Question]
-    ) -> None:
-        """Keep the answers that are missing, lot by lot."""
-        done = {number for number, key in enumerate(keys) if key in store.found}
+    def _ask(self, store: Store, task: Task, metric: Metric, keys: Sequence[str], questions: Sequence[Question]) -> int:
+        """Keep the answers that are missing, lot by lot, and say how many the progress was told of."""
+        done, told = {number for number, key in enumerate(keys) if key in store.found}, 0
         if metric.kind == "likelihood" or len(done) == len(keys):
-            return
+            return told
         lots = {"generation": self._generated, "choices": self._chosen}[metric.kind]
         with self.subject.asked() as model:
             for lot in lots(model, task, metric, questions, done):
@@ -145,6 +143,8 @@ class Examiner:
                 if fresh:
                     store.add(fresh.items())
                 self.progress.answered(len(lot))
+                told += len(lot)
+        return told
 
     def _generated(
         self, model: Any, task: Task, metric: Metric, questions: Sequence[Question], done: set[int]
@@ -184,14 +184,6 @@ class Examiner:
         if kept is None or not self.subject.models.is_loaded:
             return None
         return RoutingTally.of(kept, next(self.subject.models.loaded.parameters()).device)
-
-
-def _text(found: dict[str, Any], question: Question) -> str:
-    """What a model said, or the choice that it finds most likely."""
-    if "nats" in found:
-        nats = found["nats"]
-        return str(question.facts["choices"][min(range(len(nats)), key=nats.__getitem__)])
-    return str(found.get("answer", ""))
 
 
 def _check_positions(model: Any, longest: int) -> None:

@@ -85,8 +85,10 @@ class Scored:
 
     @property
     def _bits_per_byte(self) -> float | None:
+        if not self.nats:
+            return None
         length = sum(question.bytes for question in self.questions)
-        return sum(nats for nats, _ in self.nats) / log(2) / length if self.nats else None
+        return sum(nats for nats, _ in self.nats) / log(2) / length
 
 
 def differences(models: Mapping[str, Scored], others: Mapping[str, Scored]) -> dict[str, Difference]:

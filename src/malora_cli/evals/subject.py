@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
 from malora_cli.adapters.methods._base import AdapterSettings
+from malora_cli.errors import ModelError, RunError
 from malora_cli.evals.store import key_of
 from malora_cli.modeling import BaseModel, check_adapter, load_adapter, load_base, resolve_base
 from malora_cli.modeling.device import own_device
@@ -54,15 +55,31 @@ class Models:
         if not (folder / CONFIG_NAME).is_file():
             return cls(resolve_base(settings), settings)
         check_adapter(folder, None)
-        base = str(read_json(folder / CONFIG_NAME).get("base_model_name_or_path"))
+        base = read_json(folder / CONFIG_NAME).get("base_model_name_or_path")
+        fix = f"Write into {folder / CONFIG_NAME}, as base_model_name_or_path, where its base model lies."
+        if not isinstance(base, str) or not base:
+            raise ModelError("this adapter does not say which model it is for", where=str(folder), fix=fix)
         own = settings.model_copy(update={"base": base})
-        return cls(resolve_base(own), own, folder)
+        try:
+            return cls(resolve_base(own), own, folder)
+        except ModelError as error:
+            raise ModelError(error.what, where=f"the base of {folder}: {error.where}", fix=error.fix or fix) from error
 
     @cached_property
     def loaded(self) -> PreTrainedModel | PeftModel:
-        """The model with its weights, in evaluation mode."""
+        """The model with its weights, in evaluation mode.
+
+        Raises:
+            ModelError: It cannot be had.
+            RunError: The adapter is no longer the one that the key is of.
+        """
         model = load_base(self.base, self.settings)
-        return model.eval() if self.adapter is None else load_adapter(model, self.adapter, self.method)
+        if self.adapter is None:
+            return model.eval()
+        key, loaded = self.adapter_key, load_adapter(model, self.adapter, self.method)
+        if key != self._adapter_hash(self.adapter):
+            raise RunError("the adapter has just been written anew", where=str(self.adapter), fix="Evaluate again.")
+        return loaded
 
     @property
     def is_loaded(self) -> bool:
@@ -75,23 +92,34 @@ class Models:
         settings = self.settings.model_dump(mode="json", include={"dtype", "quantise", "attention"})
         weights = self.base.commit or self.base.sha256()
         device = own_device(self.settings.device).type
-        return key_of(weights, self._configuration(), settings, device, {name: version(name) for name in _LIBRARIES})
+        libraries = (*_LIBRARIES, *(("bitsandbytes",) if self.settings.quantise is not None else ()))
+        return key_of(weights, self._configuration(), settings, device, {name: _version(name) for name in libraries})
 
     @cached_property
     def adapter_key(self) -> str:
         """Hash of all that decides what the adapter on it computes."""
-        if self.adapter is None:
-            return self.base_key
-        files = sorted(self.adapter.glob("adapter_*"))
+        return self.base_key if self.adapter is None else self._adapter_hash(self.adapter)
+
+    def _adapter_hash(self, folder: Path) -> str:
+        files = sorted(folder.glob("adapter_*"))
         method = None if self.method is None else self.method.model_dump(mode="json")
         return key_of(self.base_key, method, {file.name: file_sha256(file) for file in files})
 
     def _configuration(self) -> dict[str, str]:
-        """Of a folder; a hub model's commit stands for it."""
+        """Hashes of a folder's settings, and of its Python code where that is run; a hub model's commit has them."""
         if self.base.commit is not None:
             return {}
-        files = (Path(self.base.location) / name for name in _CONFIGURATION)
-        return {file.name: file_sha256(file) for file in files if file.is_file()}
+        folder = Path(self.base.location)
+        code = sorted(folder.rglob("*.py")) if self.settings.trust_remote_code else []
+        files = (*(folder / name for name in _CONFIGURATION), *code)
+        return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files if file.is_file()}
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # which is told of where it is needed
+        return None
 
 
 @dataclass(frozen=True)
@@ -104,6 +132,7 @@ class Subject:
         folder: Where its answers are kept.
         models: Where its weights are.
         plain: Whether it is the base model, the adapter switched off.
+        known: Another folder of its answers, which is only read.
     """
 
     name: str
@@ -111,6 +140,7 @@ class Subject:
     folder: Path
     models: Models = field(repr=False)
     plain: bool = False
+    known: Path | None = None
 
     @contextmanager
     def asked(self) -> Iterator[Any]:
