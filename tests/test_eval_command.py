@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from malora_cli.cli import main
+from malora_cli.errors import DataError
+from malora_cli.evals.evaluate import _check_facts
 from malora_cli.evals.metrics import METRICS
 from malora_cli.results import EvalResult, RunRecord
 from malora_cli.results.predictions import read_predictions
@@ -54,7 +58,7 @@ def newest(folder: Path) -> Path:
 
 
 def test_json_is_what_is_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = evaluated(capsys, "tiny", "--limit", "3")
+    result = evaluated(capsys, "--limit", "3")  # of the newest run
     assert EvalResult.load(newest(here / "runs" / "tiny" / "eval")) == result
     task = result.tasks["add"]
     assert task.against is not None
@@ -167,6 +171,48 @@ def test_shots_stand_in_front_of_the_base_alone(here: Path, capsys: pytest.Captu
     assert shown.tasks["add"].against.loss != plain.tasks["add"].against.loss
     line = refused(["eval", "tiny", "--tasks", "add", "--shots", "99"], capsys)
     assert "99 solved rows are to be shown, and there are" in line
+    line = refused(["eval", "tiny", "--tasks", "add", "--shots", "2", "--against", "tiny"], capsys)
+    assert "--shots: they stand in front of the base, which --against replaces" in line
+
+
+def test_solved_rows_of_another_harness_are_shown_to_the_base_alone(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    theirs = f"lm_eval:{task_file(tmp_path)}"
+    task = evaluated(capsys, "tiny", "--tasks", theirs, "--limit", "3", "--shots", "1").tasks["lm_eval:tiny_arc"]
+    assert task.difference is not None
+    assert task.rows == 3
+
+
+def test_stored_answers_are_scored_anew_into_another_folder(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = evaluated(capsys, "tiny", "--tasks", "add", "--limit", "2")
+    after = evaluated(capsys, "tiny", "--tasks", "add", "--limit", "2", "--rescore", "--out", str(tmp_path / "new"))
+    assert after.tasks == before.tasks
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("malora_cli.evals.evaluate.evaluate_run", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        main(["eval", "tiny"])
+    assert caught.value.code == 130
+    assert "interrupted: the same command goes on from here" in capsys.readouterr().err
+
+
+def test_whose_code_is_run_with_a_model_is_said(
+    here: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", str(tiny_model), "--mix", "mix.yaml", "--tasks", "none", "--trust-remote-code"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert f"trust_remote_code: Python code that comes with {tiny_model} is run" in capsys.readouterr().err
 
 
 def test_validation_rows_are_others_than_test_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,6 +223,19 @@ def test_validation_rows_are_others_than_test_rows(here: Path, capsys: pytest.Ca
     tested = {row["prompt"] for row in read_predictions(newest(here / "runs" / "tiny" / "eval"))}
     assert asked
     assert not asked & tested
+
+
+def test_validation_rows_without_what_the_metric_wants_are_refused() -> None:
+    rows = [{"facts": ""}]
+    settings = SimpleNamespace(metric=METRICS["pass-at-k"](), columns={})
+    task: Any = SimpleNamespace(name="code", settings=settings, validation=SimpleNamespace(rows=rows))
+    with pytest.raises(DataError, match=r"^task 'code': its validation rows, .* have no 'tests'\. Name other rows"):
+        _check_facts(task)
+    settings.metric, settings.columns = METRICS["exact-match"](), {"cluster": "text"}
+    with pytest.raises(DataError, match="have no 'cluster'"):
+        _check_facts(task)
+    rows[0]["facts"] = '{"cluster": 3}'
+    _check_facts(task)
 
 
 def test_tokens_at_once_are_a_setting(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,6 +257,8 @@ def test_the_table_is_written_as_csv(here: Path, tmp_path: Path, capsys: pytest.
     assert float(rows[0]["difference_value"]) == result.tasks["copy"].gain
     line = refused(["eval", "tiny", "--limit", "1", "--csv", str(tmp_path / "no" / "t.csv")], capsys)
     assert "it cannot be written (no such folder)" in line
+    line = refused(["eval", "tiny", "--limit", "1", "--csv", str(tmp_path)], capsys)
+    assert "it cannot be written (a folder)" in line
 
 
 def test_code_is_run_only_where_the_user_says_so(

@@ -126,8 +126,8 @@ def interruptible(record: RunRecord | None = None) -> Iterator[None]:
         raise
 
 
-def find_and_tell(run: Path | None, folder: Path) -> RunRecord:
-    """The run a user means; says which it is when none was named.
+def find_and_tell(run: Path | None, folder: Path, *, err: bool = False) -> RunRecord:
+    """The run a user means; says which it is when none was named, on standard error where ``err`` is set.
 
     Raises:
         RunError: There is no such run.
@@ -139,7 +139,7 @@ def find_and_tell(run: Path | None, folder: Path) -> RunRecord:
         raise RunError("the run stands before what has moved", where=str(run), fix=f"Write RUN {run}.")
     record = find_run(run, folder)
     if run is None:
-        say(f"newest run: {record.path}")
+        say(f"newest run: {record.path}", err=err)
     return record
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from malora_cli.cli._common import find_and_tell, granted, read_recipe, recipe_of_run, vocabulary
+from malora_cli.cli._common import find_and_tell, granted, read_recipe, recipe_of_run, tell_of_code, vocabulary
 from malora_cli.cli._terminal import SafeConsole, say
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.recipe import Recipe, recipe_of_model
@@ -75,14 +75,20 @@ def progress_on(console: SafeConsole) -> Iterator[LineProgress | LiveProgress]:
         yield LiveProgress(progress)
 
 
-def run_named(run: Path | None, runs: Path, mix: str | None) -> RunRecord | None:
+def run_named(run: Path | None, runs: Path, mix: str | None, *, err: bool) -> RunRecord | None:
     """The run that a user means; None where what is named is no run, but a mix is, so that it may be a model.
+
+    Args:
+        run: What is named.
+        runs: Where run folders lie.
+        mix: What names the tasks, if not the run.
+        err: Whether which run is taken is said on standard error.
 
     Raises:
         RunError: It is no run, and no mix says what to ask of a model.
     """
     try:
-        return find_and_tell(run, runs)
+        return find_and_tell(run, runs, err=err)
     except RunError as error:
         if run is None or "=" in str(run):
             raise
@@ -101,8 +107,9 @@ def recipe_named(
         MaloraError: The recipe, the mix or an override is wrong.
     """
     if record is None:
-        overrides = [*moved, *granted(trust)]
-        return recipe_of_model(str(model), str(mix), overrides, vocabulary=vocabulary()).recipe
+        loaded = recipe_of_model(str(model), str(mix), [*moved, *granted(trust)], vocabulary=vocabulary())
+        tell_of_code(loaded)
+        return loaded.recipe
     recipe = recipe_of_run(record, moved, trust=trust)
     return recipe if mix is None else read_recipe(record.recipe_path, [*moved, f"mix={mix}", *granted(trust)]).recipe
 
@@ -114,10 +121,10 @@ def folder_for(record: RunRecord | None, recipe: Recipe, mix: str | None, runs: 
     return record.eval_dir if mix is None else record.eval_dir / Path(mix).stem
 
 
-def evaluation_named(against: str | None, runs: Path) -> Path | None:
+def evaluation_named(against: str | None, runs: Path, tasks: Sequence[str] | None) -> Path | None:
     """The evaluation that ``--against`` means: a file, or that of a run; None is the base model.
 
-    Of a run it is the one of the most tasks and rows, of equals the newest.
+    Of a run it is the one of the most tasks and rows, among those that are asked for; of equals the newest.
 
     Raises:
         RunError: There is none.
@@ -133,7 +140,14 @@ def evaluation_named(against: str | None, runs: Path) -> Path | None:
     if not whole:
         fix = f"Run: malora eval {quote(str(record.path))}"
         raise RunError("this run has not been evaluated", where=str(record.path), fix=fix)
-    return max(whole, key=lambda pair: (len(pair[1].tasks), pair[1].rows, pair[0].name))[0]
+    return max(whole, key=lambda pair: (*_covered(pair[1], tasks), pair[0].name))[0]
+
+
+def _covered(result: EvalResult, tasks: Sequence[str] | None) -> tuple[int, int]:
+    """How many tasks of those named, and rows of them, are in an evaluation; of all where a domain or all is named."""
+    named = tasks if tasks is not None and not any(name == "all" or ":" in name for name in tasks) else result.tasks
+    rows = [result.tasks[name].rows for name in named if name in result.tasks]
+    return len(rows), sum(rows)
 
 
 def check_wanted(recipe: Recipe, record: RunRecord | None, other: Path | None, *, gate: bool, csv: Path | None) -> None:
@@ -146,7 +160,7 @@ def check_wanted(recipe: Recipe, record: RunRecord | None, other: Path | None, *
     if gate and alone and other is None:
         raise RecipeError("there is nothing to compare with", where="--gate", fix="Add --against RUN or FILE.")
     if csv is not None and (csv.is_dir() or not csv.parent.is_dir()):
-        raise RunError("it cannot be written (no such folder)", where=str(csv))
+        raise RunError(f"it cannot be written ({'a folder' if csv.is_dir() else 'no such folder'})", where=str(csv))
 
 
 def gate_line(result: EvalResult) -> tuple[str, bool]:

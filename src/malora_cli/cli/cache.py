@@ -1,4 +1,4 @@
-"""``malora cache``: the encoded rows that are kept on disk."""
+"""``malora cache``: the encoded rows, and the answers of base models, that are kept on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MIB = 2**20
 
 def register(app: typer.Typer) -> None:
     """Add ``malora cache`` and its commands."""
-    cache = typer.Typer(no_args_is_help=True, help="List and remove the encoded rows that are kept on disk.")
+    cache = typer.Typer(no_args_is_help=True, help="List and remove encoded rows and answers that are kept on disk.")
     cache.command("ls")(list_entries)
     cache.command("prune")(prune_entries)
     app.add_typer(cache, name="cache")
@@ -30,6 +30,7 @@ def list_entries() -> None:
 
     from malora_cli.cli._terminal import plain_table, result_console
     from malora_cli.data.cache import cache_root, entries
+    from malora_cli.evals.store import answers_root, kept_files
 
     table = plain_table(("entry", "from"), ("rows", "MiB", "used"))
     found = entries()
@@ -47,6 +48,9 @@ def list_entries() -> None:
     total, rest = sum(entry.bytes for entry in found) / _MIB, len(found) - table.row_count
     told = f"{table.row_count} entries of rows" + (f", {rest} of numbers about them" if rest else "")
     console.print(Text(f"{told}, {total:,.1f} MiB in {cache_root()}"), soft_wrap=True)
+    if answers := [path.stat().st_size for path in kept_files()]:
+        told = f"{len(answers)} files of answers of base models, {sum(answers) / _MIB:,.1f} MiB in {answers_root()}"
+        console.print(Text(told), soft_wrap=True)
 
 
 def prune_entries(
@@ -61,11 +65,14 @@ def prune_entries(
     from malora_cli.cli._terminal import say
     from malora_cli.data.cache import prune
     from malora_cli.errors import MaloraError
+    from malora_cli.evals.store import prune as prune_answers
 
     match = re.fullmatch(r"([0-9]{1,9})([mhdw])", unused_for)
     if match is None:
         raise MaloraError(
             f"got '{unused_for}'; a time is a number of up to nine digits with m, h, d or w", where="--unused-for"
         )
-    gone = prune(unused_for_seconds=int(match[1]) * _UNITS[match[2]])
-    say(f"removed {len(gone)} entries, {sum(entry.bytes for entry in gone) / _MIB:,.1f} MiB")
+    seconds = int(match[1]) * _UNITS[match[2]]
+    gone, answers = prune(unused_for_seconds=seconds), prune_answers(unused_for_seconds=seconds)
+    told = f", and {len(answers)} files of answers, {sum(answers) / _MIB:,.1f} MiB" if answers else ""
+    say(f"removed {len(gone)} entries, {sum(entry.bytes for entry in gone) / _MIB:,.1f} MiB{told}")

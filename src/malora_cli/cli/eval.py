@@ -82,15 +82,16 @@ def evaluate(
     Example: malora eval runs/quickstart --tasks chain_sum,words_sorted --limit 20
     """
     from malora_cli.cli import _evaluation as ways
-    from malora_cli.cli._common import names_in, prepare_libraries, telling_of_moves
+    from malora_cli.cli._common import interruptible, names_in, prepare_libraries, telling_of_moves
     from malora_cli.cli._terminal import result_console, say
 
-    record = ways.run_named(run, runs, mix)
+    record = ways.run_named(run, runs, mix, err=json_)
     overrides = [*(settings or []), *([f"eval.batch_tokens={batch_tokens}"] if batch_tokens is not None else [])]
     recipe = ways.recipe_named(record, run, overrides, mix=mix, trust=trust)
     prepare_libraries()
     folder = out or ways.folder_for(record, recipe, mix, runs)
-    other = ways.evaluation_named(against, runs)
+    names = names_in(tasks) if tasks is not None else None
+    other = ways.evaluation_named(against, runs, names)
     ways.check_wanted(recipe, record, other, gate=gate, csv=csv)
     from malora_cli.evals.evaluate import Wanted, evaluate_model, evaluate_run
     from malora_cli.reports import check_writable, write_report
@@ -108,9 +109,9 @@ def evaluate(
         else:
             ways.print_evaluation(result, console)
 
-    with telling_of_moves(recipe), ways.progress_on(console) as progress:
+    with interruptible(), telling_of_moves(recipe), ways.progress_on(console) as progress:
         wanted = Wanted(
-            tasks=names_in(tasks) if tasks is not None else None,
+            tasks=names,
             limit=limit,
             split=split,
             shots=shots,
