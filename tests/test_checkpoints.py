@@ -89,8 +89,6 @@ def test_a_killed_run_ends_as_if_nothing_had_been(step: int, recipe: Path, whole
         "{name: dora, r: 4}",
         "{name: hydralora, r: 2, num_experts: 4}",
         "{name: mixlora, r: 2, num_experts: 4, top_k: 2}",
-        "{name: malora-frozen-coefficients, r: 2, num_experts: 4}",
-        "{name: malora-decomposed-up, r: 2, num_experts: 4}",
     ],
 )
 def test_every_method_resumes_bit_by_bit(method: str, recipe: Path, name: Any) -> None:

@@ -113,7 +113,7 @@ def test_sharded_weights_train_as_whole_ones_and_resume(recipe: Path, one: RunRe
     agree(one, two, start)
     for first, second in zip(one.metrics.evals(), two.metrics.evals(), strict=True):
         for task, loss in first.tasks.items():
-            assert second.tasks[task].loss == pytest.approx(loss.loss, abs=1e-5)
+            assert second.tasks[task].loss == pytest.approx(loss.loss, abs=3e-5)
     assert two.experts_path.exists()
     assert die_at_step_5(recipe, *MALORA, "train.shard=true", "output.name=dies-weights").returncode != 0
     resumed = malora(recipe, *sharded, "output.name=dies-weights", "--resume")
