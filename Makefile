@@ -38,7 +38,7 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 	@echo "  $(BIN)/malora compare baselines recipes/quickstart.yaml --methods lora,malora"
 	@echo "  $(BIN)/malora recipes cp quickstart mine.yaml             make it your own"
 
-test: $(STAMP)  ## Run the tests; no network, about ten minutes on two cores
+test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
 	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)  ## Check style, types and the order of imports
