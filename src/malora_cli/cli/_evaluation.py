@@ -61,14 +61,15 @@ class LiveProgress:
         """So many more of them are answered."""
         self._progress.advance(self._task, rows)
 
+    def end(self) -> None:
+        """The bar goes with its console."""
+
 
 @contextmanager
 def progress_on(console: SafeConsole) -> Iterator[LineProgress | LiveProgress]:
     """How far an evaluation has come: a bar on a terminal, lines elsewhere."""
     if not console.is_terminal:
-        lines = LineProgress()
-        yield lines
-        lines.end()
+        yield LineProgress()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:

@@ -104,6 +104,7 @@ def evaluate(
         console.most = None
 
     def show(result: EvalResult) -> None:
+        progress.end()
         if json_:
             console.out(result.model_dump_json(indent=2), highlight=False)
         else:
