@@ -39,7 +39,7 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 	@echo "  $(BIN)/malora recipes cp quickstart mine.yaml             make it your own"
 
 test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)  ## Check style, types and the order of imports
 	$(BIN)/ruff check
