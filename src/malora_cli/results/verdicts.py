@@ -1,0 +1,214 @@
+"""What the runs of two methods allow to conclude, paired by seed and by row.
+
+Two intervals stand beside each difference. The one over **rows** holds the runs fixed and asks for other test rows
+(results/statistics: clustered bootstrap within tasks, combined over tasks by MOVER). The one over **seeds** asks for
+new runs: Student's t of the paired differences, one a seed. A verdict takes the wider of the two and the larger of the
+two p-values, and one seed allows none: most of what a seed does is which test rows flip (Jordan 2023, arXiv
+2304.01910). Equality is two one-sided tests within a margin (Schuirmann 1987). Many effects are corrected by Holm's
+method (Dror et al. 2017, arXiv 1709.09500).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+from scipy.stats import rankdata, t
+
+from malora_cli.errors import DataError
+from malora_cli.results.comparison import Effect, Endpoint, Verdict
+from malora_cli.results.evaluation import ALPHA
+from malora_cli.results.statistics import Interval, Measured, compare, compare_macro, holm, macro, ratio
+from malora_cli.results.statistics.arrays import FloatArray
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The test rows of one task under one run.
+
+    Args:
+        nats: Of the right answer of every row.
+        tokens: Of the same.
+        scores: What each row's answer is worth.
+        clusters: Rows that are no independent evidence share one.
+    """
+
+    nats: Sequence[float]
+    tokens: Sequence[int]
+    scores: Sequence[float]
+    clusters: Sequence[str]
+
+    def counts(self, endpoint: Endpoint) -> FloatArray:
+        """Counts that add up: the endpoint is the sum of the first over that of the second; shape ``(rows, 2)``."""
+        first, second = (self.nats, self.tokens) if endpoint == "loss" else (self.scores, [1.0] * len(self.scores))
+        return np.stack([np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)], axis=-1)
+
+
+#: Every task's rows under one run.
+RunRows = Mapping[str, TaskRows]
+
+
+@dataclass(frozen=True, eq=False)
+class SeveralRuns:
+    """Runs that differ in their seeds alone.
+
+    Args:
+        runs: The rows of each.
+        endpoint: What is measured of them.
+    """
+
+    runs: Sequence[RunRows]
+    endpoint: Endpoint
+
+    @cached_property
+    def values(self) -> FloatArray:
+        """The endpoint of every run and task, shape ``(runs, tasks)``."""
+        sums = [[rows.counts(self.endpoint).sum(axis=0) for rows in run.values()] for run in self.runs]
+        return ratio(np.asarray(sums))
+
+    @cached_property
+    def measured(self) -> dict[str, Measured]:
+        """Of every task, its rows with their means over runs; the same objects each time, since pairs are kept.
+
+        Raises:
+            DataError: The runs were not measured on the same rows.
+        """
+        return {task: self._mean([run[task] for run in self.runs]) for task in self.runs[0]}
+
+    def _mean(self, rows: Sequence[TaskRows]) -> Measured:
+        if any(run.tokens != rows[0].tokens or run.clusters != rows[0].clusters for run in rows):
+            raise DataError("runs were evaluated on different rows", fix="Evaluate them with the same tasks and limit.")
+        counts = np.mean([run.counts(self.endpoint) for run in rows], axis=0)
+        return Measured(counts, rows[0].clusters, bounded=self.endpoint == "score")
+
+    def level(self) -> tuple[float, Interval | None]:
+        """The mean over tasks and runs, with the wider of its two 95% intervals."""
+        by_seed = self.values.mean(axis=1)
+        found = [macro(list(self.measured.values())), _over_runs(by_seed)]
+        known = [interval for interval in found if interval is not None]
+        return float(by_seed.mean()), max(known, key=lambda interval: interval.high - interval.low, default=None)
+
+
+def effect(method: SeveralRuns, baseline: SeveralRuns, task: str | None = None) -> Effect:
+    """How a method differs from the baseline, before any verdict.
+
+    Args:
+        method: Its runs, one for each seed that both have.
+        baseline: Those of the baseline, in the same order of seeds.
+        task: On which task; None is the mean over all.
+
+    Raises:
+        DataError: The two were not measured on the same rows.
+    """
+    tasks = list(method.measured)
+    gaps = method.values - baseline.values
+    by_seed = gaps.mean(axis=1) if task is None else gaps[:, tasks.index(task)]
+    befores, afters = ([runs.measured[name] for name in tasks] for runs in (baseline, method))
+    paired = compare_macro(befores, afters) if task is None else compare(baseline.measured[task], method.measured[task])
+    seeds = _over_runs(by_seed)
+    return Effect(
+        value=float(by_seed.mean()),
+        by_seed=by_seed.tolist(),
+        rows_low=None if paired.interval is None else paired.interval.low,
+        rows_high=None if paired.interval is None else paired.interval.high,
+        seeds_low=None if seeds is None else seeds.low,
+        seeds_high=None if seeds is None else seeds.high,
+        p=max(paired.p, _p_of_runs(by_seed)),
+        detectable=_larger(paired.detectable, detectable_over_runs(by_seed)),
+    )
+
+
+def decided(effects: Sequence[Effect], endpoint: Endpoint, margin: float) -> list[Effect]:
+    """The same effects with their verdicts, corrected by Holm over all of them.
+
+    Args:
+        effects: One family: every method's endpoint, or every method's every task.
+        endpoint: What they are of.
+        margin: Differences within it count as none; 0 never finds two methods equal.
+    """
+    corrected = holm([found.p for found in effects])
+    told = []
+    for found, p in zip(effects, corrected, strict=True):
+        whole = found.model_copy(update={"p_holm": p, "p_equal": p_of_equality(found, margin)})
+        told.append(whole.model_copy(update={"verdict": _verdict(whole, endpoint)}))
+    return told
+
+
+def p_of_equality(found: Effect, margin: float) -> float | None:
+    """The p-value of two one-sided tests that a difference lies within a margin, by seeds and by rows, the larger.
+
+    Returns:
+        None for one seed, or without a margin or an interval.
+    """
+    if margin <= 0 or len(found.by_seed) < 2 or found.rows_low is None or found.rows_high is None:
+        return None
+    error = _error(np.asarray(found.by_seed))
+    rows = (found.rows_high - found.rows_low) / 2 / float(ndtri(0.975))
+    distance = margin - abs(found.value)
+    by_seeds = float(t.sf(distance / error, len(found.by_seed) - 1)) if error else float(distance <= 0)
+    by_rows = float(ndtr(-distance / rows)) if rows else float(distance <= 0)
+    return max(by_seeds, by_rows)
+
+
+def detectable_over_runs(by_seed: FloatArray) -> float | None:
+    """Smallest true difference found 80 times in 100 at 5% by as many seeds of this spread; None of one seed.
+
+    Source: Bloom (1995), Minimum Detectable Effects.
+    """
+    if len(by_seed) < 2:
+        return None
+    return float(t.ppf([0.975, 0.8], len(by_seed) - 1).sum()) * _error(by_seed)
+
+
+def mean_ranks(values: FloatArray, *, higher_is_better: bool) -> list[float]:
+    """Mean rank of every method over tasks and seeds, 1 is best; methods that tie share a rank.
+
+    Args:
+        values: Shape ``(methods, tasks * seeds)``.
+        higher_is_better: Whether they are scores, not losses.
+    """
+    ranks = rankdata(-values if higher_is_better else values, axis=0)
+    return [float(rank) for rank in ranks.mean(axis=1)]
+
+
+def _verdict(found: Effect, endpoint: Endpoint) -> Verdict:
+    if len(found.by_seed) < 2 or found.half is None:
+        return Verdict.NONE
+    if found.p_equal is not None and found.p_equal < ALPHA:
+        return Verdict.EQUAL
+    if not (found.told_apart and abs(found.value) > found.half):
+        return Verdict.OPEN
+    return Verdict.BETTER if (found.value > 0) == (endpoint == "score") else Verdict.WORSE
+
+
+def _over_runs(by_seed: FloatArray) -> Interval | None:
+    """Student's 95% interval of a mean over runs; None of one."""
+    if len(by_seed) < 2:
+        return None
+    half = float(t.ppf(0.975, len(by_seed) - 1)) * _error(by_seed)
+    middle = float(np.mean(by_seed))
+    return Interval(middle - half, middle + half)
+
+
+def _p_of_runs(by_seed: FloatArray) -> float:
+    """Of Student's paired t test; 0 of one run, which leaves the word to its rows."""
+    if len(by_seed) < 2:
+        return 0.0
+    error, middle = _error(by_seed), abs(float(np.mean(by_seed)))
+    if not error:
+        return float(middle == 0)
+    return 2 * float(t.sf(middle / error, len(by_seed) - 1))
+
+
+def _error(by_seed: FloatArray) -> float:
+    """Standard error of the mean over runs."""
+    return float(np.std(by_seed, ddof=1)) / sqrt(len(by_seed))
+
+
+def _larger(*values: float | None) -> float | None:
+    known: Iterable[float] = [value for value in values if value is not None]
+    return max(known, default=None)

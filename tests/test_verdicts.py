@@ -1,0 +1,144 @@
+"""What runs allow to conclude: against scipy and statsmodels, and against what was put in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_paired
+
+from malora_cli.errors import DataError
+from malora_cli.results.comparison import Effect, Verdict
+from malora_cli.results.statistics.arrays import FloatArray
+from malora_cli.results.verdicts import (
+    SeveralRuns,
+    TaskRows,
+    decided,
+    detectable_over_runs,
+    effect,
+    mean_ranks,
+    p_of_equality,
+)
+
+ROWS, TASKS = 60, ("a", "b")
+
+
+def runs(shifts: Sequence[float], *, endpoint: str = "loss", noise: float = 0.02, seed: int = 1) -> SeveralRuns:
+    """One run a shift: every row's loss a token is its own plus the shift and some noise."""
+    own, chance = np.random.default_rng(0), np.random.default_rng(seed)
+    tokens = {task: own.integers(3, 9, ROWS) for task in TASKS}
+    losses = {task: own.gamma(4, 0.25, ROWS) for task in TASKS}
+    made = [
+        {
+            task: TaskRows(
+                nats=((losses[task] + shift + chance.normal(0, noise, ROWS)) * tokens[task]).tolist(),
+                tokens=tokens[task].tolist(),
+                scores=(chance.random(ROWS) < 0.5 + shift).astype(float).tolist(),
+                clusters=[str(row) for row in range(ROWS)],
+            )
+            for task in TASKS
+        }
+        for shift in shifts
+    ]
+    return SeveralRuns(made, "loss" if endpoint == "loss" else "score")
+
+
+def of_seeds(by_seed: Sequence[float], reach: float = 1e-6) -> Effect:
+    """An effect whose rows leave no doubt."""
+    middle = float(np.mean(by_seed))
+    ends = {"rows_low": middle - reach, "rows_high": middle + reach, "seeds_low": None, "seeds_high": None}
+    return Effect(value=middle, by_seed=list(by_seed), p=0.0, **ends)
+
+
+def test_a_difference_is_that_of_means_over_tasks_rows_and_seeds() -> None:
+    method, baseline = runs([0.1, 0.12, 0.11]), runs([0, 0.01, -0.01], seed=2)
+    found = effect(method, baseline)
+    by_hand = [
+        np.mean([(np.sum(one[t].nats) - np.sum(other[t].nats)) / np.sum(one[t].tokens) for t in TASKS])
+        for one, other in zip(method.runs, baseline.runs, strict=True)
+    ]
+    assert found.by_seed == pytest.approx(by_hand)
+    assert found.value == pytest.approx(np.mean(by_hand))
+    assert found.rows_low is not None
+    assert found.rows_high is not None
+    assert found.rows_low < found.value < found.rows_high
+    on_a = effect(method, baseline, "a")
+    assert found.value == pytest.approx((on_a.value + effect(method, baseline, "b").value) / 2)
+    assert np.mean([method.level()[0] - baseline.level()[0]]) == pytest.approx(found.value)
+
+
+def test_seeds_are_paired_as_scipy_pairs_them() -> None:
+    method, baseline = runs([0.01, 0.2, 0.15]), runs([0, 0.1, 0.1], seed=2)
+    found = effect(method, baseline)
+    test = ttest_rel(method.values.mean(axis=1), baseline.values.mean(axis=1))
+    low, high = test.confidence_interval()
+    assert found.seeds_low == pytest.approx(low)
+    assert found.seeds_high == pytest.approx(high)
+    assert found.p == pytest.approx(test.pvalue), "of rows and seeds the one that says less"
+
+
+def test_equality_is_two_one_sided_tests_as_statsmodels_has_them() -> None:
+    by_seed = [0.001, -0.002, 0.003, 0.0005]
+    for margin in (0.002, 0.005, 0.02):
+        expected = ttost_paired(np.asarray(by_seed), np.zeros(4), -margin, margin)[0]
+        assert p_of_equality(of_seeds(by_seed), margin) == pytest.approx(expected)
+    assert p_of_equality(of_seeds(by_seed), 0) is None
+    assert p_of_equality(of_seeds([0.001]), 0.01) is None
+    wide = of_seeds(by_seed, reach=0.02)
+    assert p_of_equality(wide, 0.005) > 0.3, "rows that say nothing leave it open"  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("shifts", "margin", "verdict"),
+    [
+        ([0.2, 0.21, 0.22], 0.01, Verdict.WORSE),
+        ([-0.2, -0.21, -0.22], 0.01, Verdict.BETTER),
+        ([0.0, 0.0, 0.0], 0.05, Verdict.EQUAL),
+        ([0.0, 0.0, 0.0], 0, Verdict.OPEN),
+        ([0.4, -0.1, 0.2], 0.01, Verdict.OPEN),
+        ([0.5], 0.01, Verdict.NONE),
+    ],
+)
+def test_verdicts(shifts: list[float], margin: float, verdict: Verdict) -> None:
+    [found] = decided([effect(runs(shifts), runs([0.0] * len(shifts), seed=2))], "loss", margin)
+    assert found.verdict is verdict
+
+
+def test_a_higher_score_is_better() -> None:
+    method, baseline = runs([0.4, 0.4, 0.4], endpoint="score"), runs([0, 0, 0], endpoint="score", seed=2)
+    [found] = decided([effect(method, baseline)], "score", 0.01)
+    assert found.value > 0
+    assert found.verdict is Verdict.BETTER
+
+
+def test_many_effects_are_corrected_by_holm() -> None:
+    baseline = runs([0, 0.01, 0.02], seed=2)
+    effects = [effect(runs([s, s + 0.01, s + 0.02], seed=3), baseline) for s in (0.0, 0.005, 0.01, 0.2)]
+    told = decided(effects, "loss", 0)
+    assert [found.p_holm for found in told] == pytest.approx(multipletests([e.p for e in effects], method="holm")[1])
+
+
+def test_other_rows_are_not_compared() -> None:
+    other = runs([0.0])
+    rows = other.runs[0]["a"]
+    changed = TaskRows(rows.nats, [*rows.tokens[:-1], 99], rows.scores, rows.clusters)
+    with pytest.raises(DataError, match="different rows"):
+        _ = SeveralRuns([other.runs[0], {**other.runs[0], "a": changed}], "loss").measured
+
+
+def test_ranks_are_shared_by_ties() -> None:
+    values: FloatArray = np.array([[0.1, 0.5], [0.2, 0.5], [0.3, 0.1]])
+    assert mean_ranks(values, higher_is_better=False) == [1.75, 2.25, 2.0]
+    assert mean_ranks(values, higher_is_better=True) == [2.25, 1.75, 2.0]
+
+
+def test_what_a_plan_can_see_is_seen_four_times_in_five() -> None:
+    """Seeds alone are uncertain: of as large a true difference as is said, the t test finds about 80%."""
+    chance, spread, seeds = np.random.default_rng(5), 0.1, 5
+    said = np.median([detectable_over_runs(chance.normal(0, spread, seeds)) for _ in range(4000)])
+    drawn = chance.normal(said, spread, (4000, seeds))
+    found = np.mean(ttest_rel(drawn, np.zeros_like(drawn), axis=1).pvalue < 0.05)
+    assert 0.7 < found < 0.9
