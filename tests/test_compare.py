@@ -12,8 +12,8 @@ import pytest
 from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
 from malora_cli.cli._common import vocabulary
-from malora_cli.compare.plan import PlannedRun, parse_method_overrides, parse_seeds, plan
-from malora_cli.compare.run import carry_out
+from malora_cli.compare.planner import PlannedRun, Planner, parse_method_overrides, parse_seeds
+from malora_cli.compare.run import Crew
 from malora_cli.compare.table import Row, compare, newest_evaluation
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
@@ -36,18 +36,15 @@ def recipe(tmp_path: Path, tiny_model: Path) -> Path:
 def planned(
     recipe: Path, *overrides: str, methods: str = "lora,malora", seeds: str = "0", **by: str
 ) -> list[PlannedRun]:
-    return plan(
-        recipe,
-        [*QUICK, *overrides],
-        methods=methods.split(","),
-        seeds=parse_seeds(seeds),
-        by_method={method: [override] for method, override in by.items()},
-        vocabulary=vocabulary(),
-    )
+    planner = Planner(recipe, [*QUICK, *overrides], {name: [override] for name, override in by.items()}, vocabulary())
+    planner.check(methods.split(","))
+    return planner.runs(methods.split(","), parse_seeds(seeds))
 
 
 def carried_out(runs: list[PlannedRun], told: list[str] | None = None) -> list[tuple[RunRecord, EvalResult]]:
-    return carry_out(runs, SilentView, (told if told is not None else []).append)
+    outcome = Crew(SilentView, (told if told is not None else []).append).carry_out(runs)
+    assert outcome.failures == []
+    return [(it.record, it.result) for it in outcome.evaluated]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +58,7 @@ def compared(home: Path) -> list[tuple[RunRecord, EvalResult]]:
 def test_only_method_seed_and_name_differ(home: Path) -> None:
     runs = planned(home, methods="lora,malora,molora", seeds="3,4")
     assert [(run.method, run.seed) for run in runs] == [
-        (method, seed) for method in ("lora", "malora", "molora") for seed in (3, 4)
+        (method, seed) for seed in (3, 4) for method in ("lora", "malora", "molora")
     ]
     own = load(home, *QUICK).recipe.model_dump()
     for run in runs:
@@ -135,13 +132,13 @@ def test_a_plan_that_is_wrong_is_one_line(home: Path, methods: str, by: dict[str
 
 
 def test_what_is_typed_is_read_or_refused() -> None:
-    assert parse_seeds("0, 2,2") == [0, 2]
+    assert parse_seeds("0, 2") == [0, 2]
     assert parse_method_overrides(["lora:train.learning_rate=1e-3", "lora:method.r=4", "molora:method.r=2"]) == {
         "lora": ["train.learning_rate=1e-3", "method.r=4"],
         "molora": ["method.r=2"],
     }
     for text in ("x", "", "1,,2", "1.5"):
-        with pytest.raises(RecipeError, match=r"^--seeds: .* is no list of seeds\. Write it as 0,1,2\.$"):
+        with pytest.raises(RecipeError, match=r"^--seeds: .* is not a list of seeds\. Write it as 0,1,2\.$"):
             parse_seeds(text)
     for text in ("train.learning_rate=1", "method={name: x}", "lora"):
         with pytest.raises(RecipeError, match=r"^--for: .* names no method\. Write it as METHOD:section"):
@@ -199,7 +196,7 @@ def test_a_killed_run_goes_on_and_a_missing_evaluation_is_made(recipe: Path) -> 
     longer = ("train.steps=4", "train.checkpoint_every=2", "train.eval_every=4")
     runs = planned(recipe, *longer, methods="lora,malora")
     with pytest.raises(Killed):
-        carry_out(runs, lambda: SilentView(kill_at(3)), lambda _: None)
+        Crew(lambda: SilentView(kill_at(3)), lambda _: None).carry_out(runs)
     told: list[str] = []
     [(first, _), (second, _)] = carried_out(runs, told)
     states = [line.rpartition(": ")[2] for line in told]
@@ -335,27 +332,6 @@ def test_compare_runs_prints_the_table_with_the_best_marked(
     monkeypatch.chdir(compared[0][0].path.parent.parent)
     assert command("runs", *(record.name for record, _ in compared)) == 0  # by their names under runs/
     assert capsys.readouterr().out == out
-
-
-def test_baselines_trains_evaluates_reports_and_prints(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = (
-        "baselines",
-        str(recipe),
-        *QUICK,
-        "--methods",
-        "lora, malora",
-        "--for",
-        "lora:train.learning_rate=0.02",
-    )
-    assert command(*arguments) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    assert captured.out.splitlines()[0].endswith("runs/tiny-lora-seed0: training")
-    runs = recipe.parent / "runs"
-    assert sorted(path.name for path in runs.iterdir()) == ["tiny-lora-seed0", "tiny-malora-seed0"]
-    assert all((path / "report" / "index.html").is_file() for path in runs.iterdir())
-    assert [RunRecord(path).recipe["train"]["learning_rate"] for path in sorted(runs.iterdir())] == [0.02, 0.01]
-    assert re.search(r"^ +tiny-lora-seed0 +tiny-malora-seed0 *$", captured.out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
     ├── DataError        a dataset, a row or a column is wrong
     ├── ModelError       a base model or an adapter cannot be had
     ├── RunError         a run folder is missing, in the way or damaged
+    │   └── DivergedError    training ended in a loss, gradient or weight that is NaN or infinite
     └── StoppedError     a run was told to stop
 
 Every message states what is wrong, where, why, and what to do about it. It is caught once, in
@@ -50,6 +51,10 @@ class ModelError(MaloraError):
 
 class RunError(MaloraError):
     """A run folder is missing, in the way or damaged."""
+
+
+class DivergedError(RunError):
+    """Training ended in a loss, a gradient or a weight that is NaN or infinite."""
 
 
 class StoppedError(MaloraError):

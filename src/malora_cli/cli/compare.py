@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -27,54 +27,69 @@ def baselines(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     methods: Annotated[str, typer.Option(metavar="A,B", help="Methods to compare.")] = "lora,molora,malora",
-    seeds: Annotated[str, typer.Option(metavar="N,N", help="Seeds; each method is trained once with each.")] = "0",
+    seeds: Annotated[str, typer.Option(metavar="N,N", help="Seeds; each method is trained once with each.")] = "0,1,2",
+    tune: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="Learning rates by validation loss: auto tries four or more for each method, lr=1e-4,3e-4,1e-3 these, "
+            "none takes those of the recipe.",
+        ),
+    ] = "auto",
+    baseline: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="Whom the others are compared with; the first, if left out.")
+    ] = None,
+    endpoint: Annotated[
+        Literal["loss", "score"], typer.Option(help="What decides: test losses, or scores; a mean over tasks.")
+    ] = "loss",
+    margin: Annotated[float, typer.Option(min=0, help="Differences of the endpoint that count as none.")] = 0.01,
     for_method: Annotated[
         list[str] | None,
-        typer.Option("--for", metavar="METHOD:KEY=VALUE", help="A setting for one method, such as its learning rate."),
+        typer.Option("--for", metavar="METHOD:KEY=VALUE", help="A setting for one method, such as its rank."),
     ] = None,
     allow_code: CodeOption = False,
-    full: FullOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of the table.")] = False,
     trust: TrustOption = False,
 ) -> None:
-    """Train and evaluate one recipe under several methods: same data, order and steps, in ordinary run folders.
+    """Which method is best: same data, order and steps, each at its own learning rate, with several seeds.
 
-    The recipe's own method keeps its settings, the others take their defaults. A finished run is not run again, and a
-    killed one goes on. Methods have their best learning rates far apart: give each its own by --for.
+    The recipe's own method keeps its settings, the others take their defaults. Runs are ordinary run folders: finished
+    ones are kept, killed ones go on, and where one fails the others are trained. What may be concluded is printed and
+    kept in RUNS/NAME.compare, with a page.
 
-    Example: malora compare baselines quickstart --methods lora,malora --for lora:train.learning_rate=1e-3
+    Example: malora compare baselines quickstart --methods lora,malora --seeds 0,1,2
     """
-    from malora_cli.cli._common import (
-        granted,
-        interruptible,
-        names_in,
-        prepare_libraries,
-        recipe_file,
-        tell_of_code,
-        vocabulary,
-    )
-    from malora_cli.cli._terminal import result_console, say
-    from malora_cli.compare.plan import parse_method_overrides, parse_seeds, plan
+    from malora_cli.cli._common import granted, interruptible, names_in, prepare_libraries, recipe_file, tell_of_code
+    from malora_cli.cli._comparison import planned, print_comparison
+    from malora_cli.cli._terminal import error_console, result_console, say
 
-    planned = plan(
+    planner, plan = planned(
         recipe_file(recipe),
         [*(overrides or []), *granted(trust)],
         methods=names_in(methods),
-        seeds=parse_seeds(seeds),
-        by_method=parse_method_overrides(for_method or []),
-        vocabulary=vocabulary(),
+        seeds=seeds,
+        tune=tune,
+        baseline=baseline,
+        endpoint=endpoint,
+        margin=margin,
+        for_method=for_method or [],
     )
-    tell_of_code(planned[0].loaded)
+    tell_of_code(planner.own)
     prepare_libraries()
-    from malora_cli.compare.run import carry_out
+    from malora_cli.compare.baselines import Study
+    from malora_cli.compare.run import Crew
     from malora_cli.reports import write_report
     from malora_cli.train.view import view_for
 
-    console = result_console()
+    console = error_console() if as_json else result_console()
     with interruptible():
-        evaluated = carry_out(planned, lambda: view_for(console), say, allow_code=allow_code)
-    for record, _ in evaluated:
-        write_report(record)
-    _print(evaluated, full=full)
+        crew = Crew(lambda: view_for(console), lambda line: say(line, err=as_json), allow_code=allow_code)
+        comparison, evaluated = Study(planner, plan).carried_out(crew)
+    for it in evaluated:
+        write_report(it.record)
+    print_comparison(comparison, planner.folder, as_json=as_json)
+    if comparison.failures:
+        raise typer.Exit(1)
 
 
 def runs_that_exist(

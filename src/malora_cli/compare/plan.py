@@ -1,124 +1,139 @@
-"""The runs of a comparison: one recipe, with only the method and the seed changed."""
+"""What a comparison is to find out, written down and hashed before its first run."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from malora_cli.errors import RecipeError
-from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
+from malora_cli.errors import RecipeError, RunError
+from malora_cli.recipe import Recipe
 from malora_cli.registry import did_you_mean
+from malora_cli.results import read_json, write_json
+from malora_cli.results.comparison import Endpoint
+from malora_cli.results.files import damaged
+from malora_cli.results.record import Record
 
-#: Settings of ``train`` that every run of a comparison shares; the others are a method's own affair.
-_BUDGET = ("steps", "epochs", "batch_size", "max_length", "seed")
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a comparison."""
-
-    method: str
-    seed: int
-    loaded: LoadedRecipe
+#: The seed that learning rates are tuned with, unless another is named; no reported run has it.
+TUNING_SEED = 1000
+#: What may be more than was planned; it is marked as added.
+_GROWING = ("methods", "seeds")
 
 
-def parse_method_overrides(texts: Sequence[str]) -> dict[str, list[str]]:
-    """``["lora:train.learning_rate=1e-3"]`` as ``{"lora": ["train.learning_rate=1e-3"]}``.
+class Plan(Record):
+    """What a comparison is to find out, written down before its first run."""
 
-    Raises:
-        RecipeError: One has no method in front.
-    """
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        method, colon, override = text.partition(":")
-        if not colon or "=" in method:
-            raise RecipeError(
-                f"'{text}' names no method", where="--for", fix="Write it as METHOD:section.setting=value."
-            )
-        found.setdefault(method, []).append(override)
-    return found
+    version: Literal[1] = 1
+    recipe: dict[str, Any]
+    methods: list[str]
+    settings: dict[str, list[str]]
+    seeds: list[int]
+    tuning: list[float] | Literal["auto", "none"]
+    tuning_seed: int
+    baseline: str
+    endpoint: Endpoint
+    margin: float
 
+    @property
+    def sha256(self) -> str:
+        """Of the plan itself."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
-def parse_seeds(text: str) -> list[int]:
-    """``"0,1,2"`` as numbers, each once.
+    def begun(self, folder: Path) -> Plan:
+        """The plan that a comparison began with, which this one may only add methods and seeds to.
 
-    Raises:
-        RecipeError: It is something else.
-    """
-    try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise RecipeError(f"'{text}' is no list of seeds", where="--seeds", fix="Write it as 0,1,2.") from None
+        Returns:
+            This one where none has begun there yet.
 
-
-def plan(
-    path: Path,
-    overrides: Sequence[str],
-    *,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    by_method: Mapping[str, Sequence[str]],
-    vocabulary: Vocabulary,
-) -> list[PlannedRun]:
-    """The recipe once for every method and seed; nothing is run.
-
-    The recipe's own method keeps its settings; the others take their defaults, on the same linears.
-
-    Args:
-        path: The recipe.
-        overrides: For every run.
-        methods: Names of the methods, each once.
-        seeds: Values of ``train.seed``.
-        by_method: Further overrides for single methods, such as the learning rate that suits each.
-        vocabulary: The names a recipe may use.
-
-    Raises:
-        RecipeError: The recipe is wrong, a method is not known, or one would get another budget than the others.
-    """
-    _check_methods(methods, by_method, vocabulary)
-    own = load_recipe(path, overrides, vocabulary=vocabulary)
-    targets = own.recipe.method.target_modules
-    runs = []
-    for method in methods:
-        for seed in seeds:
-            changed = [] if method == own.recipe.method.name else [f"method={{name: {method}}}"]
-            if changed and targets is not None:
-                changed.append(f"method.target_modules={json.dumps(targets)}")
-            changed += [f"train.seed={seed}", f"output.name={own.name}-{method}-seed{seed}"]
-            equal = load_recipe(path, [*overrides, *changed], vocabulary=vocabulary)
-            loaded = equal
-            if further := by_method.get(method):
-                loaded = load_recipe(path, [*overrides, *changed, *further], vocabulary=vocabulary)
-                _check_budget(method, equal.recipe, loaded.recipe)
-            runs.append(PlannedRun(method, seed, loaded))
-    return runs
-
-
-def _check_methods(methods: Sequence[str], by_method: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> None:
-    if not methods:
-        raise RecipeError("no method is named", where="--methods", fix=f"Known: {', '.join(vocabulary.methods)}.")
-    for option, names in (("--methods", methods), ("--for", by_method)):
-        for name in names:
-            if name not in vocabulary.methods:
-                raise RecipeError(f"no such method '{name}'; {did_you_mean(name, vocabulary.methods)}", where=option)
-    if unused := sorted(set(by_method) - set(methods)):
-        raise RecipeError(f"'{unused[0]}' is not among the methods compared", where="--for", fix="Add it to --methods.")
-
-
-def _check_budget(method: str, equal: Recipe, own: Recipe) -> None:
-    """Make sure that what one method has to itself is how it learns, not what it learns from or how long."""
-    chosen = [*equal.remedies.chosen.items(), *own.remedies.chosen.items()]
-    shared = {"train": _BUDGET, "method": (), "remedies": [name for name, r in chosen if r.changes_shares]}
-    for section in Recipe.model_fields:
-        old, new = getattr(equal, section), getattr(own, section)
-        for name in shared.get(section, type(old).model_fields):
-            if getattr(old, name) != getattr(new, name):
-                raise RecipeError(
-                    f"'{section}.{name}' for {method} alone would make the comparison unequal",
-                    where="--for",
-                    fix=f"Set it for every run: {section}.{name}=VALUE without --for.",
+        Raises:
+            RunError: Another was begun there.
+        """
+        path = self._path(folder)
+        if not path.is_file():
+            return self
+        try:
+            first = Plan.model_validate(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise damaged(path, "plan", error, fix="Move the folder away to begin anew.") from error
+        before, now = first.model_dump(mode="json"), self.model_dump(mode="json")
+        for key in before:
+            grown = key in _GROWING and set(before[key]) <= set(now[key])
+            if before[key] != now[key] and not grown:
+                raise RunError(
+                    f"another comparison was begun here; '{key}' differs ({_first_difference(before[key], now[key])})",
+                    where=str(path),
+                    fix="Undo that, or take another name: output.name=NAME.",
                 )
-    if own.method.name != method:
-        raise RecipeError(f"method {method} was turned into '{own.method.name}'", where="--for", fix="Leave it out.")
+        return first
+
+    def keep(self, folder: Path) -> None:
+        """Write it down where none is yet."""
+        if not self._path(folder).is_file():
+            write_json(self._path(folder), self.model_dump(mode="json"))
+
+    @staticmethod
+    def _path(folder: Path) -> Path:
+        return folder / "plan.json"
+
+
+def shared_settings(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe all runs of a comparison have, and another machine as well."""
+    settings = recipe.model_dump(mode="json")
+    del settings["output"], settings["model"]["device"], settings["train"]["seed"]
+    return settings
+
+
+def baseline_of(methods: Sequence[str], baseline: str | None) -> str:
+    """The method that the others are compared with: the first, where none is named.
+
+    Raises:
+        RecipeError: It is not among them, or there is nothing to compare it with.
+    """
+    if baseline is not None and baseline not in methods:
+        raise RecipeError(
+            f"'{baseline}' is not among the methods compared; {did_you_mean(baseline, methods)}", where="--baseline"
+        )
+    if len(methods) < 2:
+        raise RecipeError(
+            f"{methods[0]} alone has nothing to be compared with", where="--methods", fix="Name two at least."
+        )
+    return baseline or methods[0]
+
+
+def check_seeds(seeds: Sequence[int], tuning_seed: int) -> None:
+    """Make sure that no reported run is one that a learning rate was chosen by.
+
+    Raises:
+        RecipeError: The seed of the tuning is among those reported.
+    """
+    if tuning_seed in seeds:
+        raise RecipeError(
+            f"{tuning_seed} is the seed that learning rates are tuned with, so no run with it is reported",
+            where="--seeds",
+            fix="Leave it out.",
+        )
+
+
+def check_tuned_rates(by_method: Mapping[str, Sequence[str]]) -> None:
+    """Make sure that no learning rate is set that is going to be tuned.
+
+    Raises:
+        RecipeError: One is.
+    """
+    for method, overrides in by_method.items():
+        if any(override.startswith("train.learning_rate") for override in overrides):
+            raise RecipeError(
+                f"the learning rate of {method} is set, and it is going to be tuned",
+                where="--for",
+                fix="Leave it out, or add --tune none.",
+            )
+
+
+def _first_difference(before: Any, now: Any, path: str = "") -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys(), key=str):
+            if before.get(key) != now.get(key):
+                return _first_difference(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+    return f"{path + ': ' if path else ''}was {json.dumps(before)}, is {json.dumps(now)}"

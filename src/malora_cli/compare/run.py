@@ -3,62 +3,152 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
-from malora_cli.compare.plan import PlannedRun
-from malora_cli.errors import RunError
+from malora_cli.compare.planner import PlannedRun
+from malora_cli.errors import DivergedError, MaloraError, RunError, StoppedError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.results import EvalResult, RunRecord
+from malora_cli.results.comparison import Failure, Trial
 from malora_cli.train.resuming import check_same_recipe
 from malora_cli.train.run import train
 from malora_cli.train.view import View
 
 
-def carry_out(
-    runs: Sequence[PlannedRun],
-    new_view: Callable[[], View],
-    tell: Callable[[str], None],
-    *,
-    allow_code: bool = False,
-) -> list[tuple[RunRecord, EvalResult]]:
-    """Train and evaluate every run that is not there yet, one after another.
+class Evaluated(NamedTuple):
+    """A finished run with its newest evaluation of all tasks."""
+
+    run: PlannedRun
+    record: RunRecord
+    result: EvalResult
+    file: Path
+
+
+@dataclass
+class Outcome:
+    """What became of the runs of a comparison."""
+
+    evaluated: list[Evaluated] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Trains and evaluates runs, one after another.
 
     Args:
-        runs: The plan.
         new_view: Makes the view of one training run.
         tell: Told what happens to each run.
         allow_code: Run code that models write, in a sandbox.
-
-    Returns:
-        Every run with its newest evaluation of all tasks.
-
-    Raises:
-        MaloraError: A run cannot be trained, or stands on another base model; or a folder holds a run of another
-            recipe, and nothing was trained then.
     """
-    for run in runs:
-        if (record := _record(run)).exists:
-            check_same_recipe(record, run.loaded)
-    evaluated: list[tuple[RunRecord, EvalResult]] = []
-    for number, run in enumerate(runs, start=1):
-        loaded, record = run.loaded, _record(run)
+
+    new_view: Callable[[], View]
+    tell: Callable[[str], None]
+    allow_code: bool = False
+
+    def carry_out(self, runs: Sequence[PlannedRun]) -> Outcome:
+        """Train and evaluate every run that is not there yet; where one fails, the others go on.
+
+        Raises:
+            MaloraError: A folder holds a run of another recipe, and nothing was trained then; or a run stands on
+                another base model; or the process was told to stop.
+        """
+        for run in runs:
+            check_place_of(run)
+        outcome = Outcome()
+        for number, run in enumerate(runs, start=1):
+            place = f"[{number}/{len(runs)}]"
+            try:
+                outcome.evaluated.append(self._evaluated(run, place, outcome))
+            except (StoppedError, _OtherBaseError):
+                raise
+            except MaloraError as error:
+                self.tell(f"{place} {record_of(run).path}: failed: {error}")
+                path = str(record_of(run).path)
+                outcome.failures.append(Failure(method=run.method, seed=run.seed, run=path, why=str(error)))
+        return outcome
+
+    def _evaluated(self, run: PlannedRun, place: str, before: Outcome) -> Evaluated:
+        record = self._trained(run, place)
+        if before.evaluated:
+            _check_same_base(before.evaluated[0].record, record)
+        found = _whole_evaluation(run, record)
+        if found is None:
+            self.tell(f"{place} {record.path}: evaluating")
+            evaluate_run(record, run.loaded.recipe, Wanted(allow_code=self.allow_code))
+            found = _whole_evaluation(run, record)
+        if found is None:
+            raise RunError("its evaluation is of other rows than were asked for", where=str(record.path))
+        file, result = found
+        return Evaluated(run, record, result, file)
+
+    def _trained(self, run: PlannedRun, place: str) -> RunRecord:
+        record = record_of(run)
         state = "finished already" if record.finished else "going on" if record.exists else "training"
-        tell(f"[{number}/{len(runs)}] {record.path}: {state}")
+        self.tell(f"{place} {record.path}: {state}")
         if record.finished:
             record.adapter_at(None)  # which its evaluations are of
-        else:
-            record = train(loaded, new_view(), resume=record.exists)
-        if evaluated:
-            _check_same_base(evaluated[0][0], record)
-        done = [result for result in record.evaluations_of_the_end() if _is_whole(result, run)]
-        if not done:
-            tell(f"[{number}/{len(runs)}] {record.path}: evaluating")
-            done = [evaluate_run(record, loaded.recipe, Wanted(allow_code=allow_code))]
-        evaluated.append((record, done[-1]))
-    return evaluated
+            return record
+        return train(run.loaded, self.new_view(), resume=record.exists)
+
+    def attempt(self, run: PlannedRun, known: Trial | None = None) -> Trial:
+        """Train one trial of the tuning, and take its validation loss, mean over tasks.
+
+        Args:
+            run: The trial.
+            known: What became of it before; it is not tried again where it diverged.
+
+        Raises:
+            MaloraError: Its folder holds another run, or the process was told to stop.
+        """
+        record, rate = record_of(run), run.loaded.recipe.train.learning_rate
+        if known is not None and known.diverged:
+            return known
+        told = {"method": run.method, "learning_rate": rate, "run": str(record.path)}
+        check_place_of(run)
+        try:
+            record = self._trained(run, "[tuning]")
+            return Trial(**told, loss=_validation_loss(record), seconds=record.manifest.train_seconds)
+        except StoppedError:
+            raise
+        except MaloraError as error:
+            self.tell(f"[tuning] {record.path}: failed: {error}")
+            return Trial(**told, loss=None, why=str(error), diverged=isinstance(error, DivergedError))
 
 
-def _record(run: PlannedRun) -> RunRecord:
+def record_of(run: PlannedRun) -> RunRecord:
+    """The folder of a planned run, which may not be there yet."""
     return RunRecord(run.loaded.recipe.output.folder / run.loaded.name)
+
+
+def check_place_of(run: PlannedRun) -> None:
+    """Make sure that a run's folder is free, or holds that run.
+
+    Raises:
+        RunError: It holds a run of another recipe.
+    """
+    if (record := record_of(run)).exists:
+        check_same_recipe(record, run.loaded)
+
+
+def _validation_loss(record: RunRecord) -> float:
+    """Nats a token of validation rows at the end of training, mean over tasks."""
+    measured = [event for event in record.metrics.evals() if event.step == record.manifest.steps]
+    losses = [task.loss for task in measured[-1].tasks.values() if task.loss is not None] if measured else []
+    if not losses:
+        raise RunError(
+            "there is no validation loss to tune by",
+            where=str(record.path),
+            fix="Keep validation rows (mix.validation), or compare with --tune none.",
+        )
+    return fmean(losses)
+
+
+class _OtherBaseError(RunError):
+    """Runs stand on different base models."""
 
 
 def _check_same_base(first: RunRecord, other: RunRecord) -> None:
@@ -69,13 +159,22 @@ def _check_same_base(first: RunRecord, other: RunRecord) -> None:
     """
     one, two = first.manifest, other.manifest
     if (one.base_model_sha256, one.base_model_commit) != (two.base_model_sha256, two.base_model_commit):
-        raise RunError(
+        raise _OtherBaseError(
             f"it was trained on another '{two.base_model}' than {first.path} was",
             where=str(other.path),
             fix="Put the base model back or set model.revision, and train one of them again.",
         )
 
 
-def _is_whole(result: EvalResult, run: PlannedRun) -> bool:
+def _whole_evaluation(run: PlannedRun, record: RunRecord) -> tuple[Path, EvalResult] | None:
+    """The newest evaluation of all its tasks and rows, if there is one."""
     recipe = run.loaded.recipe
-    return set(result.tasks) == set(recipe.mix.tasks) and result.limit == recipe.eval.rows
+    whole = [
+        (file, result)
+        for file, result in record.evaluations_by_file().items()
+        if result.step == record.manifest.steps
+        and result.of_test_rows
+        and set(result.tasks) == set(recipe.mix.tasks)
+        and result.limit == recipe.eval.rows
+    ]
+    return whole[-1] if whole else None

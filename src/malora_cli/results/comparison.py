@@ -82,8 +82,9 @@ class Trial(Record):
     method: str
     learning_rate: float
     run: str
-    loss: float | None = Field(description="nats a token of validation rows, mean over tasks; None: it diverged")
+    loss: float | None = Field(description="nats a token of validation rows, mean over tasks; None: it failed")
     why: str | None = Field(default=None, description="what became of it where there is no loss")
+    diverged: bool = Field(default=False, description="whether its loss was NaN or infinite in the end")
     seconds: float = 0.0
 
 

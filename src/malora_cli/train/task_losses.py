@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from malora_cli.errors import RunError
+from malora_cli.errors import DivergedError
 from malora_cli.modeling.device import exact, exact_device
 from malora_cli.results import TaskLoss
 
 
-def diverged(task: str, step: int) -> RunError:
+def diverged(task: str, step: int) -> DivergedError:
     """What is raised when a loss is no number any more: nothing that comes after could be."""
-    return RunError(
+    return DivergedError(
         f"the loss of task '{task}' is not a finite number",
         where=f"step {step}",
         fix="Train again under another name (output.name=NAME) with a lower train.learning_rate."
@@ -58,7 +58,7 @@ class TaskLosses:
             step: The step that is done, for the message.
 
         Raises:
-            RunError: A loss is no number.
+            DivergedError: A loss is no number.
         """
         nats, tokens, examples = self.sums_3N.tolist()
         self.sums_3N.zero_()

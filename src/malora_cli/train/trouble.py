@@ -12,7 +12,7 @@ from torch import nn
 
 from malora_cli.data.batch import Packer, collate
 from malora_cli.data.mixture import Mixture
-from malora_cli.errors import RunError
+from malora_cli.errors import DivergedError, RunError
 from malora_cli.modeling.loss import example_nats
 from malora_cli.results import write_json
 from malora_cli.train import processes, sharding
@@ -89,7 +89,7 @@ def culprits(rows: list[Row]) -> str:
     return f"rows of {tasks}"
 
 
-def not_finite(what: str, rows: list[Row], step: int, path: Path) -> RunError:
+def not_finite(what: str, rows: list[Row], step: int, path: Path) -> DivergedError:
     """What a run ends with: nothing that comes after could be a number.
 
     Args:
@@ -98,7 +98,7 @@ def not_finite(what: str, rows: list[Row], step: int, path: Path) -> RunError:
         step: Steps done before.
         path: Where the rows are written down.
     """
-    return RunError(
+    return DivergedError(
         f"the {what} is not a finite number ({culprits(rows)}; all rows of the step: {path})",
         where=f"step {step + 1}",
         fix="Train again under another name (output.name=NAME) with a lower train.learning_rate, or set "
@@ -110,13 +110,13 @@ def check_weights(model: nn.Module, step: int) -> None:
     """Make sure that what is trained is worth saving, in all processes.
 
     Raises:
-        RunError: A weight is no finite number.
+        DivergedError: A weight is no finite number.
     """
     trained = {name: sharding.local(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
     wrong = next((name for name, weight in trained.items() if not torch.isfinite(weight).all()), None)
     if processes.most(wrong is not None, next(iter(trained.values())).device):
         which = wrong or "those of another process"
-        raise RunError(
+        raise DivergedError(
             f"the weights are no finite numbers any more ({which}), so they are not saved",
             where=f"step {step}",
             fix="Train again under another name (output.name=NAME) with a lower train.learning_rate.",

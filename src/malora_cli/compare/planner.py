@@ -1,0 +1,203 @@
+"""The runs of a comparison: one recipe, with only the method, the seed and the learning rate changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+from malora_cli.errors import RecipeError
+from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
+from malora_cli.registry import did_you_mean
+
+#: Validation rows of each task that a trial of the tuning measures at least, where there are as many.
+TRIAL_ROWS = 200
+#: Settings of ``train`` that every run of a comparison shares; the others are a method's own affair.
+_BUDGET = ("steps", "epochs", "batch_size", "max_length", "seed")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a comparison."""
+
+    method: str
+    seed: int
+    loaded: LoadedRecipe
+
+
+def parse_method_overrides(texts: Sequence[str]) -> dict[str, list[str]]:
+    """``["lora:train.learning_rate=1e-3"]`` as ``{"lora": ["train.learning_rate=1e-3"]}``.
+
+    Raises:
+        RecipeError: One has no method in front.
+    """
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        method, colon, override = text.partition(":")
+        if not colon or "=" in method:
+            raise RecipeError(
+                f"'{text}' names no method", where="--for", fix="Write it as METHOD:section.setting=value."
+            )
+        found.setdefault(method, []).append(override)
+    return found
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"0,1,2"`` as numbers.
+
+    Raises:
+        RecipeError: It is something else, or one stands there twice.
+    """
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"'{text}' is not a list of seeds", where="--seeds", fix="Write it as 0,1,2.") from None
+    if len(set(seeds)) < len(seeds):
+        raise RecipeError(f"a seed stands twice in '{text}'", where="--seeds", fix="Name each once.")
+    return seeds
+
+
+def parse_tuning(text: str) -> tuple[float, ...] | Literal["auto", "none"]:
+    """``"lr=1e-4,3e-4"`` as rates from low to high; ``auto`` and ``none`` as they are.
+
+    Raises:
+        RecipeError: It is something else, or not a grid.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return "none"
+    kind, equals, listed = text.partition("=")
+    try:
+        rates = sorted({float(part) for part in listed.split(",")}) if kind == "lr" and equals else None
+    except ValueError:
+        rates = None
+    if rates is None or not all(isfinite(rate) for rate in rates):
+        raise RecipeError(f"'{text}' is not a tuning", where="--tune", fix="Write auto, none or lr=1e-4,3e-4,1e-3.")
+    if len(rates) < 2 or rates[0] <= 0:
+        raise RecipeError(
+            f"got {text}; a grid has two learning rates at least, all above 0", where="--tune", fix="Or leave it out."
+        )
+    return tuple(rates)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes the recipes of a comparison's runs; nothing is run.
+
+    The recipe's own method keeps its settings; the others take their defaults, on the same linears.
+
+    Args:
+        path: The recipe.
+        overrides: For every run.
+        by_method: Further overrides for single methods, which change how it learns, never what from or how long.
+        vocabulary: The names a recipe may use.
+    """
+
+    path: Path
+    overrides: Sequence[str]
+    by_method: Mapping[str, Sequence[str]]
+    vocabulary: Vocabulary
+
+    @cached_property
+    def own(self) -> LoadedRecipe:
+        """The recipe as it is."""
+        return load_recipe(self.path, self.overrides, vocabulary=self.vocabulary)
+
+    @property
+    def folder(self) -> Path:
+        """Where the comparison is kept, beside its runs."""
+        return self.own.recipe.output.folder / f"{self.own.name}.compare"
+
+    def check(self, methods: Sequence[str]) -> None:
+        """Make sure that the methods and what is set for each can be compared.
+
+        Raises:
+            RecipeError: A method is not known, or one would get another budget than the others.
+        """
+        _check_methods(methods, self.by_method, self.vocabulary)
+        for method in methods:
+            self.run(method, 0)
+
+    def runs(
+        self, methods: Sequence[str], seeds: Sequence[int], rates: Mapping[str, float] | None = None
+    ) -> list[PlannedRun]:
+        """The reported runs, every method with one seed before any with the next, so that what is done is whole."""
+        return [self.run(method, seed, rate=(rates or {}).get(method)) for seed in seeds for method in methods]
+
+    def run(self, method: str, seed: int, *, rate: float | None = None) -> PlannedRun:
+        """One reported run.
+
+        Args:
+            method: Its method.
+            seed: Its ``train.seed``.
+            rate: Its learning rate, where that was tuned.
+        """
+        return self._planned(method, seed, f"{method}-seed{seed}", _rate(rate))
+
+    def trial(self, method: str, seed: int, rate: float) -> PlannedRun:
+        """One run of the tuning, which measures all validation rows, at its end."""
+        train = self.own.recipe.train
+        watched = [f"train.eval_rows={max(train.eval_rows, TRIAL_ROWS)}", "train.keep_best=0"]
+        if train.steps is not None and not _goes_by_evaluations(self.own.recipe):
+            watched.append(f"train.eval_every={train.steps}")
+        return self._planned(method, seed, f"{method}-rate{_spelled(rate)}-seed{seed}", [*watched, *_rate(rate)])
+
+    def _planned(self, method: str, seed: int, name: str, further: Sequence[str]) -> PlannedRun:
+        own = self.own.recipe
+        changed = [] if method == own.method.name else [f"method={{name: {method}}}"]
+        if changed and own.method.target_modules is not None:
+            changed.append(f"method.target_modules={json.dumps(own.method.target_modules)}")
+        changed += [f"train.seed={seed}", f"output.name={self.own.name}-{name}"]
+        equal = [*self.overrides, *changed]
+        loaded = load_recipe(self.path, [*equal, *self.by_method.get(method, ()), *further], vocabulary=self.vocabulary)
+        if self.by_method.get(method):
+            plain = load_recipe(self.path, [*equal, *further], vocabulary=self.vocabulary)
+            _check_budget(method, plain.recipe, loaded.recipe)
+        return PlannedRun(method, seed, loaded)
+
+
+def _spelled(rate: float) -> str:
+    """As it may stand in the name of a folder."""
+    return f"{rate:g}".replace("+", "")
+
+
+def _rate(rate: float | None) -> list[str]:
+    return [] if rate is None else [f"train.learning_rate={rate!r}"]
+
+
+def _goes_by_evaluations(recipe: Recipe) -> bool:
+    """Whether what is measured while training changes what is learned."""
+    return any(remedy.goes_by_evaluations for remedy in recipe.remedies.chosen.values())
+
+
+def _check_methods(methods: Sequence[str], by_method: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> None:
+    if not methods:
+        raise RecipeError("no method is named", where="--methods", fix=f"Known: {', '.join(vocabulary.methods)}.")
+    for option, names in (("--methods", methods), ("--for", by_method)):
+        for name in names:
+            if name not in vocabulary.methods:
+                raise RecipeError(f"no such method '{name}'; {did_you_mean(name, vocabulary.methods)}", where=option)
+    if unused := sorted(set(by_method) - set(methods)):
+        raise RecipeError(f"'{unused[0]}' is not among the methods compared", where="--for", fix="Add it to --methods.")
+
+
+def _check_budget(method: str, equal: Recipe, own: Recipe) -> None:
+    """Make sure that what one method has to itself is how it learns, not what it learns from or how long."""
+    chosen = [*equal.remedies.chosen.items(), *own.remedies.chosen.items()]
+    shared = {"train": _BUDGET, "method": (), "remedies": [name for name, r in chosen if r.changes_shares]}
+    for section in Recipe.model_fields:
+        old, new = getattr(equal, section), getattr(own, section)
+        for name in shared.get(section, type(old).model_fields):
+            if getattr(old, name) != getattr(new, name):
+                raise RecipeError(
+                    f"'{section}.{name}' for {method} alone would make the comparison unequal",
+                    where="--for",
+                    fix=f"Set it for every run: {section}.{name}=VALUE without --for.",
+                )
+    if own.method.name != method:
+        raise RecipeError(f"method {method} was turned into '{own.method.name}'", where="--for", fix="Leave it out.")

@@ -1,0 +1,223 @@
+"""A comparison as it is kept: what was planned before the first run, and what came of it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from malora_cli.compare.plan import Plan
+from malora_cli.compare.run import Evaluated, Outcome
+from malora_cli.compare.sentences import notes, sentences
+from malora_cli.errors import RunError
+from malora_cli.results import RunRecord, utc_now
+from malora_cli.results.comparison import Comparison, Effect, Endpoint, Failure, MethodResult, MethodRun, Trial, Tuned
+from malora_cli.results.predictions import read_predictions
+from malora_cli.results.verdicts import RunRows, SeveralRuns, TaskRows, decided, effect, mean_ranks
+
+
+def recorded(
+    name: str,
+    plan: Plan,
+    first: Plan,
+    tuned: Mapping[str, Tuned],
+    trials: Sequence[Trial],
+    outcome: Outcome,
+) -> Comparison:
+    """What came of a comparison.
+
+    Args:
+        name: Of the comparison.
+        plan: What was asked for.
+        first: The plan that it began with.
+        tuned: The learning rate of every method.
+        trials: How these were found.
+        outcome: The reported runs.
+
+    Raises:
+        RunError: No run was evaluated, or the runs were not on the same rows.
+    """
+    evaluated = outcome.evaluated
+    if not evaluated:
+        raise RunError("no run came to its end", where=name, fix="See what was said of each above.")
+    _check_same_rows(evaluated)
+    by_method = {method: {it.run.seed: it for it in evaluated if it.run.method == method} for method in plan.methods}
+    rows = {(it.run.method, it.run.seed): rows_of(it.file, plan.endpoint) for it in evaluated}
+    results = [
+        _method(method, tuned[method], found, plan, rows, added=method not in first.methods)
+        for method, found in by_method.items()
+        if found
+    ]
+    methods = _compared(results, plan, rows)
+    example = evaluated[0]
+    comparison = Comparison(
+        name=name,
+        created=utc_now(),
+        plan_sha256=first.sha256,
+        endpoint=plan.endpoint,
+        margin=plan.margin,
+        baseline=plan.baseline,
+        seeds=plan.seeds,
+        tuning_seed=plan.tuning_seed if trials else None,
+        steps=example.record.manifest.steps,
+        rows={task: found.rows for task, found in example.result.tasks.items()},
+        domains={task: found.domain for task, found in example.result.tasks.items()},
+        methods=methods,
+        trials=list(trials),
+        failures=outcome.failures,
+        sentences=[],
+    )
+    told = comparison.model_copy(update={"notes": notes(comparison, later_seeds(plan, first))})
+    return told.model_copy(update={"sentences": sentences(told)})
+
+
+def later_seeds(plan: Plan, first: Plan) -> list[int]:
+    """Seeds that came after the plan."""
+    return [seed for seed in plan.seeds if seed not in first.seeds]
+
+
+def rows_of(file: Path, endpoint: Endpoint) -> RunRows:
+    """The rows of an evaluation of a run, by task; rows of one prompt are one cluster.
+
+    Raises:
+        RunError: They are damaged, or have no losses where these are compared.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in read_predictions(file):
+        found.setdefault(row["task"], []).append(row)
+    try:
+        return {task: _task_rows(rows, endpoint) for task, rows in found.items()}
+    except KeyError as error:
+        raise RunError(
+            f"rows of this evaluation have no {error}",
+            where=str(file),
+            fix="Evaluate again, or compare scores: --endpoint score.",
+        ) from error
+
+
+def _task_rows(rows: Sequence[Mapping[str, Any]], endpoint: Endpoint) -> TaskRows:
+    losses = endpoint == "loss" or all("adapter_nats" in row for row in rows)
+    return TaskRows(
+        nats=array("d", (row["adapter_nats"] if losses else 0.0 for row in rows)).tolist(),
+        tokens=[row["tokens"] if losses else 1 for row in rows],
+        scores=array("d", (row["adapter_score"] for row in rows)).tolist(),
+        clusters=[row["prompt"] for row in rows],
+    )
+
+
+def _method(
+    method: str,
+    tuned: Tuned,
+    found: Mapping[int, Evaluated],
+    plan: Plan,
+    rows: Mapping[tuple[str, int], RunRows],
+    *,
+    added: bool,
+) -> MethodResult:
+    value, interval = SeveralRuns([rows[method, seed] for seed in found], plan.endpoint).level()
+    return MethodResult(
+        method=method,
+        parameters=next(iter(found.values())).record.manifest.trainable_parameters,
+        tuned=tuned,
+        runs=[_run(it) for it in found.values()],
+        value=value,
+        low=None if interval is None else interval.low,
+        high=None if interval is None else interval.high,
+        added=added,
+    )
+
+
+def _run(it: Evaluated) -> MethodRun:
+    tasks = it.result.tasks
+    return MethodRun(
+        seed=it.run.seed,
+        run=str(it.record.path),
+        losses={name: task.model.loss for name, task in tasks.items() if task.model.loss is not None},
+        scores={name: task.model.score for name, task in tasks.items()},
+        seconds_per_step=seconds_a_step(it.record),
+        train_seconds=it.record.manifest.train_seconds,
+    )
+
+
+def seconds_a_step(record: RunRecord) -> float | None:
+    """Median over log steps."""
+    paces = array("d", record.metrics.paces())
+    return median(paces) if paces else None
+
+
+def _compared(
+    results: Sequence[MethodResult], plan: Plan, rows: Mapping[tuple[str, int], RunRows]
+) -> list[MethodResult]:
+    """The methods with their effects, Holm over methods for the endpoint and over methods x tasks below it."""
+    seeds = {it.method: [run.seed for run in it.runs] for it in results}
+    effects, of_tasks = dict[str, Effect](), dict[tuple[str, str], Effect]()
+    for method in seeds:
+        common = [seed for seed in seeds[method] if seed in seeds.get(plan.baseline, ())]
+        # A method that lacks a seed is shown, not ranked.
+        if method == plan.baseline or len(common) < len(plan.seeds):
+            continue
+        one, other = (
+            SeveralRuns([rows[name, seed] for seed in common], plan.endpoint) for name in (method, plan.baseline)
+        )
+        of_tasks |= {(method, task): effect(one, other, task) for task in one.measured}
+        effects[method] = effect(one, other)
+    told = _decided(effects, plan)
+    tasks = _decided(of_tasks, plan)
+    ranks = _ranks(plan, rows, [method for method in seeds if len(seeds[method]) == len(plan.seeds)])
+    best_first = sorted(results, key=lambda it: (it.value or 0.0) * (1 if plan.endpoint == "loss" else -1))
+    return [
+        it.model_copy(
+            update={
+                "effect": told.get(it.method),
+                "tasks": {task: found for (method, task), found in tasks.items() if method == it.method},
+                "rank": ranks.get(it.method),
+            }
+        )
+        for it in best_first
+    ]
+
+
+def _decided(effects: Mapping[Any, Effect], plan: Plan) -> dict[Any, Effect]:
+    return dict(zip(effects, decided(list(effects.values()), plan.endpoint, plan.margin), strict=True))
+
+
+def _ranks(plan: Plan, rows: Mapping[tuple[str, int], RunRows], methods: Sequence[str]) -> dict[str, float]:
+    if len(methods) < 2:
+        return {}
+    values = [
+        SeveralRuns([rows[method, seed] for seed in plan.seeds], plan.endpoint).values.ravel() for method in methods
+    ]
+    ranks = mean_ranks(np.asarray(values), higher_is_better=plan.endpoint == "score")
+    return dict(zip(methods, ranks, strict=True))
+
+
+def _check_same_rows(evaluated: Iterable[Evaluated]) -> None:
+    """Make sure that all runs saw the same rows: training, validation and test rows, by their hashes.
+
+    Raises:
+        RunError: One did not.
+    """
+    first, *others = evaluated
+    for it in others:
+        for which in ("train_data", "validation_data", "test_data"):
+            one, two = (
+                {name: data.sha256 for name, data in getattr(other.record.manifest, which).items()}
+                for other in (first, it)
+            )
+            if one != two:
+                raise RunError(
+                    f"its {which.partition('_')[0]} rows are not those of {first.record.path}",
+                    where=str(it.record.path),
+                    fix="Put the data back, and train one of them again.",
+                )
+        if first.result.tasks.keys() != it.result.tasks.keys():
+            raise RunError(f"its tasks are not those of {first.record.path}", where=str(it.record.path))
+
+
+def failures_of(method: str, seeds: Sequence[int], why: str) -> list[Failure]:
+    """Every run of a method that could not be tuned."""
+    return [Failure(method=method, seed=seed, run="", why=why) for seed in seeds]

@@ -1,0 +1,211 @@
+"""`malora compare baselines` from its plan to its record, on the tiny model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from malora_cli.cli import main
+from malora_cli.compare import run as run_module
+from malora_cli.errors import RunError
+from malora_cli.results import RunRecord, read_json
+from malora_cli.results.comparison import COLUMNS, Comparison
+from train_runs import refused, workplace
+
+QUICK = ("train.steps=3", "train.eval_every=3", "train.checkpoint_every=1", "eval.rows=4")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model: Path) -> Path:
+    return workplace(tmp_path / "work", tiny_model)
+
+
+def baselines(recipe: Path, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "baselines", str(recipe), *QUICK, *arguments])
+    return int(caught.value.code or 0)
+
+
+def folder_of(recipe: Path) -> Path:
+    return recipe.parent / "runs" / "tiny.compare"
+
+
+def figures(comparison: Comparison) -> Any:
+    """All of a comparison but what depends on the clock."""
+    found = json.loads(comparison.model_dump_json())
+    del found["created"]
+    for method in found["methods"]:
+        for run in method["runs"]:
+            del run["seconds_per_step"], run["train_seconds"]
+    for trial in found["trials"]:
+        del trial["seconds"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The recipe of a comparison that was tuned on two rates."""
+    recipe = workplace(tmp_path_factory.mktemp("tuned"), tiny_model)
+    assert baselines(recipe, "--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01") == 0
+    return recipe
+
+
+def test_every_method_has_as_many_trials_and_reports_its_best_rate(tuned: Path) -> None:
+    comparison = Comparison.load(folder_of(tuned))
+    assert (comparison.baseline, comparison.seeds, comparison.tuning_seed) == ("lora", [0, 1], 1000)
+    trials = {m: [t for t in comparison.trials if t.method == m] for m in ("lora", "malora")}
+    assert len(trials["lora"]) == len(trials["malora"]) >= 3
+    for it in comparison.methods:
+        losses = {trial.learning_rate: trial.loss for trial in trials[it.method] if trial.loss is not None}
+        assert it.tuned.learning_rate == min(losses, key=losses.__getitem__)
+        for run in it.runs:
+            assert RunRecord(Path(run.run)).recipe["train"]["learning_rate"] == it.tuned.learning_rate
+            assert RunRecord(Path(run.run)).recipe["train"]["seed"] == run.seed
+    for trial in comparison.trials:
+        record = RunRecord(Path(trial.run))
+        assert not list(record.eval_dir.glob("*.json")), "no test row is read before the rates are chosen"
+        last = record.metrics.evals()[-1]
+        assert trial.loss == pytest.approx(sum(t.loss or 0 for t in last.tasks.values()) / len(last.tasks))
+
+
+def test_the_record_holds_what_the_runs_measured(tuned: Path) -> None:
+    comparison = Comparison.load(folder_of(tuned))
+    assert [it.value for it in comparison.methods] == sorted(it.value or 0 for it in comparison.methods)
+    lora, malora = comparison.of("lora"), comparison.of("malora")
+    for it in (lora, malora):
+        for run in it.runs:
+            [result] = RunRecord(Path(run.run)).evaluations()
+            assert run.scores == {name: task.model.score for name, task in result.tasks.items()}
+            assert run.losses == {name: task.model.loss for name, task in result.tasks.items()}
+        by_seed = [sum(run.losses.values()) / 3 for run in it.runs]
+        assert it.value == pytest.approx(sum(by_seed) / 2)
+    assert lora.effect is None
+    assert malora.effect is not None
+    assert malora.effect.value == pytest.approx((malora.value or 0) - (lora.value or 0))
+    assert set(malora.tasks) == set(comparison.rows) == {"copy", "upper", "add"}
+    assert malora.tasks["add"].value == pytest.approx(
+        (malora.mean("losses", "add") or 0) - (lora.mean("losses", "add") or 0)
+    )
+    assert (lora.rank or 0) + (malora.rank or 0) == pytest.approx(3)
+    [sentence] = comparison.sentences
+    assert sentence.startswith("malora ")
+    assert "2 seeds, 3 tasks" in sentence
+
+
+def test_every_figure_is_in_the_csv(tuned: Path) -> None:
+    comparison = Comparison.load(folder_of(tuned))
+    with (folder_of(tuned) / "comparison.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    found = {(row["method"], row["seed"], row["task"], row["metric"]): row["value"] for row in rows}
+    assert float(found["malora", "1", "add", "loss"]) == comparison.of("malora").runs[1].losses["add"]
+    assert float(found["lora", "", "", "loss"]) == comparison.of("lora").value
+    assert sum(row["phase"] == "tuning" for row in rows) == len(comparison.trials)
+
+
+def test_what_is_done_is_not_done_again(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = figures(Comparison.load(folder_of(tuned)))
+    capsys.readouterr()
+    assert baselines(tuned, "--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01") == 0
+    out = capsys.readouterr().out
+    assert not re.search(r"(training|evaluating|going on)$", out, re.MULTILINE)
+    assert figures(Comparison.load(folder_of(tuned))) == before
+    assert re.search(r"^malora +[0-9.M,]+ +[0-9.e-]+\*? +[0-9.]+ ±[0-9.]+", out, re.MULTILINE)
+    assert max(map(len, out.splitlines()[-8:-4])) <= 110
+
+
+def test_another_plan_is_not_mixed_with_the_one_begun(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for changed, named in (
+        (["--margin", "0.5"], "'margin' differs (was 0.01, is 0.5)"),
+        (["train.batch_size=12"], "'recipe' differs (train.batch_size: was 6, is 12)"),
+        (["--endpoint", "score"], "'endpoint' differs"),
+    ):
+        asked = ["--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01", *changed]
+        line = refused(["compare", "baselines", str(tuned), *QUICK, *asked], capsys)
+        assert "another comparison was begun here" in line
+        assert named in line
+
+
+def test_a_seed_and_a_method_that_come_later_are_marked(recipe: Path) -> None:
+    plain = ["--tune", "none"]
+    assert baselines(recipe, "--methods", "lora,malora", "--seeds", "0", *plain) == 0
+    first = Comparison.load(folder_of(recipe))
+    assert "there is no verdict on the methods" in first.sentences[0]
+    assert first.notes[0].startswith("Learning rates were not tuned: ")
+    assert baselines(recipe, "--methods", "lora,malora,dora", "--seeds", "0,1", *plain) == 0
+    later = Comparison.load(folder_of(recipe))
+    assert [it.method for it in later.methods if it.added] == ["dora"]
+    assert "Added after the plan was written: dora." in later.notes
+    assert "Added after the plan was written: seed 1." in later.notes
+    assert later.plan_sha256 == first.plan_sha256
+
+
+def test_where_one_run_fails_the_others_go_on(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run_module.train
+
+    def failing(loaded: Any, *arguments: Any, **options: Any) -> RunRecord:
+        if loaded.name == "tiny-malora-seed0":
+            raise RunError("the disk is full", where="here")
+        return plain(loaded, *arguments, **options)
+
+    asked = ["--methods", "lora,malora", "--seeds", "0,1", "--tune", "none"]
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "train", failing)
+        assert baselines(recipe, *asked) == 1
+    out = capsys.readouterr().out
+    assert "failed: malora, seed 0: here: the disk is full" in out
+    broken = Comparison.load(folder_of(recipe))
+    assert [(failure.method, failure.seed) for failure in broken.failures] == [("malora", 0)]
+    assert broken.of("malora").effect is None
+    assert "Not compared, since runs are missing: malora." in broken.notes
+    assert baselines(recipe, *asked) == 0  # it was mended
+    mended = Comparison.load(folder_of(recipe))
+    assert mended.failures == []
+    assert mended.of("malora").effect is not None
+
+
+def test_a_method_that_diverges_at_every_rate_is_a_failure(recipe: Path) -> None:
+    asked = ["--methods", "lora,malora", "--seeds", "0", "--tune", "lr=1e25,1e30", "train.warmup_ratio=0"]
+    code = baselines(recipe, *asked, "train.max_grad_norm=0")
+    trials = read_json(folder_of(recipe) / "tuning.json")
+    assert all(trial["diverged"] for trial in trials)
+    assert code == 2
+    assert len({trial["learning_rate"] for trial in trials}) == 5, "grids went down to look for better"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "lora"], "--methods: lora alone has nothing to be compared with. Name two at least."),
+        (["--baseline", "lorra"], "--baseline: 'lorra' is not among the methods compared; did you mean 'lora'?"),
+        (["--seeds", "0,0"], "--seeds: a seed stands twice in '0,0'. Name each once."),
+        (["--seeds", "0,1000"], "--seeds: 1000 is the seed that learning rates are tuned with"),
+        (["--tune", "lr=0.1"], "--tune: got lr=0.1; a grid has two learning rates at least, all above 0."),
+        (["--tune", "lr=0,0.1"], "--tune: got lr=0,0.1; a grid has two"),
+        (["--tune", "optimal"], "--tune: 'optimal' is not a tuning. Write auto, none or lr="),
+        (["--for", "lora:train.learning_rate=1"], "--for: the learning rate of lora is set, and it is going to be"),
+        (["--for", "lora:train.steps=9"], "--for: 'train.steps' for lora alone would make the comparison unequal."),
+        (["--methods", "lora,mallora"], "--methods: no such method 'mallora'; did you mean 'malora'?"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    recipe: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(["compare", "baselines", str(recipe), *QUICK, *arguments], capsys)
+    assert message in line
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_a_second_comparison_there_says_who_holds_the_lock(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from malora_cli.results import writing
+
+    with writing(RunRecord(folder_of(recipe))):
+        line = refused(["compare", "baselines", str(recipe), *QUICK, "--methods", "lora,malora"], capsys)
+    assert "another process is writing this" in line
