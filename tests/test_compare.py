@@ -12,6 +12,7 @@ import pytest
 from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
 from malora_cli.cli._common import vocabulary
+from malora_cli.cli._comparison import Asked
 from malora_cli.compare.planner import PlannedRun, Planner, parse_method_overrides, parse_seeds
 from malora_cli.compare.run import Crew
 from malora_cli.compare.table import Row, compare, newest_evaluation
@@ -375,3 +376,49 @@ def test_runs_that_cannot_be_compared(
         assert message in captured.err
     assert newest_evaluation(malora) == compared[2][1]
     assert read_json(path)["tasks"]["add"]["rows"] == 1
+
+
+# ---------------------------------------------------------------- sets of contenders
+
+
+def contenders(home: Path, name: str, *overrides: str) -> tuple[dict[str, PlannedRun], str]:
+    """The first run of each contender, and the baseline of the set."""
+    asked = Asked(home, [*QUICK, *overrides], "0", "none", None, "loss", 0.01, [])
+    planner, plan = asked.of_set(name)
+    assert planner.folder.name == f"tiny-{name}.compare"
+    return {method: planner.run(method, 0) for method in plan.methods}, plan.baseline
+
+
+def test_the_ablations_are_those_of_the_paper(home: Path) -> None:
+    runs, baseline = contenders(home, "ablations", "method.target_modules=[q_proj]")
+    assert baseline == "malora"
+    assert {run.loaded.recipe.method.name for run in runs.values()} == set(runs)
+    assert {name for name in METHODS if name.startswith("malora-")} - {"malora-small"} < set(runs)
+    assert all(run.loaded.recipe.method.target_modules == ("q_proj",) for run in runs.values())
+
+
+def test_the_ranks_are_those_of_the_paper_at_one_scale(home: Path) -> None:
+    runs, baseline = contenders(home, "ranks")
+    assert baseline == "molora-r8"
+    settings = {name: run.loaded.recipe.method.model_dump() for name, run in runs.items()}
+    assert {one["lora_alpha"] / one["r"] for one in settings.values()} == {2}
+    sizes = {name: (one["r"], one["subspace_rank"], one["beta"]) for name, one in settings.items() if "beta" in one}
+    assert sizes == {
+        "malora-r6": (6, 16, 0.3),
+        "malora-r12": (12, 32, 1.0),
+        "malora-r24": (24, 64, 3.5),
+        "malora-r48": (48, 128, 5.0),
+    }
+
+
+def test_remedies_are_compared_one_at_a_time_with_none(home: Path) -> None:
+    runs, baseline = contenders(home, "remedies", "remedies.pcgrad={}")
+    recipes = {name: run.loaded.recipe for name, run in runs.items()}
+    assert baseline == "plain"
+    chosen = {name: set(recipe.remedies.chosen) for name, recipe in recipes.items()}
+    weightings = {name: recipe.mix.weighting for name, recipe in recipes.items()}
+    assert chosen == {name: {name} & {"uncertainty", "bandit", "pcgrad"} for name in ("plain", *list(recipes)[1:])}
+    assert weightings == {"proportional": "proportional", "temperature": "temperature"} | dict.fromkeys(
+        ("plain", "uncertainty", "bandit", "pcgrad"), "uniform"
+    )
+    assert {recipe.method for recipe in recipes.values()} == {load(home).recipe.method}

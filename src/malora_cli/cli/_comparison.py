@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -12,46 +13,74 @@ from malora_cli.cli._common import vocabulary
 from malora_cli.cli._terminal import plain_table, result_console, say
 from malora_cli.compare.plan import TUNING_SEED, Plan, baseline_of, check_seeds, check_tuned_rates, shared_settings
 from malora_cli.compare.planner import Planner, parse_method_overrides, parse_seeds, parse_tuning
+from malora_cli.compare.sets import SETS
 from malora_cli.results.comparison import Comparison, Effect, Endpoint, MethodResult, Verdict
 
 _BASELINE = "baseline"
 
 
-def planned(
-    recipe: Path,
-    overrides: Sequence[str],
-    *,
-    methods: Sequence[str],
-    seeds: str,
-    tune: str,
-    baseline: str | None,
-    endpoint: Endpoint,
-    margin: float,
-    for_method: Sequence[str],
-) -> tuple[Planner, Plan]:
-    """What is asked for, checked before anything slow happens.
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison is asked for, as it was typed.
 
-    Raises:
-        RecipeError: An option or the recipe is wrong.
+    Args:
+        recipe: The recipe.
+        overrides: For every run.
+        seeds: Of the reported runs.
+        tune: How learning rates are found.
+        baseline: Whom the others are compared with; None is the first, or the set's own.
+        endpoint: What decides.
+        margin: Differences that count as none.
+        for_method: Settings of single methods.
     """
-    by_method, tuning, numbers = parse_method_overrides(for_method), parse_tuning(tune), parse_seeds(seeds)
-    planner = Planner(recipe, overrides, by_method, vocabulary())
-    planner.check(methods)
-    if tuning != "none":
-        check_seeds(numbers, TUNING_SEED)
-        check_tuned_rates(by_method)
-    plan = Plan(
-        recipe=shared_settings(planner.own.recipe),
-        methods=list(methods),
-        settings={method: list(found) for method, found in by_method.items()},
-        seeds=numbers,
-        tuning=list(tuning) if isinstance(tuning, tuple) else tuning,
-        tuning_seed=TUNING_SEED,
-        baseline=baseline_of(methods, baseline),
-        endpoint=endpoint,
-        margin=margin,
-    )
-    return planner, plan
+
+    recipe: Path
+    overrides: Sequence[str]
+    seeds: str
+    tune: str
+    baseline: str | None
+    endpoint: Endpoint
+    margin: float
+    for_method: Sequence[str]
+
+    def of_methods(self, methods: Sequence[str]) -> tuple[Planner, Plan]:
+        """The plan of a comparison of methods, checked before anything slow happens.
+
+        Raises:
+            RecipeError: An option or the recipe is wrong.
+        """
+        planner = self._planner
+        planner.check(methods)
+        return planner, self._plan(planner, methods, self.baseline)
+
+    def of_set(self, name: str) -> tuple[Planner, Plan]:
+        """The same of a set of contenders."""
+        found, plain = SETS[name], self._planner
+        planner = replace(plain, contenders=found.contenders(plain.own.recipe), suffix=f"-{name}")
+        methods = list(planner.contenders)
+        planner.check(methods)
+        return planner, self._plan(planner, methods, self.baseline or found.BASELINE)
+
+    @property
+    def _planner(self) -> Planner:
+        return Planner(self.recipe, self.overrides, parse_method_overrides(self.for_method), vocabulary())
+
+    def _plan(self, planner: Planner, methods: Sequence[str], baseline: str | None) -> Plan:
+        tuning, seeds = parse_tuning(self.tune), parse_seeds(self.seeds)
+        if tuning != "none":
+            check_seeds(seeds, TUNING_SEED)
+            check_tuned_rates(planner.by_method)
+        return Plan(
+            recipe=shared_settings(planner.own.recipe),
+            methods=list(methods),
+            settings={method: list(found) for method, found in planner.by_method.items()},
+            seeds=seeds,
+            tuning=list(tuning) if isinstance(tuning, tuple) else tuning,
+            tuning_seed=TUNING_SEED,
+            baseline=baseline_of(methods, baseline),
+            endpoint=self.endpoint,
+            margin=self.margin,
+        )
 
 
 def print_comparison(comparison: Comparison, folder: Path, *, as_json: bool) -> None:

@@ -10,45 +10,70 @@ import typer
 from malora_cli.cli._common import CodeOption, FullOption, OverridesArgument, RecipeArgument, RunsOption, TrustOption
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from malora_cli.cli._comparison import Asked
+    from malora_cli.compare.plan import Plan
+    from malora_cli.compare.planner import Planner
     from malora_cli.results import EvalResult, RunRecord
+    from malora_cli.results.comparison import Endpoint
+
+#: Sets of contenders, each with its command.
+_SETS = {
+    "ablations": "MALoRA without one of its parts (the paper's Table 3).",
+    "ranks": "MALoRA and MoLoRA at four ranks each (the paper's Table 11).",
+    "remedies": "Remedies against task interference with the recipe's method, and other weights of the tasks.",
+}
 
 
 def register(app: typer.Typer) -> None:
     """Add ``malora compare`` and its commands."""
     compare = typer.Typer(no_args_is_help=True, help="Compare methods at equal budget, or runs that exist.")
     compare.command("baselines")(baselines)
+    for name, what in _SETS.items():
+        compare.command(name)(_of_set(name, what))
     compare.command("runs")(runs_that_exist)
     app.add_typer(compare, name="compare")
+
+
+SeedsOption = Annotated[
+    str, typer.Option("--seeds", metavar="N,N", help="Seeds; each method is trained once with each.")
+]
+TuneOption = Annotated[
+    str,
+    typer.Option(
+        "--tune",
+        metavar="HOW",
+        help="Learning rates by validation loss: auto tries four or more for each, lr=1e-4,3e-4,1e-3 these, none takes "
+        "those of the recipe.",
+    ),
+]
+BaselineOption = Annotated[
+    str | None, typer.Option("--baseline", metavar="NAME", help="Whom the others are compared with.")
+]
+EndpointOption = Annotated[
+    Literal["loss", "score"], typer.Option("--endpoint", help="What decides: test losses, or scores; mean over tasks.")
+]
+MarginOption = Annotated[float, typer.Option("--margin", min=0, help="Differences of the endpoint that count as none.")]
+ForOption = Annotated[
+    list[str] | None,
+    typer.Option("--for", metavar="METHOD:KEY=VALUE", help="A setting for one method, such as its rank."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print comparison.json instead of the table.")]
 
 
 def baselines(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     methods: Annotated[str, typer.Option(metavar="A,B", help="Methods to compare.")] = "lora,molora,malora",
-    seeds: Annotated[str, typer.Option(metavar="N,N", help="Seeds; each method is trained once with each.")] = "0,1,2",
-    tune: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            help="Learning rates by validation loss: auto tries four or more for each method, lr=1e-4,3e-4,1e-3 these, "
-            "none takes those of the recipe.",
-        ),
-    ] = "auto",
-    baseline: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="Whom the others are compared with; the first, if left out.")
-    ] = None,
-    endpoint: Annotated[
-        Literal["loss", "score"], typer.Option(help="What decides: test losses, or scores; a mean over tasks.")
-    ] = "loss",
-    margin: Annotated[float, typer.Option(min=0, help="Differences of the endpoint that count as none.")] = 0.01,
-    for_method: Annotated[
-        list[str] | None,
-        typer.Option("--for", metavar="METHOD:KEY=VALUE", help="A setting for one method, such as its rank."),
-    ] = None,
+    seeds: SeedsOption = "0,1,2",
+    tune: TuneOption = "auto",
+    baseline: BaselineOption = None,
+    endpoint: EndpointOption = "loss",
+    margin: MarginOption = 0.01,
+    for_method: ForOption = None,
     allow_code: CodeOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of the table.")] = False,
+    as_json: JsonOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Which method is best: same data, order and steps, each at its own learning rate, with several seeds.
@@ -59,21 +84,60 @@ def baselines(
 
     Example: malora compare baselines quickstart --methods lora,malora --seeds 0,1,2
     """
-    from malora_cli.cli._common import granted, interruptible, names_in, prepare_libraries, recipe_file, tell_of_code
-    from malora_cli.cli._comparison import planned, print_comparison
+    from malora_cli.cli._common import names_in
+
+    asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, trust=trust)
+    _carry_out(*asked.of_methods(names_in(methods)), allow_code=allow_code, as_json=as_json)
+
+
+def _of_set(name: str, what: str) -> Callable[..., None]:
+    """The command of a set of contenders."""
+
+    def compare_set(
+        recipe: RecipeArgument,
+        overrides: OverridesArgument = None,
+        seeds: SeedsOption = "0,1,2",
+        tune: TuneOption = "auto",
+        baseline: BaselineOption = None,
+        endpoint: EndpointOption = "loss",
+        margin: MarginOption = 0.01,
+        for_method: ForOption = None,
+        allow_code: CodeOption = False,
+        as_json: JsonOption = False,
+        trust: TrustOption = False,
+    ) -> None:
+        asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, trust=trust)
+        _carry_out(*asked.of_set(name), allow_code=allow_code, as_json=as_json)
+
+    compare_set.__doc__ = f"{what}\n\n    Example: malora compare {name} quickstart --seeds 0,1,2\n    "
+    return compare_set
+
+
+def _asked(
+    recipe: str,
+    overrides: Sequence[str] | None,
+    seeds: str,
+    tune: str,
+    baseline: str | None,
+    endpoint: Endpoint,
+    margin: float,
+    for_method: Sequence[str] | None,
+    *,
+    trust: bool,
+) -> Asked:
+    from malora_cli.cli._common import granted, recipe_file
+    from malora_cli.cli._comparison import Asked
+
+    settings = [*(overrides or []), *granted(trust)]
+    return Asked(recipe_file(recipe), settings, seeds, tune, baseline, endpoint, margin, for_method or [])
+
+
+def _carry_out(planner: Planner, plan: Plan, *, allow_code: bool, as_json: bool) -> None:
+    """Train and evaluate what is missing, and say what came of it; exit code 1 where a run failed."""
+    from malora_cli.cli._common import interruptible, prepare_libraries, tell_of_code
+    from malora_cli.cli._comparison import print_comparison
     from malora_cli.cli._terminal import error_console, result_console, say
 
-    planner, plan = planned(
-        recipe_file(recipe),
-        [*(overrides or []), *granted(trust)],
-        methods=names_in(methods),
-        seeds=seeds,
-        tune=tune,
-        baseline=baseline,
-        endpoint=endpoint,
-        margin=margin,
-        for_method=for_method or [],
-    )
     tell_of_code(planner.own)
     prepare_libraries()
     from malora_cli.compare.baselines import Study

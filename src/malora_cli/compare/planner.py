@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
@@ -96,12 +96,16 @@ class Planner:
         overrides: For every run.
         by_method: Further overrides for single methods, which change how it learns, never what from or how long.
         vocabulary: The names a recipe may use.
+        contenders: What is compared that is not just a method's name, with the overrides that make it.
+        suffix: Behind the recipe's name in that of the comparison.
     """
 
     path: Path
     overrides: Sequence[str]
     by_method: Mapping[str, Sequence[str]]
     vocabulary: Vocabulary
+    contenders: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    suffix: str = ""
 
     @cached_property
     def own(self) -> LoadedRecipe:
@@ -111,7 +115,7 @@ class Planner:
     @property
     def folder(self) -> Path:
         """Where the comparison is kept, beside its runs."""
-        return self.own.recipe.output.folder / f"{self.own.name}.compare"
+        return self.own.recipe.output.folder / f"{self.own.name}{self.suffix}.compare"
 
     def check(self, methods: Sequence[str]) -> None:
         """Make sure that the methods and what is set for each can be compared.
@@ -119,7 +123,8 @@ class Planner:
         Raises:
             RecipeError: A method is not known, or one would get another budget than the others.
         """
-        _check_methods(methods, self.by_method, self.vocabulary)
+        if not self.contenders:
+            _check_methods(methods, self.by_method, self.vocabulary)
         for method in methods:
             self.run(method, 0)
 
@@ -148,17 +153,21 @@ class Planner:
         return self._planned(method, seed, f"{method}-rate{_spelled(rate)}-seed{seed}", [*watched, *_rate(rate)])
 
     def _planned(self, method: str, seed: int, name: str, further: Sequence[str]) -> PlannedRun:
-        own = self.own.recipe
-        changed = [] if method == own.method.name else [f"method={{name: {method}}}"]
-        if changed and own.method.target_modules is not None:
-            changed.append(f"method.target_modules={json.dumps(own.method.target_modules)}")
-        changed += [f"train.seed={seed}", f"output.name={self.own.name}-{name}"]
-        equal = [*self.overrides, *changed]
+        equal = [*self.overrides, *self._made(method), f"train.seed={seed}", f"output.name={self.own.name}-{name}"]
         loaded = load_recipe(self.path, [*equal, *self.by_method.get(method, ()), *further], vocabulary=self.vocabulary)
         if self.by_method.get(method):
             plain = load_recipe(self.path, [*equal, *further], vocabulary=self.vocabulary)
             _check_budget(method, plain.recipe, loaded.recipe)
         return PlannedRun(method, seed, loaded)
+
+    def _made(self, method: str) -> list[str]:
+        """The overrides that make a contender of the recipe."""
+        own = self.own.recipe.method
+        changed = [] if method == own.name else [f"method={{name: {method}}}"]
+        changed = list(self.contenders.get(method, changed))
+        if own.target_modules is not None and any(override.startswith("method=") for override in changed):
+            changed.append(f"method.target_modules={json.dumps(own.target_modules)}")
+        return changed
 
 
 def _spelled(rate: float) -> str:
