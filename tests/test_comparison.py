@@ -209,3 +209,37 @@ def test_a_second_comparison_there_says_who_holds_the_lock(recipe: Path, capsys:
     with writing(RunRecord(folder_of(recipe))):
         line = refused(["compare", "baselines", str(recipe), *QUICK, "--methods", "lora,malora"], capsys)
     assert "another process is writing this" in line
+
+
+# ---------------------------------------------------------------- size, and a plan that is only shown
+
+
+def test_methods_are_matched_to_the_size_of_the_baseline(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--methods", "malora,lora,hydralora", "--baseline", "malora", "--match", "parameters", "--dry-run"]
+    wide = "method={name: malora, r: 12, subspace_rank: 32}"
+    assert baselines(recipe, wide, *asked) == 0
+    out = capsys.readouterr().out
+    deviations = re.findall(r"(lora|hydralora) ([+-][0-9.]+)%", out.split("parameters against malora: ")[1])
+    assert {name for name, _ in deviations} == {"lora", "hydralora"}
+    assert all(abs(float(share)) <= 3 for _, share in deviations)
+    assert not (recipe.parent / "runs").exists(), "nothing is run"
+
+
+def test_a_size_that_no_rank_has_is_refused_with_the_nearest(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = "method={name: lora, r: 1}"
+    asked = ["--methods", "lora,molora", "--match", "parameters", "--tune", "none"]
+    line = refused(["compare", "baselines", str(recipe), *QUICK, few, *asked], capsys)
+    assert line.startswith("error: --match: no rank of molora comes within 3% of the ")
+    assert re.search(r"nearest: rank 1 with [0-9,]+ and rank [12] with [0-9,]+\). Let the others match it", line)
+
+
+def test_a_dry_run_shows_the_grid_and_how_much_there_is_to_do(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--methods", "lora,malora", "--seeds", "0,1", "--dry-run", "--for", "lora:train.learning_rate=1e-3"]
+    assert baselines(recipe, *asked[:-2]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^malora +[0-9,.M]+ +0\.00316 0\.01 0\.0316 0\.1 +4 +2$", out, re.MULTILINE)
+    assert "8 trials (more where a best rate lies at an edge) and 4 reported runs, 36 training steps" in out
+    assert baselines(recipe, *asked, "--tune", "none") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^lora +[0-9,.M]+ +0\.001 +0 +2$", out, re.MULTILINE)
+    assert "0 trials and 4 reported runs, 12 training steps" in out

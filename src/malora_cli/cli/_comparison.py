@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -32,6 +33,7 @@ class Asked:
         endpoint: What decides.
         margin: Differences that count as none.
         for_method: Settings of single methods.
+        match: Whether ranks are set so that all have as many parameters as the baseline.
     """
 
     recipe: Path
@@ -42,6 +44,7 @@ class Asked:
     endpoint: Endpoint
     margin: float
     for_method: Sequence[str]
+    match: Literal["parameters", "none"] = "none"
 
     def of_methods(self, methods: Sequence[str]) -> tuple[Planner, Plan]:
         """The plan of a comparison of methods, checked before anything slow happens.
@@ -74,6 +77,7 @@ class Asked:
             recipe=shared_settings(planner.own.recipe),
             methods=list(methods),
             settings={method: list(found) for method, found in planner.by_method.items()},
+            match=self.match,
             seeds=seeds,
             tuning=list(tuning) if isinstance(tuning, tuple) else tuning,
             tuning_seed=TUNING_SEED,
@@ -81,6 +85,46 @@ class Asked:
             endpoint=self.endpoint,
             margin=self.margin,
         )
+
+
+def matched(planner: Planner, plan: Plan) -> Planner:
+    """The planner with the ranks of a plan that wants methods of equal size.
+
+    Raises:
+        MaloraError: A method has no such rank, or the base model cannot be had.
+    """
+    if plan.match == "none":
+        return planner
+    from malora_cli.compare.matching import matched_ranks
+
+    found = matched_ranks(planner, plan.methods, plan.baseline)
+    by_method = {method: [*planner.by_method.get(method, ()), *it.overrides] for method, it in found.items()}
+    return replace(planner, by_method={**planner.by_method, **by_method})
+
+
+def print_plan(planner: Planner, plan: Plan) -> None:
+    """What a comparison is going to do."""
+    from malora_cli.compare.baselines import Study
+    from malora_cli.compare.matching import parameters_of
+
+    study, parameters = Study(planner, plan), parameters_of(planner, plan.methods)
+    table = plain_table(("method",), ("params", "learning rates", "trials", "runs"))
+    for method in plan.methods:
+        rates = study.grid(method)
+        trials = 0 if plan.tuning == "none" else len(rates)
+        shown = " ".join(f"{rate:.3g}" for rate in rates)
+        table.add_row(Text(method), _parameters(parameters[method]), shown, str(trials), str(len(plan.seeds)))
+    result_console().print(table)
+    deviation = {m: count / parameters[plan.baseline] - 1 for m, count in parameters.items() if m != plan.baseline}
+    say(f"parameters against {plan.baseline}: " + ", ".join(f"{m} {share:+.1%}" for m, share in deviation.items()))
+    trials = 0 if plan.tuning == "none" else sum(len(study.grid(method)) for method in plan.methods)
+    reported = len(plan.methods) * len(plan.seeds)
+    steps = planner.own.recipe.train.steps
+    length = "" if steps is None else f", {(trials + reported) * steps:,} training steps"
+    more = " (more where a best rate lies at an edge)" if trials else ""
+    say(f"{trials} trials{more} and {reported} reported runs{length}")
+    say(f"endpoint: {plan.endpoint} of test rows, mean over tasks; baseline: {plan.baseline}; margin: {plan.margin:g}")
+    say(f"plan:     sha256 {plan.sha256[:16]}, to be kept in {planner.folder}")
 
 
 def print_comparison(comparison: Comparison, folder: Path, *, as_json: bool) -> None:

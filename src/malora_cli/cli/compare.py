@@ -59,6 +59,11 @@ ForOption = Annotated[
     list[str] | None,
     typer.Option("--for", metavar="METHOD:KEY=VALUE", help="A setting for one method, such as its rank."),
 ]
+MatchOption = Annotated[
+    Literal["parameters", "none"],
+    typer.Option("--match", help="parameters: give each the rank at which it is of the baseline's size, within 3%."),
+]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Only show what would be run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print comparison.json instead of the table.")]
 
 
@@ -71,7 +76,9 @@ def baselines(
     baseline: BaselineOption = None,
     endpoint: EndpointOption = "loss",
     margin: MarginOption = 0.01,
+    match: MatchOption = "none",
     for_method: ForOption = None,
+    dry_run: DryOption = False,
     allow_code: CodeOption = False,
     as_json: JsonOption = False,
     trust: TrustOption = False,
@@ -86,8 +93,8 @@ def baselines(
     """
     from malora_cli.cli._common import names_in
 
-    asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, trust=trust)
-    _carry_out(*asked.of_methods(names_in(methods)), allow_code=allow_code, as_json=as_json)
+    asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, trust=trust)
+    _carry_out(*asked.of_methods(names_in(methods)), dry_run=dry_run, allow_code=allow_code, as_json=as_json)
 
 
 def _of_set(name: str, what: str) -> Callable[..., None]:
@@ -102,12 +109,13 @@ def _of_set(name: str, what: str) -> Callable[..., None]:
         endpoint: EndpointOption = "loss",
         margin: MarginOption = 0.01,
         for_method: ForOption = None,
+        dry_run: DryOption = False,
         allow_code: CodeOption = False,
         as_json: JsonOption = False,
         trust: TrustOption = False,
     ) -> None:
         asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, trust=trust)
-        _carry_out(*asked.of_set(name), allow_code=allow_code, as_json=as_json)
+        _carry_out(*asked.of_set(name), dry_run=dry_run, allow_code=allow_code, as_json=as_json)
 
     compare_set.__doc__ = f"{what}\n\n    Example: malora compare {name} quickstart --seeds 0,1,2\n    "
     return compare_set
@@ -122,6 +130,7 @@ def _asked(
     endpoint: Endpoint,
     margin: float,
     for_method: Sequence[str] | None,
+    match: Literal["parameters", "none"] = "none",
     *,
     trust: bool,
 ) -> Asked:
@@ -129,17 +138,21 @@ def _asked(
     from malora_cli.cli._comparison import Asked
 
     settings = [*(overrides or []), *granted(trust)]
-    return Asked(recipe_file(recipe), settings, seeds, tune, baseline, endpoint, margin, for_method or [])
+    return Asked(recipe_file(recipe), settings, seeds, tune, baseline, endpoint, margin, for_method or [], match)
 
 
-def _carry_out(planner: Planner, plan: Plan, *, allow_code: bool, as_json: bool) -> None:
+def _carry_out(planner: Planner, plan: Plan, *, dry_run: bool, allow_code: bool, as_json: bool) -> None:
     """Train and evaluate what is missing, and say what came of it; exit code 1 where a run failed."""
     from malora_cli.cli._common import interruptible, prepare_libraries, tell_of_code
-    from malora_cli.cli._comparison import print_comparison
+    from malora_cli.cli._comparison import matched, print_comparison, print_plan
     from malora_cli.cli._terminal import error_console, result_console, say
 
     tell_of_code(planner.own)
     prepare_libraries()
+    planner = matched(planner, plan)
+    if dry_run:
+        print_plan(planner, plan)
+        return
     from malora_cli.compare.baselines import Study
     from malora_cli.compare.run import Crew
     from malora_cli.reports import write_report

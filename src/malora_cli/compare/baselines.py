@@ -57,10 +57,12 @@ class Study:
         planner, plan = self.planner, self.plan
         if plan.tuning == "none":
             return planner.runs(plan.methods, plan.seeds)
-        return [planner.trial(method, plan.tuning_seed, rate) for method in plan.methods for rate in self._grid(method)]
+        return [planner.trial(method, plan.tuning_seed, rate) for method in plan.methods for rate in self.grid(method)]
 
-    def _grid(self, method: str) -> list[float]:
-        """The learning rates that are tried first."""
+    def grid(self, method: str) -> list[float]:
+        """The learning rates that are tried first, or the one there is without tuning."""
+        if self.plan.tuning == "none":
+            return [self.planner.run(method, 0).loaded.recipe.train.learning_rate]
         if isinstance(self.plan.tuning, list):
             return self.plan.tuning
         return grid_around(self.planner.run(method, 0).loaded.recipe.train.learning_rate)
@@ -69,8 +71,7 @@ class Study:
         """The learning rate of every method that could be tuned, and how it was found."""
         plan, planner = self.plan, self.planner
         if plan.tuning == "none":
-            own = {m: planner.run(m, 0).loaded.recipe.train.learning_rate for m in plan.methods}
-            return {m: Tuned(learning_rate=rate, bracketed=None) for m, rate in own.items()}, []
+            return {m: Tuned(learning_rate=self.grid(m)[0], bracketed=None) for m in plan.methods}, []
         known = {(trial.method, trial.learning_rate): trial for trial in _trials_in(folder / _TUNING_FILE)}
         trials = list[Trial]()
 
@@ -80,7 +81,7 @@ class Study:
             write_json(folder / _TUNING_FILE, [trial.model_dump(mode="json") for trial in trials])
             return trial
 
-        tuned = tune({method: self._grid(method) for method in plan.methods}, attempt)
+        tuned = tune({method: self.grid(method) for method in plan.methods}, attempt)
         alive = {trial.method for trial in trials if trial.loss is not None}
         for method, it in tuned.items():
             if method in alive:

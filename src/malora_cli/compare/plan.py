@@ -29,6 +29,7 @@ class Plan(Record):
     recipe: dict[str, Any]
     methods: list[str]
     settings: dict[str, list[str]]
+    match: Literal["parameters", "none"] = "none"
     seeds: list[int]
     tuning: list[float] | Literal["auto", "none"]
     tuning_seed: int
