@@ -1,4 +1,4 @@
-"""Line charts as inline SVG that follow the page: its fonts, its colours, light and dark.
+"""Charts as inline SVG that follow the page: its fonts, its colours, light and dark.
 
 matplotlib can write only fixed colours, so charts are drawn in stand-ins (``INK`` and the like), each of which is
 replaced by a variable of the style sheet afterwards. No text from users goes into a chart: names stand in the HTML
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from malora_cli.reports.view import COLOURS
 
@@ -27,6 +28,8 @@ _VARIABLES.update({f"#0500{slot:02x}": f"--task-{slot}" for slot in range(COLOUR
 
 #: CSS pixels at which text has its nominal size; the page stretches charts a little.
 WIDTH, HEIGHT = 300, 178
+#: Shapes of matplotlib that look smaller or larger than a dot of the same size.
+_SIZES = {"*": 1.5, "P": 1.2, "X": 1.2, "^": 1.15, "v": 1.15, "D": 0.9}
 _STEPS = [1, 2, 2.5, 5, 10]  # distances of ticks, up to powers of ten
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
@@ -52,7 +55,19 @@ def task_ink(slot: int) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart; ``y`` may be shorter of points than others, each has its own ``x``."""
+    """One line of a chart; ``y`` may be shorter of points than others, each has its own ``x``.
+
+    Args:
+        x: Where its points are.
+        y: Their heights.
+        ink: Stand-in for its colour.
+        width: Of the line; 0 leaves the dots alone.
+        opacity: Of line and dots.
+        dots: Whether each point has a dot.
+        marker: Shape of the dots, as matplotlib names it.
+        size: Of the dots.
+        clipped: Whether what lies outside the axes is left out.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
@@ -60,6 +75,66 @@ class Line:
     width: float = 1.8
     opacity: float = 1.0
     dots: bool = False
+    marker: str = "o"
+    size: float = 6
+    clipped: bool = False
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A circle around a point, and what it says; never text of users."""
+
+    x: float
+    y: float
+    text: str = ""
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a chart.
+
+    Args:
+        low: Where it starts.
+        high: Where it ends.
+        title: What it shows; never text of users.
+        ticks: What is labelled, and how; None lets the chart choose, and then `form` writes the labels.
+        form: Writes a label.
+        log: Whether equal steps are equal factors.
+    """
+
+    low: float
+    high: float
+    title: str = ""
+    ticks: Sequence[tuple[float, str]] | None = None
+    form: Callable[[float], str] = _number
+    log: bool = False
+
+    @property
+    def middle(self) -> float:
+        """What is half-way."""
+        return sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+
+    @classmethod
+    def over(
+        cls,
+        values: Sequence[float],
+        *,
+        title: str = "",
+        form: Callable[[float], str] = _number,
+        log: bool = False,
+        pad: float = 0.08,
+    ) -> Axis:
+        """An axis on which all of some values have room."""
+        low, high = min(values), max(values)
+        if log:
+            factor = max(high / low, 1.5) ** pad
+            return cls(low / factor, high * factor, title=title, form=form, log=True)
+        room = pad * ((high - low) or abs(high) or 1.0)
+        return cls(low - room, high + room, title=title, form=form)
 
 
 def line_chart(
@@ -87,13 +162,8 @@ def line_chart(
         An ``<svg>`` element, as wide as what holds it.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
-        FigureCanvasSVG(figure)
-        axes = figure.add_axes((38 / WIDTH, 26 / HEIGHT, (WIDTH - 48) / WIDTH, (HEIGHT - 34) / HEIGHT))
-        axes.spines[["top", "right", "left"]].set_visible(False)
+        figure, axes = _empty((WIDTH, HEIGHT), left=38, bottom=26)
         axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        axes.tick_params(axis="both", length=0, pad=5)
         if reference is not None:
             axes.axhline(reference, color=MUTED, linewidth=1.1, linestyle=(0, (1.5, 2.5)))
         for line in lines:
@@ -104,17 +174,105 @@ def line_chart(
         if from_zero:
             axes.set_ylim(0, axes.get_ylim()[1])
         axes.yaxis.set_major_formatter((lambda y, _: f"{100 * y:.4g}%") if as_percent else (lambda y, _: f"{y:.4g}"))
-        return _inline(figure, key=key, label=label)
+        return _inline(figure, (WIDTH, HEIGHT), key=key, label=label)
+
+
+def xy_chart(
+    lines: Sequence[Line],
+    *,
+    key: str,
+    label: str,
+    x: Axis,
+    y: Axis,
+    rings: Sequence[Ring] = (),
+    crosses: Sequence[tuple[float, str]] = (),
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+) -> Markup:
+    """Draw lines and dots between two axes that are given.
+
+    Args:
+        lines: What to draw, the last one on top.
+        key: Unique on the page; it goes into the ids that the drawing refers to.
+        label: What the chart shows, for people who cannot see it.
+        x: The horizontal axis.
+        y: The vertical axis.
+        rings: Points that stand out.
+        crosses: Places at the upper edge, and their inks: what is there has no height.
+        size: In CSS pixels at which text has its nominal size.
+
+    Returns:
+        An ``<svg>`` element, as wide as what holds it.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _empty(size, left=62 if y.title else 46, bottom=42 if x.title else 26)
+        axes.grid(axis="both" if x.ticks is None else "y")
+        for line in lines:
+            _draw(axes, line)
+        for ring in rings:
+            _ring(axes, ring, to_left=ring.x > x.middle)
+        for place, ink in crosses:
+            shape: dict[str, Any] = {"marker": "x", "color": ink, "markersize": 8, "markeredgewidth": 2.2}
+            axes.plot([place], [1], clip_on=False, transform=axes.get_xaxis_transform(), **shape)
+        _scale(axes, "x", x)
+        _scale(axes, "y", y)
+        return _inline(figure, size, key=key, label=label)
+
+
+def _empty(size: tuple[int, int], *, left: int, bottom: int) -> tuple[Figure, matplotlib.axes.Axes]:
+    """Axes without anything in them, with room for labels beside and below."""
+    width, height = size
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    FigureCanvasSVG(figure)
+    inner = (left / width, bottom / height, (width - left - 10) / width, (height - bottom - 8) / height)
+    axes = figure.add_axes(inner)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="both", which="both", length=0, pad=5)
+    return figure, axes
+
+
+def _ring(axes: matplotlib.axes.Axes, ring: Ring, *, to_left: bool) -> None:
+    shape: dict[str, Any] = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "markeredgecolor": INK}
+    axes.plot([ring.x], [ring.y], linestyle="", markeredgewidth=1.4, clip_on=False, **shape)
+    apart, side = (-10, "right") if to_left else (10, "left")
+    axes.annotate(ring.text, (ring.x, ring.y), xytext=(apart, 9), textcoords="offset points", ha=side, color=INK)
+
+
+def _scale(axes: matplotlib.axes.Axes, which: str, axis: Axis) -> None:
+    """Ends, ticks and title of one axis, ``x`` or ``y``."""
+    drawn: matplotlib.axis.Axis = getattr(axes, f"{which}axis")
+    scale = "log" if axis.log else "linear"
+    axes.set(**{f"{which}scale": scale, f"{which}lim": (axis.low, axis.high), f"{which}label": axis.title})
+    drawn.set_minor_locator(NullLocator())
+    drawn.set_major_formatter(lambda value, _: axis.form(value))
+    if axis.ticks is not None:
+        drawn.set_ticks([value for value, _ in axis.ticks], [text for _, text in axis.ticks])
+    elif axis.log:
+        drawn.set_major_locator(FixedLocator(_decades(axis.low, axis.high)))
+    else:
+        drawn.set_major_locator(MaxNLocator(nbins=5, steps=_STEPS))
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """What to label on a logarithmic axis: powers of ten, with twice and five times them where these are few."""
+    powers = [10.0**power for power in range(-12, 16)]
+    for factors in ((1,), (1, 5), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        found = sorted(power * factor for power in powers for factor in factors if low <= power * factor <= high)
+        if len(found) >= 3:
+            break
+    return found[:: -(-len(found) // 6)]  # six at most
 
 
 def _draw(axes: matplotlib.axes.Axes, line: Line) -> None:
-    style: dict[str, Any] = {"color": line.ink, "linewidth": line.width, "alpha": line.opacity, "clip_on": False}
+    style: dict[str, Any] = {"color": line.ink, "linewidth": line.width, "alpha": line.opacity}
+    style["clip_on"] = line.clipped
     if line.dots:
-        style |= {"marker": "o", "markersize": 6, "markeredgecolor": SURFACE, "markeredgewidth": 1.2}
+        size = line.size * _SIZES.get(line.marker, 1.0)
+        style |= {"marker": line.marker, "markersize": size, "markeredgecolor": SURFACE, "markeredgewidth": 1.2}
     axes.plot(line.x, line.y, **style)
 
 
-def _inline(figure: Figure, *, key: str, label: str) -> Markup:
+def _inline(figure: Figure, size: tuple[int, int], *, key: str, label: str) -> Markup:
     """What matplotlib wrote, cut down to an element that may stand in a page beside others."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -128,7 +286,7 @@ def _inline(figure: Figure, *, key: str, label: str) -> Markup:
     svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)
     svg = re.sub(r'( id="|xlink:href="#|url\(#)([mp][0-9a-f]{10})', rf"\g<1>{key}-\2", svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg.replace("xlink:href", "href"))
-    head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+    head = f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}">'
     return Markup(head + svg)
 
 

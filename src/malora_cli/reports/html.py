@@ -75,6 +75,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def rate(number: float) -> str:
+    """A learning rate as people write it: ``0.0002`` as ``2e-4``."""
+    digits, exponent = f"{number:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
 def plural(number: int, noun: str) -> str:
     """``1, "task"`` as ``1 task``; ``3, "task"`` as ``3 tasks``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -94,8 +100,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (percent, css, points, about, probability, nats, signed, count, short, duration, plural, shell)
-    for function in filters:
+    numbers = (percent, css, points, about, probability, nats, signed, count, short, rate)
+    for function in (*numbers, duration, plural, shell):
         environment.filters[function.__name__] = function
     return environment
 
@@ -113,6 +119,6 @@ def render(source: str, **values: object) -> Markup:
     return Markup(_template(source).render(**values))
 
 
-def render_file(name: str, **values: object) -> str:
+def render_file(name: str, /, **values: object) -> str:
     """Fill a template that lies beside this file."""
     return _environment().get_template(name).render(**values)

@@ -1,28 +1,27 @@
-"""The whole page: every section that has something to show, in one file that needs nothing else."""
+"""The page of a run: every section that has something to show, in one file that needs nothing else."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
 
-from markupsafe import Markup
-
-from malora_cli.characters import visible
 from malora_cli.errors import RunError
-from malora_cli.reports.html import render_file
+from malora_cli.reports.document import document
+from malora_cli.reports.html import render
 from malora_cli.reports.section import SECTIONS
 from malora_cli.reports.view import RunView
 from malora_cli.results import RunRecord, why_unwritable
 from malora_cli.results.files import write_text
 
+_ABOUT = """
+{{ view.manifest.method }} on {{ view.manifest.base_model }} · {{ view.manifest.created[:10] }}
+      <span class="badge {{ view.manifest.status.value }}">{{ view.manifest.status.value }}</span>"""
+
 
 def render_page(view: RunView) -> str:
     """The page as text. It holds no time of its own: the same run gives the same bytes."""
-    named = sorted(SECTIONS.items(), key=lambda item: (item[1].order, item[0]))
-    rendered = [(name, section.title, section.render(view)) for name, section in named]
-    sections = [(name, title, Markup(html)) for name, title, html in rendered if html is not None]
-    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    return visible(render_file("page.html.j2", view=view, sections=sections, style=Markup(style)))
+    about = render(_ABOUT.lstrip(), view=view)
+    return document(view, SECTIONS, name=view.name, about=about, origin=f"the files of {view.folder}")
 
 
 def check_writable(record: RunRecord, path: Path | None = None) -> None:
