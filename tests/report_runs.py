@@ -96,7 +96,7 @@ class Page(HTMLParser):
     def row(self, section: str, head: str) -> list[str]:
         """Cells of the one row whose first cell ends with ``head``, which may follow a task's mark."""
         cells = [[" ".join(cell.split()) for cell in row] for row in self.rows[section]]
-        (found,) = [row for row in cells if row and re.sub(r"^[●■▲◆] ?", "", row[0]) == head]
+        (found,) = [row for row in cells if row and re.sub(r"^[●■▲◆▼★✚✖]\ufe0e? ?", "", row[0]) == head]
         return found[1:]
 
 

@@ -29,7 +29,7 @@ _VARIABLES.update({f"#0500{slot:02x}": f"--task-{slot}" for slot in range(COLOUR
 #: CSS pixels at which text has its nominal size; the page stretches charts a little.
 WIDTH, HEIGHT = 300, 178
 #: Shapes of matplotlib that look smaller or larger than a dot of the same size.
-_SIZES = {"*": 1.5, "P": 1.2, "X": 1.2, "^": 1.15, "v": 1.15, "D": 0.9}
+_SIZES = {"*": 1.6, "P": 1.25, "X": 1.25, "^": 1.2, "v": 1.2, "D": 0.95}
 _STEPS = [1, 2, 2.5, 5, 10]  # distances of ticks, up to powers of ten
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
@@ -234,8 +234,9 @@ def _empty(size: tuple[int, int], *, left: int, bottom: int) -> tuple[Figure, ma
 def _ring(axes: matplotlib.axes.Axes, ring: Ring, *, to_left: bool) -> None:
     shape: dict[str, Any] = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "markeredgecolor": INK}
     axes.plot([ring.x], [ring.y], linestyle="", markeredgewidth=1.4, clip_on=False, **shape)
-    apart, side = (-10, "right") if to_left else (10, "left")
-    axes.annotate(ring.text, (ring.x, ring.y), xytext=(apart, 9), textcoords="offset points", ha=side, color=INK)
+    side = "right" if to_left else "left"
+    apart = 6 if to_left else -6  # below: lines that come from above leave room there
+    axes.annotate(ring.text, (ring.x, ring.y), xytext=(apart, -17), textcoords="offset points", ha=side, color=INK)
 
 
 def _scale(axes: matplotlib.axes.Axes, which: str, axis: Axis) -> None:
@@ -268,7 +269,12 @@ def _draw(axes: matplotlib.axes.Axes, line: Line) -> None:
     style["clip_on"] = line.clipped
     if line.dots:
         size = line.size * _SIZES.get(line.marker, 1.0)
-        style |= {"marker": line.marker, "markersize": size, "markeredgecolor": SURFACE, "markeredgewidth": 1.2}
+        style |= {
+            "marker": line.marker,
+            "markersize": size,
+            "markeredgecolor": SURFACE,
+            "markeredgewidth": 1.2 if line.marker == "o" else 0.8,
+        }
     axes.plot(line.x, line.y, **style)
 
 

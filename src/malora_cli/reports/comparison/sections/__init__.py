@@ -1,0 +1,1 @@
+"""One file a section, each with one object ``SECTION``; found by looking into this folder."""
