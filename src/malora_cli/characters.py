@@ -2,7 +2,7 @@
 
 Task names, rows, column names and paths come from files that somebody else may have written. Escape sequences in them
 set titles, write the clipboard or clear the screen, and bidirectional controls make a line read as another one. Every
-way to a terminal (`cli._terminal`) and to a report page (`reports.page`) goes through here.
+way to a terminal (`cli._terminal`) and to a report page (`reports.document`) goes through here.
 """
 
 from __future__ import annotations
