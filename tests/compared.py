@@ -66,6 +66,7 @@ def result(method: str, seeds: tuple[int, ...], tasks: dict[str, str], endpoint:
     runs = [run(method, seed, tasks) for seed in seeds if (method, seed) != ("epsilon", 3)]
     value = fmean(fmean((one.losses if endpoint == "loss" else one.scores).values()) for one in runs)
     gap, verdict = GAPS.get(method, (0.0, None))
+    whole = len(runs) == len(seeds)
     place = METHODS.index(method) if method in METHODS else 0
     return MethodResult(
         method=method,
@@ -75,11 +76,11 @@ def result(method: str, seeds: tuple[int, ...], tasks: dict[str, str], endpoint:
         value=value,
         low=value - 0.02,
         high=value + 0.021,
-        effect=None if verdict is None else effect(gap, verdict, seeds),
+        effect=None if verdict is None or not whole else effect(gap, verdict, seeds),
         tasks={}
-        if verdict is None
+        if verdict is None or not whole
         else {task: effect(gap * (1 + i / 4), _on_task(verdict, i), seeds) for i, task in enumerate(tasks)},
-        rank=1.0 + place / 2,
+        rank=1.0 + place / 2 if whole else None,
         added=method == "delta",
     )
 
@@ -100,7 +101,15 @@ def trials(methods: tuple[str, ...]) -> list[Trial]:
             )
             why = None if loss is not None else "the loss was no number at step 12"
             found.append(
-                Trial(method=method, learning_rate=rate, run=f"tuning/{method}-{rate}", loss=loss, why=why, seconds=9.0)
+                Trial(
+                    method=method,
+                    learning_rate=rate,
+                    run=f"tuning/{method}-{rate}",
+                    loss=loss,
+                    why=why,
+                    diverged=loss is None,
+                    seconds=9.0,
+                )
             )
     return found
 

@@ -36,7 +36,7 @@ def page(**changes: object) -> Page:
 
 def changed(method: str, **changes: object) -> Comparison:
     """The comparison with one method's result changed."""
-    it = comparison()
+    it = comparison(trials=[])
     methods = [found.model_copy(update=changes) if found.method == method else found for found in it.methods]
     return it.model_copy(update={"methods": methods})
 
@@ -133,7 +133,8 @@ def test_every_chart_has_its_data_as_a_table(full: Page) -> None:
 def test_numbers_of_table_1_are_those_of_the_record(full: Page) -> None:
     it = comparison()
     for found in it.methods:
-        row = full.row("methods", found.method + (" added after the plan" if found.added else ""))
+        flag = " added after the plan" if found.added else " 2 of 3 seeds" if len(found.runs) < 3 else ""
+        row = full.row("methods", found.method + flag)
         assert row[0] == f"{found.parameters:,}"
         assert row[1].split()[0] == rate(found.tuned.learning_rate)
         assert found.value is not None
@@ -151,13 +152,27 @@ def test_numbers_of_table_1_are_those_of_the_record(full: Page) -> None:
             ]
             assert row[7] == " / ".join(map(str, found.tally()))
         else:
-            assert row[3:6] == ["", "–", "baseline"]
+            assert row[3:6] == ["", "–", "baseline" if found.method == it.baseline else "not compared"]
         score = found.mean("scores")
         assert score is not None
         assert row[6] == f"{100 * score:.1f}%"
-        assert row[8] == f"{found.rank:.2f}"
+        assert row[8] == ("–" if found.rank is None else f"{found.rank:.2f}")
         assert row[9] == f"{found.seconds_per_step:.3g}"
     assert full.row("methods", "beta")[1].endswith("not bracketed")
+
+
+def test_a_method_that_lacks_a_seed_is_never_the_best() -> None:
+    it = changed("epsilon", value=0.5)
+    assert [method.name for method, _ in leaders(ComparisonView(it))] == ["alpha"]
+    assert "A method that lacks seeds is not compared" in Page(render_comparison(it)).text("methods")
+
+
+def test_the_page_names_no_folder_of_its_maker() -> None:
+    trials = [Trial(method="alpha", learning_rate=1e-4, run="/home/somebody/runs/try", loss=1.0)]
+    failures = [{"method": "beta", "seed": 1, "run": "C:\\Users\\somebody\\runs\\one", "why": "w"}]
+    shown = page(trials=trials, failures=failures)
+    assert "somebody" not in shown.source
+    assert shown.row("failures", "beta")[2] == "one"
 
 
 def test_the_best_is_bold_only_with_a_verdict(full: Page) -> None:
@@ -180,13 +195,13 @@ def test_a_method_that_was_not_tuned_or_has_no_runs_says_so() -> None:
     assert shown.row("methods", "beta")[1] == "2e-4 not tuned"
     lost = {"runs": [], "value": None, "low": None, "high": None, "effect": None, "tasks": {}, "rank": None}
     empty = Page(render_comparison(changed("zeta", **lost)))
-    assert empty.row("methods", "zeta")[2:] == ["–", "", "–", "no runs", "–", "–", "–", "–"]
+    assert empty.row("methods", "zeta 0 of 3 seeds")[2:] == ["–", "", "–", "not compared", "–", "–", "–", "–"]
 
 
 def test_rate_curves_mark_edges_and_what_diverged(full: Page) -> None:
     text = full.text("tuning")
     assert "one seed (100), which is not reported" in text
-    assert "× at the top: the run diverged" in text
+    assert "× at the top: the run diverged or failed" in text
     assert "beta 2e-3 → 1.3000 not bracketed" in re.sub(r"[^\w .\-→]", "", text)
     rows = [[" ".join(cell.split()) for cell in row] for row in full.rows["tuning"]]
     assert len(rows) == len(METHODS) * len(RATES) + 1
@@ -207,8 +222,9 @@ def test_losses_far_above_do_not_flatten_the_others() -> None:
     assert "Losses that leave a chart at the top" in page(trials=far).text("tuning")
     lost = [one.model_copy(update={"loss": None}) for one in far]
     assert ceiling(curves(ComparisonView(comparison(trials=lost)))) is None
-    assert page(trials=lost).text("tuning").count("diverged") == 4
+    assert page(trials=lost).text("tuning").count("failed") == 4
     assert [text for _, text in ticks([10.0**-n for n in range(9, 0, -1)])] == ["1e-9", "1e-7", "1e-5", "1e-3", "1e-1"]
+    assert [text for _, text in ticks([1e-4, 1.1e-4, 1e-3, 1e-2])] == ["1e-4", "1e-3", "1e-2"]
 
 
 def test_tasks_show_means_over_seeds_and_effects_with_both_intervals(full: Page) -> None:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean, median
 
 from malora_cli.reports.charts import Axis
 from malora_cli.reports.html import MINUS, percent, points, signed
+from malora_cli.reports.paths import shared
 from malora_cli.reports.view import COLOURS
 from malora_cli.results.comparison import Comparison, Effect, MethodResult, MethodRun, Verdict
 
@@ -141,6 +143,15 @@ class ComparisonView:
         domains = self.comparison.domains
         order = list(dict.fromkeys(domains.values()))
         return sorted(self.comparison.rows, key=lambda name: order.index(domains[name]) if name in domains else -1)
+
+    def lacks(self, result: MethodResult) -> bool:
+        """Whether a method lacks seeds: it is shown and not compared."""
+        return len({run.seed for run in result.runs}) < len(self.comparison.seeds)
+
+    @staticmethod
+    def run(path: str) -> str:
+        """A run's folder; its name alone where the path is absolute, since pages are passed on."""
+        return shared(path, Path())
 
     @property
     def is_score(self) -> bool:

@@ -22,7 +22,9 @@ interval.</p>
 <th class="num">mean rank</th><th class="num">seconds a step</th></tr></thead>
 <tbody>
 {% for method, it in view.known %}
-<tr><th scope="row">{{ m.chip(method) }}{% if it.added %}<span class="flag">added after the plan</span>{% endif %}</th>
+<tr><th scope="row">{{ m.chip(method) }}{% if it.added %}<span class="flag">added after the plan</span>{% endif %}
+{%- if view.lacks(it) %}<span class="flag">
+{{- it.runs|length }} of {{ view.comparison.seeds|length|plural("seed") }}</span>{% endif %}</th>
 <td class="num">{{ it.parameters|count }}</td>
 <td class="num">{{ it.tuned.learning_rate|rate }}
 {%- if it.tuned.bracketed is none %} <span class="about">not tuned</span>
@@ -35,7 +37,8 @@ interval.</p>
 {% if it.effect is not none %}
 <td class="num">{{ c.gap(view, it.effect) }}</td><td>{{ c.verdict(view, it.effect) }}</td>
 {% else %}
-<td class="num">–</td><td class="quiet">{{ "baseline" if method.name == view.comparison.baseline else "no runs" }}</td>
+<td class="num">–</td><td class="quiet">
+{{- "baseline" if method.name == view.comparison.baseline else "not compared" }}</td>
 {% endif %}
 {% if not view.is_score %}<td class="num">{% set score = it.mean("scores") %}
 {{- "–" if score is none else score|percent }}</td>{% endif %}
@@ -50,19 +53,23 @@ interval.</p>
 {% if tied %}<sup>t</sup> ties with the best at these digits.
 {% endif %}
 Verdicts are against {{ m.broken(view.comparison.baseline) }} alone; other pairs of methods were not tested.
+{% if lacking %}A method that lacks seeds is not compared: its {{ view.measure }} is a mean over fewer of them.
+{% endif %}
 {% if view.one_seed %}One seed allows no verdict.
 {% endif %}
 {% if edges %}“Not bracketed”: the best learning rate lies at the edge of the grid, and a better one may lie beyond.
 {% endif %}
 {% if view.comparison.margin %}Shaded: the margin, ±{{ view.around(view.comparison.margin)[1:] }}.
 {% endif %}
+{% if beyond %}‹ and › lie beyond the ends of the line.
+{% endif %}
 + / = / − are tasks on which it is better, neither and worse.</p>
 """
 
 
 def leaders(view: ComparisonView) -> list[tuple[Method, MethodResult]]:
-    """The best method, and those that tie with it at the digits that are shown."""
-    measured = view.measured
+    """The best method of those that have all seeds, and what ties with it at the digits that are shown."""
+    measured = [(method, it, value) for method, it, value in view.measured if not view.lacks(it)]
     if not measured:
         return []
     best = (max if view.is_score else min)(value for _, _, value in measured)
@@ -80,15 +87,18 @@ def _render(view: ComparisonView) -> str | None:
     if not view.known:
         return None
     effects: list[Effect] = [it.effect for _, it in view.known if it.effect is not None]
+    scale = Scale.over(effects, view.comparison.margin) if effects else None
     best = leaders(view)
     wins = {method.name for method, it in best if it.effect is not None and it.effect.verdict is Verdict.BETTER}
     return render(
         _TEMPLATE,
         view=view,
-        scale=Scale.over(effects, view.comparison.margin) if effects else None,
+        scale=scale,
+        beyond=scale is not None and any(scale.span(effect).beyond for effect in effects),
         bold=wins,
         tied={method.name for method, _ in best} if len(best) > 1 else set(),
         tally=tally,
+        lacking=any(view.lacks(it) for _, it in view.known),
         edges=any(it.tuned.bracketed is False for _, it in view.known),
     )
 

@@ -21,7 +21,7 @@ _TEMPLATE = """
 <p class="lead">Validation loss over learning rate, one seed{% if view.comparison.tuning_seed is not none %}
  ({{ view.comparison.tuning_seed }}){% endif %}, which is not reported. Every chart has the same scales.</p>
 <p class="legend"><span>ring: the learning rate that was taken</span>
-{% if diverged %}<span>× at the top: the run diverged</span>{% endif %}<span>grey: the other methods</span></p>
+{% if failed %}<span>× at the top: the run diverged or failed</span>{% endif %}<span>grey: the other methods</span></p>
 <div class="charts roomy">
 {% for method, svg, said, flagged in charts %}
 <figure><figcaption>{{ m.chip(method) }}<span class="num">{{ said }}
@@ -35,8 +35,11 @@ _TEMPLATE = """
 <th>run</th></tr></thead><tbody>
 {% for method, trial, taken in rows %}
 <tr><th scope="row">{{ m.chip(method) }}</th><td class="num">{{ trial.learning_rate|rate }}</td>
-<td class="num">{{ "diverged" if trial.loss is none else "%.4f"|format(trial.loss) }}</td>
-<td class="long">{{ "taken" if taken }}{{ trial.why or "" }}</td><td class="long">{{ trial.run }}</td></tr>
+<td class="num">
+{%- if trial.loss is not none %}{{ "%.4f"|format(trial.loss) }}
+{%- else %}{{ "diverged" if trial.diverged else "failed" }}{% endif %}</td>
+<td class="long">{{ "taken" if taken }}{{ trial.why or "" }}</td>
+<td class="long">{{ view.run(trial.run) }}</td></tr>
 {% endfor %}
 </tbody></table></div></details>
 """
@@ -71,8 +74,12 @@ def ceiling(trials: Trials) -> float | None:
 
 def ticks(rates: Sequence[float]) -> list[tuple[float, str]]:
     """Labels of the learning rates that were tried, not more than have room."""
-    step = -(-len(rates) // _TICKS)
-    return [(value, rate(value)) for value in rates[::step]]
+    kept = list(rates[:1])
+    apart = (rates[-1] / rates[0]) ** (1 / _TICKS)
+    for value in rates[1:]:
+        if value >= kept[-1] * apart:
+            kept.append(value)
+    return [(value, rate(value)) for value in kept]
 
 
 def _line(tried: Sequence[Trial], **style: Any) -> Line:
@@ -118,7 +125,7 @@ def _render(view: ComparisonView) -> str | None:
         view=view,
         charts=[_chart(trials, method, x, y) for method in trials],
         rows=[(method, t, t is taken(method, tried)) for method, tried in trials.items() for t in tried],
-        diverged=len(losses) < len(every),
+        failed=len(losses) < len(every),
         cut=any(loss > y.high for loss in losses),
     )
 
