@@ -10,8 +10,8 @@ from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
 
 _SIZE = (360, 230)
-#: The part of the distance between two seeds over which methods are spread, so that none hides another.
-_SPREAD = 0.62
+#: How far apart methods stand within a seed, so that none hides another, and how far all of them may.
+_APART, _SPREAD = 0.12, 0.62
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
@@ -45,9 +45,9 @@ def by_seed(view: ComparisonView) -> Values:
 
 
 def _chart(view: ComparisonView, values: Values, seeds: list[int]) -> str:
-    lines = []
+    lines, others = [], max(len(values) - 1, 1)
     for place, (method, found) in enumerate(values.items()):
-        aside = _SPREAD * (place / max(len(values) - 1, 1) - 0.5)
+        aside = min(_APART * others, _SPREAD) * (place / others - 0.5)
         x = [index + aside for index, seed in enumerate(seeds) if seed in found]
         y = [found[seed] for seed in seeds if seed in found]
         ink = task_ink(method.slot)

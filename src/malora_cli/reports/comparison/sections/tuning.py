@@ -13,8 +13,8 @@ from malora_cli.results.comparison import Trial
 
 #: A loss this many times that of the worst of the methods' best is no longer in the charts.
 _CEILING = 1.25
-#: Ticks of the axis of learning rates, at most.
-_TICKS = 6
+#: Distances of labels on the axis of learning rates, at most.
+_TICKS = 5
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
@@ -79,7 +79,7 @@ def ticks(rates: Sequence[float]) -> list[tuple[float, str]]:
     for value in rates[1:]:
         if value >= kept[-1] * apart:
             kept.append(value)
-    return [(value, rate(value)) for value in kept]
+    return [(value, rate(float(f"{value:.1e}"))) for value in kept]
 
 
 def _line(tried: Sequence[Trial], **style: Any) -> Line:
