@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +66,10 @@ def test_every_method_has_as_many_trials_and_reports_its_best_rate(tuned: Path) 
         losses = {trial.learning_rate: trial.loss for trial in trials[it.method] if trial.loss is not None}
         assert it.tuned.learning_rate == min(losses, key=losses.__getitem__)
         for run in it.runs:
-            assert RunRecord(Path(run.run)).recipe["train"]["learning_rate"] == it.tuned.learning_rate
-            assert RunRecord(Path(run.run)).recipe["train"]["seed"] == run.seed
+            assert RunRecord(tuned.parent / "runs" / run.run).recipe["train"]["learning_rate"] == it.tuned.learning_rate
+            assert RunRecord(tuned.parent / "runs" / run.run).recipe["train"]["seed"] == run.seed
     for trial in comparison.trials:
-        record = RunRecord(Path(trial.run))
+        record = RunRecord(tuned.parent / "runs" / trial.run)
         assert not list(record.eval_dir.glob("*.json")), "no test row is read before the rates are chosen"
         last = record.metrics.evals()[-1]
         assert trial.loss == pytest.approx(sum(t.loss or 0 for t in last.tasks.values()) / len(last.tasks))
@@ -79,7 +81,7 @@ def test_the_record_holds_what_the_runs_measured(tuned: Path) -> None:
     lora, malora = comparison.of("lora"), comparison.of("malora")
     for it in (lora, malora):
         for run in it.runs:
-            [result] = RunRecord(Path(run.run)).evaluations()
+            [result] = RunRecord(tuned.parent / "runs" / run.run).evaluations()
             assert run.scores == {name: task.model.score for name, task in result.tasks.items()}
             assert run.losses == {name: task.model.loss for name, task in result.tasks.items()}
         by_seed = [sum(run.losses.values()) / 3 for run in it.runs]
@@ -109,6 +111,8 @@ def test_every_figure_is_in_the_csv(tuned: Path) -> None:
 
 
 def test_what_is_done_is_not_done_again(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = folder_of(tuned) / "report" / "index.html"
+    assert Comparison.load(folder_of(tuned)).sentences[0] in page.read_text(encoding="utf-8")
     before = figures(Comparison.load(folder_of(tuned)))
     capsys.readouterr()
     assert baselines(tuned, "--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01") == 0
@@ -116,7 +120,7 @@ def test_what_is_done_is_not_done_again(tuned: Path, capsys: pytest.CaptureFixtu
     assert not re.search(r"(training|evaluating|going on)$", out, re.MULTILINE)
     assert figures(Comparison.load(folder_of(tuned))) == before
     assert re.search(r"^malora +[0-9.M,]+ +[0-9.e-]+\*? +[0-9.]+ ±[0-9.]+", out, re.MULTILINE)
-    assert max(map(len, out.splitlines()[-8:-4])) <= 110
+    assert max(map(len, out.splitlines()[-9:-5])) <= 110
 
 
 def test_another_plan_is_not_mixed_with_the_one_begun(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,3 +247,68 @@ def test_a_dry_run_shows_the_grid_and_how_much_there_is_to_do(recipe: Path, caps
     out = capsys.readouterr().out
     assert re.search(r"^lora +[0-9,.M]+ +0\.001 +0 +2$", out, re.MULTILINE)
     assert "0 trials and 4 reported runs, 12 training steps" in out
+
+
+# ---------------------------------------------------------------- elsewhere, side by side, and without weights
+
+
+def run_lines(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in lines:
+        for command in line.split(" && "):
+            with pytest.raises(SystemExit) as caught:
+                main(shlex.split(command)[1:])
+            assert not caught.value.code, command
+
+
+def test_lines_that_run_in_reverse_order_make_the_same_comparison(
+    recipe: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.003,0.01,0.03"]
+    file = tmp_path / "jobs.txt"
+
+    def lines(phase: str) -> list[str]:
+        with pytest.raises(SystemExit) as caught:
+            main(["compare", "plan", str(recipe), *QUICK, *asked, "--phase", phase, "--out", str(file)])
+        assert not caught.value.code
+        return file.read_text(encoding="utf-8").splitlines()
+
+    line = refused(["compare", "plan", str(recipe), *QUICK, *asked, "--phase", "report"], capsys)
+    assert "6 trials of the tuning are not finished" in line
+    while found := lines("tune"):
+        assert all("&&" not in line for line in found)
+        run_lines(found[::-1], monkeypatch)
+    found = lines("report")
+    assert len(found) == 4
+    run_lines(found[::-1], monkeypatch)
+    assert lines("report") == []
+    assert baselines(recipe, *asked) == 0
+    capsys.readouterr()
+    apart = figures(Comparison.load(folder_of(recipe)))
+    here = workplace(tmp_path / "here", tiny_model)
+    assert baselines(here, *asked) == 0
+    whole = figures(Comparison.load(folder_of(here)))
+    assert apart == whole | {"plan_sha256": apart["plan_sha256"]}, "but for the folder of the data"
+
+
+def test_jobs_side_by_side_make_the_same_comparison(recipe: Path, tiny_model: Path, tmp_path: Path) -> None:
+    asked = ["--methods", "lora,malora", "--seeds", "0", "--tune", "none"]
+    assert baselines(recipe, *asked, "--jobs", "2") == 0
+    assert (recipe.parent / "runs" / "tiny-lora-seed0.log").is_file()
+    here = workplace(tmp_path / "here", tiny_model)
+    assert baselines(here, *asked, "--jobs", "1") == 0
+    assert not list((here.parent / "runs").glob("*.log"))
+    two, one = (figures(Comparison.load(folder_of(path))) for path in (recipe, here))
+    assert two == one | {"plan_sha256": two["plan_sha256"]}
+
+
+def test_runs_without_their_weights_still_count(tuned: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "light"
+    shutil.copytree(tuned.parent, copied)
+    for folder in [*copied.glob("runs/*/adapter"), *copied.glob("runs/*/checkpoints"), *copied.glob("runs/*.compare")]:
+        shutil.rmtree(folder)
+    light = copied / tuned.name
+    light.write_text(tuned.read_text(encoding="utf-8").replace(str(tuned.parent), str(copied)), encoding="utf-8")
+    assert baselines(light, "--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01") == 0
+    assert figures(Comparison.load(folder_of(light))) == figures(Comparison.load(folder_of(tuned))) | {
+        "plan_sha256": Comparison.load(folder_of(light)).plan_sha256
+    }

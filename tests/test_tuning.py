@@ -24,7 +24,8 @@ def tuned(**losses: Callable[[float], float]) -> tuple[dict[str, Tuned], Counter
         loss = losses[method](rate)
         return Trial(method=method, learning_rate=rate, run=f"{method}-{rate}", loss=None if loss == inf else loss)
 
-    return tune({method: grid_around(1e-3) for method in losses}, attempt), tried
+    grids = {method: grid_around(1e-3) for method in losses}
+    return tune(grids, lambda wanted: [attempt(*one) for one in wanted]), tried
 
 
 def bowl(best: float) -> Callable[[float], float]:

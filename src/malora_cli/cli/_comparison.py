@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,6 +126,24 @@ def print_plan(planner: Planner, plan: Plan) -> None:
     say(f"{trials} trials{more} and {reported} reported runs{length}")
     say(f"endpoint: {plan.endpoint} of test rows, mean over tasks; baseline: {plan.baseline}; margin: {plan.margin:g}")
     say(f"plan:     sha256 {plan.sha256[:16]}, to be kept in {planner.folder}")
+
+
+def missing_lines(planner: Planner, plan: Plan, phase: Literal["tune", "report"]) -> list[str]:
+    """The commands of the runs of a phase that are not finished.
+
+    Raises:
+        RunError: Reported runs are asked for, and learning rates are not tuned yet.
+    """
+    from malora_cli.compare.baselines import Study
+
+    found = []
+    for run in Study(planner, plan).missing(phase):
+        trained = (run.folder / "adapter").is_dir()
+        train = shlex.join(run.train_command(resume=(run.folder / "manifest.json").is_file()))
+        evaluate = shlex.join(["malora", "eval", str(run.folder)])
+        commands = [*([] if trained else [train]), *([evaluate] if phase == "report" else [])]
+        found.append(" && ".join(commands))
+    return found
 
 
 def print_comparison(comparison: Comparison, folder: Path, *, as_json: bool) -> None:

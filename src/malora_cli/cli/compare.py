@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     compare.command("baselines")(baselines)
     for name, what in _SETS.items():
         compare.command(name)(_of_set(name, what))
+    compare.command("plan")(plan)
     compare.command("runs")(runs_that_exist)
     app.add_typer(compare, name="compare")
 
@@ -63,6 +64,9 @@ MatchOption = Annotated[
     Literal["parameters", "none"],
     typer.Option("--match", help="parameters: give each the rank at which it is of the baseline's size, within 3%."),
 ]
+JobsOption = Annotated[
+    str, typer.Option("--jobs", metavar="auto|N", help="Runs trained at a time; auto: one a GPU, one in all on a CPU.")
+]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Only show what would be run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print comparison.json instead of the table.")]
 
@@ -78,6 +82,7 @@ def baselines(
     margin: MarginOption = 0.01,
     match: MatchOption = "none",
     for_method: ForOption = None,
+    jobs: JobsOption = "auto",
     dry_run: DryOption = False,
     allow_code: CodeOption = False,
     as_json: JsonOption = False,
@@ -94,7 +99,50 @@ def baselines(
     from malora_cli.cli._common import names_in
 
     asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, trust=trust)
-    _carry_out(*asked.of_methods(names_in(methods)), dry_run=dry_run, allow_code=allow_code, as_json=as_json)
+    _carry_out(*asked.of_methods(names_in(methods)), jobs=jobs, dry_run=dry_run, allow_code=allow_code, as_json=as_json)
+
+
+def plan(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    phase: Annotated[
+        Literal["tune", "report"], typer.Option(help="Trials of the learning rates, or the reported runs.")
+    ] = "tune",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the lines here, not on standard output.")
+    ] = None,
+    methods: Annotated[str, typer.Option(metavar="A,B", help="Methods to compare.")] = "lora,molora,malora",
+    seeds: SeedsOption = "0,1,2",
+    tune: TuneOption = "auto",
+    baseline: BaselineOption = None,
+    endpoint: EndpointOption = "loss",
+    margin: MarginOption = 0.01,
+    match: MatchOption = "none",
+    for_method: ForOption = None,
+    trust: TrustOption = False,
+) -> None:
+    """Print what is missing of a comparison, one command a line, for Slurm arrays and the like.
+
+    Lines may run anywhere and in any order, on one file system. Print them again until nothing is missing, since grids
+    go on where a best rate lies at an edge; then `malora compare baselines` with the same options reads what they made.
+
+    Example: malora compare plan quickstart --phase tune --out jobs.txt
+    """
+    from malora_cli.cli._common import names_in, prepare_libraries
+    from malora_cli.cli._comparison import matched, missing_lines
+    from malora_cli.cli._terminal import say
+    from malora_cli.results import write_text
+
+    asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, trust=trust)
+    planner, planned = asked.of_methods(names_in(methods))
+    prepare_libraries()
+    lines = missing_lines(matched(planner, planned), planned, phase)
+    if out is None:
+        for line in lines:
+            say(line)
+    else:
+        write_text(out, "".join(f"{line}\n" for line in lines))
+    say(f"{len(lines)} {'line' if len(lines) == 1 else 'lines'} of phase {phase}", err=True)
 
 
 def _of_set(name: str, what: str) -> Callable[..., None]:
@@ -109,13 +157,14 @@ def _of_set(name: str, what: str) -> Callable[..., None]:
         endpoint: EndpointOption = "loss",
         margin: MarginOption = 0.01,
         for_method: ForOption = None,
+        jobs: JobsOption = "auto",
         dry_run: DryOption = False,
         allow_code: CodeOption = False,
         as_json: JsonOption = False,
         trust: TrustOption = False,
     ) -> None:
         asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, trust=trust)
-        _carry_out(*asked.of_set(name), dry_run=dry_run, allow_code=allow_code, as_json=as_json)
+        _carry_out(*asked.of_set(name), jobs=jobs, dry_run=dry_run, allow_code=allow_code, as_json=as_json)
 
     compare_set.__doc__ = f"{what}\n\n    Example: malora compare {name} quickstart --seeds 0,1,2\n    "
     return compare_set
@@ -141,7 +190,7 @@ def _asked(
     return Asked(recipe_file(recipe), settings, seeds, tune, baseline, endpoint, margin, for_method or [], match)
 
 
-def _carry_out(planner: Planner, plan: Plan, *, dry_run: bool, allow_code: bool, as_json: bool) -> None:
+def _carry_out(planner: Planner, planned: Plan, *, jobs: str, dry_run: bool, allow_code: bool, as_json: bool) -> None:
     """Train and evaluate what is missing, and say what came of it; exit code 1 where a run failed."""
     from malora_cli.cli._common import interruptible, prepare_libraries, tell_of_code
     from malora_cli.cli._comparison import matched, print_comparison, print_plan
@@ -149,22 +198,24 @@ def _carry_out(planner: Planner, plan: Plan, *, dry_run: bool, allow_code: bool,
 
     tell_of_code(planner.own)
     prepare_libraries()
-    planner = matched(planner, plan)
+    planner = matched(planner, planned)
     if dry_run:
-        print_plan(planner, plan)
+        print_plan(planner, planned)
         return
     from malora_cli.compare.baselines import Study
+    from malora_cli.compare.jobs import jobs_wanted
     from malora_cli.compare.run import Crew
-    from malora_cli.reports import write_report
+    from malora_cli.reports import write_comparison, write_report
     from malora_cli.train.view import view_for
 
     console = error_console() if as_json else result_console()
     with interruptible():
-        crew = Crew(lambda: view_for(console), lambda line: say(line, err=as_json), allow_code=allow_code)
-        comparison, evaluated = Study(planner, plan).carried_out(crew)
+        crew = Crew(lambda: view_for(console), lambda line: say(line, err=as_json), allow_code, jobs_wanted(jobs))
+        comparison, evaluated = Study(planner, planned).carried_out(crew)
     for it in evaluated:
         write_report(it.record)
     print_comparison(comparison, planner.folder, as_json=as_json)
+    say(f"page:       {write_comparison(planner.folder, comparison)}", err=as_json)
     if comparison.failures:
         raise typer.Exit(1)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from malora_cli.compare.plan import Plan
 from malora_cli.compare.planner import PlannedRun, Planner
 from malora_cli.compare.record import failures_of, recorded
-from malora_cli.compare.run import Crew, Evaluated, check_place_of
+from malora_cli.compare.run import Crew, Evaluated, check_place_of, record_of, whole_evaluation
 from malora_cli.compare.tuning import grid_around, tune
+from malora_cli.errors import RunError
 from malora_cli.results import RunRecord, read_json, write_json, writing
 from malora_cli.results.comparison import Comparison, Trial, Tuned
+from malora_cli.train.view import View
 
 _TUNING_FILE = "tuning.json"
 
@@ -44,13 +48,48 @@ class Study:
             tuned, trials = self._tuned(crew, folder)
             rates = {method: it.learning_rate for method, it in tuned.items() if it.bracketed is not None}
             failed = [method for method in plan.methods if method not in tuned]
-            outcome = crew.carry_out(self.planner.runs([m for m in plan.methods if m in tuned], plan.seeds, rates))
+            runs = self.planner.runs([method for method in plan.methods if method in tuned], plan.seeds, rates)
+            crew.train_side_by_side(runs)
+            outcome = crew.carry_out(runs)
             for method in failed:
                 why = next(trial.why for trial in trials if trial.method == method)
                 outcome.failures += failures_of(method, plan.seeds, f"no trial of the tuning came to its end: {why}")
             comparison = recorded(folder.stem, plan, first, tuned, trials, outcome)
             comparison.save(folder)
         return comparison, outcome.evaluated
+
+    def missing(self, phase: Literal["tune", "report"]) -> list[PlannedRun]:
+        """The runs of a phase that are not finished, as far as they are known: whether grids go on shows in the end.
+
+        Raises:
+            RunError: Reported runs are asked for, and rates are not tuned yet.
+        """
+        crew = Crew(_nobody, lambda _line: None)
+        planner, plan = self.planner, self.plan
+        open_trials: list[PlannedRun] = []
+
+        def attempt(wanted: Sequence[tuple[str, float]]) -> list[Trial]:
+            runs = [planner.trial(method, plan.tuning_seed, rate) for method, rate in wanted]
+            open_trials.extend(run for run in runs if not record_of(run).finished)
+            if open_trials:
+                raise _OpenTrialsError("trials of the tuning are missing")
+            return [crew.attempt(run) for run in runs]
+
+        rates = dict[str, float]()
+        if plan.tuning != "none":
+            try:
+                found = tune({method: self.grid(method) for method in plan.methods}, attempt)
+            except _OpenTrialsError:
+                if phase == "tune":
+                    return open_trials
+                raise RunError(
+                    f"{len(open_trials)} trials of the tuning are not finished, as {open_trials[0].name}",
+                    where="--phase report",
+                    fix="Run the lines of --phase tune first.",
+                ) from None
+            rates = {method: it.learning_rate for method, it in found.items()}
+        runs = planner.runs(plan.methods, plan.seeds, rates) if phase == "report" else []
+        return [run for run in runs if whole_evaluation(run, record_of(run)) is None]
 
     def _foreseen(self) -> list[PlannedRun]:
         """The runs that are certain to be made, whatever the tuning finds."""
@@ -75,11 +114,13 @@ class Study:
         known = {(trial.method, trial.learning_rate): trial for trial in _trials_in(folder / _TUNING_FILE)}
         trials = list[Trial]()
 
-        def attempt(method: str, rate: float) -> Trial:
-            trial = crew.attempt(planner.trial(method, plan.tuning_seed, rate), known.get((method, rate)))
-            trials.append(trial)
-            write_json(folder / _TUNING_FILE, [trial.model_dump(mode="json") for trial in trials])
-            return trial
+        def attempt(wanted: Sequence[tuple[str, float]]) -> list[Trial]:
+            runs = [planner.trial(method, plan.tuning_seed, rate) for method, rate in wanted]
+            crew.train_side_by_side([run for run, key in zip(runs, wanted, strict=True) if key not in known])
+            for run, key in zip(runs, wanted, strict=True):
+                trials.append(crew.attempt(run, known.get(key)))
+                write_json(folder / _TUNING_FILE, [trial.model_dump(mode="json") for trial in trials])
+            return trials[-len(wanted) :]
 
         tuned = tune({method: self.grid(method) for method in plan.methods}, attempt)
         alive = {trial.method for trial in trials if trial.loss is not None}
@@ -87,6 +128,14 @@ class Study:
             if method in alive:
                 crew.tell(f"[tuning] {method}: learning rate {it.learning_rate:g}")
         return {method: it for method, it in tuned.items() if method in alive}, trials
+
+
+class _OpenTrialsError(Exception):
+    """Trials are missing that the next ones follow from."""
+
+
+def _nobody() -> View:
+    raise AssertionError("nothing is trained")
 
 
 def _trials_in(path: Path) -> list[Trial]:

@@ -22,11 +22,33 @@ _BUDGET = ("steps", "epochs", "batch_size", "max_length", "seed")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a comparison."""
+    """One run of a comparison.
+
+    Args:
+        method: Its method.
+        seed: Its ``train.seed``.
+        loaded: Its recipe.
+        overrides: What makes that recipe of the one compared.
+    """
 
     method: str
     seed: int
     loaded: LoadedRecipe
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return self.loaded.name
+
+    @property
+    def folder(self) -> Path:
+        """Its folder."""
+        return self.loaded.recipe.output.folder / self.name
+
+    def train_command(self, *, resume: bool = False) -> list[str]:
+        """The command that trains it, from where the comparison was started."""
+        return ["malora", "train", str(self.loaded.path), *self.overrides, *(["--resume"] if resume else [])]
 
 
 def parse_method_overrides(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -154,11 +176,12 @@ class Planner:
 
     def _planned(self, method: str, seed: int, name: str, further: Sequence[str]) -> PlannedRun:
         equal = [*self.overrides, *self._made(method), f"train.seed={seed}", f"output.name={self.own.name}-{name}"]
-        loaded = load_recipe(self.path, [*equal, *self.by_method.get(method, ()), *further], vocabulary=self.vocabulary)
+        whole = [*equal, *self.by_method.get(method, ()), *further]
+        loaded = load_recipe(self.path, whole, vocabulary=self.vocabulary)
         if self.by_method.get(method):
             plain = load_recipe(self.path, [*equal, *further], vocabulary=self.vocabulary)
             _check_budget(method, plain.recipe, loaded.recipe)
-        return PlannedRun(method, seed, loaded)
+        return PlannedRun(method, seed, loaded, tuple(whole))
 
     def _made(self, method: str) -> list[str]:
         """The overrides that make a contender of the recipe."""

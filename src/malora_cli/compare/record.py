@@ -45,8 +45,8 @@ def recorded(
     if not evaluated:
         raise RunError("no run came to its end", where=name, fix="See what was said of each above.")
     _check_same_rows(evaluated)
-    by_method = {method: {it.run.seed: it for it in evaluated if it.run.method == method} for method in plan.methods}
-    rows = {(it.run.method, it.run.seed): rows_of(it.file, plan.endpoint) for it in evaluated}
+    by_method = {method: {it.seed: it for it in evaluated if it.method == method} for method in plan.methods}
+    rows = {(it.method, it.seed): rows_of(it.file, plan.endpoint) for it in evaluated}
     results = [
         _method(method, tuned[method], found, plan, rows, added=method not in first.methods)
         for method, found in by_method.items()
@@ -134,8 +134,8 @@ def _method(
 def _run(it: Evaluated) -> MethodRun:
     tasks = it.result.tasks
     return MethodRun(
-        seed=it.run.seed,
-        run=str(it.record.path),
+        seed=it.seed,
+        run=it.record.name,
         losses={name: task.model.loss for name, task in tasks.items() if task.model.loss is not None},
         scores={name: task.model.score for name, task in tasks.items()},
         seconds_per_step=seconds_a_step(it.record),

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from malora_cli.compare.jobs import train_in_processes
 from malora_cli.compare.planner import PlannedRun
 from malora_cli.errors import DivergedError, MaloraError, RunError, StoppedError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
@@ -21,7 +22,8 @@ from malora_cli.train.view import View
 class Evaluated(NamedTuple):
     """A finished run with its newest evaluation of all tasks."""
 
-    run: PlannedRun
+    method: str
+    seed: int
     record: RunRecord
     result: EvalResult
     file: Path
@@ -43,11 +45,13 @@ class Crew:
         new_view: Makes the view of one training run.
         tell: Told what happens to each run.
         allow_code: Run code that models write, in a sandbox.
+        jobs: Runs that are trained at a time, each in a process of its own.
     """
 
     new_view: Callable[[], View]
     tell: Callable[[str], None]
     allow_code: bool = False
+    jobs: int = 1
 
     def carry_out(self, runs: Sequence[PlannedRun]) -> Outcome:
         """Train and evaluate every run that is not there yet; where one fails, the others go on.
@@ -67,32 +71,40 @@ class Crew:
                 raise
             except MaloraError as error:
                 self.tell(f"{place} {record_of(run).path}: failed: {error}")
-                path = str(record_of(run).path)
-                outcome.failures.append(Failure(method=run.method, seed=run.seed, run=path, why=str(error)))
+                outcome.failures.append(Failure(method=run.method, seed=run.seed, run=run.name, why=str(error)))
         return outcome
 
     def _evaluated(self, run: PlannedRun, place: str, before: Outcome) -> Evaluated:
         record = self._trained(run, place)
         if before.evaluated:
             _check_same_base(before.evaluated[0].record, record)
-        found = _whole_evaluation(run, record)
+        found = whole_evaluation(run, record)
         if found is None:
             self.tell(f"{place} {record.path}: evaluating")
             evaluate_run(record, run.loaded.recipe, Wanted(allow_code=self.allow_code))
-            found = _whole_evaluation(run, record)
+            found = whole_evaluation(run, record)
         if found is None:
             raise RunError("its evaluation is of other rows than were asked for", where=str(record.path))
         file, result = found
-        return Evaluated(run, record, result, file)
+        return Evaluated(run.method, run.seed, record, result, file)
 
     def _trained(self, run: PlannedRun, place: str) -> RunRecord:
         record = record_of(run)
         state = "finished already" if record.finished else "going on" if record.exists else "training"
         self.tell(f"{place} {record.path}: {state}")
         if record.finished:
-            record.adapter_at(None)  # which its evaluations are of
+            if not record.is_light:
+                record.adapter_at(None)  # which its evaluations are of
             return record
         return train(run.loaded, self.new_view(), resume=record.exists)
+
+    def train_side_by_side(self, runs: Sequence[PlannedRun]) -> None:
+        """Train what is not finished in several processes; what fails there is looked at when its turn comes."""
+        waiting = [run for run in runs if not record_of(run).finished]
+        if self.jobs > 1 and len(waiting) > 1:
+            for run in waiting:
+                check_place_of(run)
+            train_in_processes(waiting, self.jobs, self.tell)
 
     def attempt(self, run: PlannedRun, known: Trial | None = None) -> Trial:
         """Train one trial of the tuning, and take its validation loss, mean over tasks.
@@ -107,7 +119,7 @@ class Crew:
         record, rate = record_of(run), run.loaded.recipe.train.learning_rate
         if known is not None and known.diverged:
             return known
-        told = {"method": run.method, "learning_rate": rate, "run": str(record.path)}
+        told = {"method": run.method, "learning_rate": rate, "run": run.name}
         check_place_of(run)
         try:
             record = self._trained(run, "[tuning]")
@@ -121,7 +133,7 @@ class Crew:
 
 def record_of(run: PlannedRun) -> RunRecord:
     """The folder of a planned run, which may not be there yet."""
-    return RunRecord(run.loaded.recipe.output.folder / run.loaded.name)
+    return RunRecord(run.folder)
 
 
 def check_place_of(run: PlannedRun) -> None:
@@ -131,7 +143,7 @@ def check_place_of(run: PlannedRun) -> None:
         RunError: It holds a run of another recipe.
     """
     if (record := record_of(run)).exists:
-        check_same_recipe(record, run.loaded)
+        check_same_recipe(record, run.loaded, may_move=True)  # runs travel; hashes say whether the rows are the same
 
 
 def _validation_loss(record: RunRecord) -> float:
@@ -166,7 +178,7 @@ def _check_same_base(first: RunRecord, other: RunRecord) -> None:
         )
 
 
-def _whole_evaluation(run: PlannedRun, record: RunRecord) -> tuple[Path, EvalResult] | None:
+def whole_evaluation(run: PlannedRun, record: RunRecord) -> tuple[Path, EvalResult] | None:
     """The newest evaluation of all its tasks and rows, if there is one."""
     recipe = run.loaded.recipe
     whole = [

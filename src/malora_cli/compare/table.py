@@ -101,7 +101,9 @@ def newest_evaluation(record: RunRecord) -> EvalResult:
     Raises:
         RunError: It is not finished or not evaluated, or its adapter is not what was written.
     """
-    record.adapter_at(None)
+    record.require_finished()
+    if not record.is_light:
+        record.adapter_at(None)
     found = record.evaluations_of_the_end()
     if not found:
         raise RunError(

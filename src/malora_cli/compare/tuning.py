@@ -16,6 +16,8 @@ from malora_cli.results.comparison import Trial, Tuned
 FACTORS = (1 / sqrt(10), 1.0, sqrt(10), 10.0)
 #: How often grids are extended before the best rate is called not bracketed.
 EXTENSIONS = 3
+#: Tries methods at learning rates, one trial each.
+Attempt = Callable[[Sequence[tuple[str, float]]], Sequence[Trial]]
 #: Digits of a rate, which stands in the name of its run.
 _DIGITS = 3
 
@@ -30,7 +32,7 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.{_DIGITS}g}")
 
 
-def tune(grids: Mapping[str, Sequence[float]], attempt: Callable[[str, float], Trial]) -> dict[str, Tuned]:
+def tune(grids: Mapping[str, Sequence[float]], attempt: Attempt) -> dict[str, Tuned]:
     """Try every method at every rate of its grid, and beyond where its best lies at an edge.
 
     Where the grid of one method goes further, every other method gets one more rate as well, next to its best: none is
@@ -38,18 +40,19 @@ def tune(grids: Mapping[str, Sequence[float]], attempt: Callable[[str, float], T
 
     Args:
         grids: The rates that every method begins with, as many for each.
-        attempt: Tries a method at a rate.
+        attempt: Tries methods at rates, as many as are known at a time.
 
     Returns:
         The best rate of every method. Of equal losses the lower rate is taken.
     """
-    losses = {method: {rate: _loss(attempt(method, rate)) for rate in sorted(grid)} for method, grid in grids.items()}
-    for _ in range(EXTENSIONS):
-        if not any(_edge(found) for found in losses.values()):
+    wanted = [(method, rate) for method, grid in grids.items() for rate in sorted(grid)]
+    losses: dict[str, dict[float, float]] = {method: {} for method in grids}
+    for extension in range(EXTENSIONS + 1):
+        for (method, rate), trial in zip(wanted, attempt(wanted), strict=True):
+            losses[method][rate] = _loss(trial)
+        if extension == EXTENSIONS or not any(_edge(found) for found in losses.values()):
             break
-        for method, found in losses.items():
-            rate = _further(found)
-            found[rate] = _loss(attempt(method, rate))
+        wanted = [(method, _further(found)) for method, found in losses.items()]
     return {method: Tuned(learning_rate=_best(found), bracketed=not _edge(found)) for method, found in losses.items()}
 
 

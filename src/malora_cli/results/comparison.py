@@ -69,7 +69,7 @@ class MethodRun(Record):
     """One run that a comparison reports."""
 
     seed: int
-    run: str = Field(description="its folder, from where the comparison lies")
+    run: str = Field(description="name of its folder")
     losses: dict[str, float] = Field(description="nats a token, by task")
     scores: dict[str, float] = Field(description="by task")
     seconds_per_step: float | None = None

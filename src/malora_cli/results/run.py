@@ -278,6 +278,14 @@ class RunRecord:
         """Whether training came to its end and the adapter was saved."""
         return self.exists and self.manifest.status is RunStatus.FINISHED
 
+    @property
+    def is_light(self) -> bool:
+        """Whether it is finished and its weights were left behind, as in a repository; what was measured still counts.
+
+        Such a run cannot be evaluated or exported.
+        """
+        return self.finished and not self.adapter_dir.exists()
+
     def require_finished(self) -> None:
         """Make sure that there is an adapter.
 
