@@ -20,6 +20,8 @@ from malora_cli.results.comparison import COLUMNS, Comparison
 from train_runs import refused, workplace
 
 QUICK = ("train.steps=3", "train.eval_every=3", "train.checkpoint_every=1", "eval.rows=4")
+#: A comparison that is tuned on three rates.
+TUNED = ("--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01")
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def figures(comparison: Comparison) -> Any:
 def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """The recipe of a comparison that was tuned on two rates."""
     recipe = workplace(tmp_path_factory.mktemp("tuned"), tiny_model)
-    assert baselines(recipe, "--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01") == 0
+    assert baselines(recipe, *TUNED) == 0
     return recipe
 
 
@@ -115,7 +117,7 @@ def test_what_is_done_is_not_done_again(tuned: Path, capsys: pytest.CaptureFixtu
     assert Comparison.load(folder_of(tuned)).sentences[0] in page.read_text(encoding="utf-8")
     before = figures(Comparison.load(folder_of(tuned)))
     capsys.readouterr()
-    assert baselines(tuned, "--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01") == 0
+    assert baselines(tuned, *TUNED) == 0
     out = capsys.readouterr().out
     assert not re.search(r"(training|evaluating|going on)$", out, re.MULTILINE)
     assert figures(Comparison.load(folder_of(tuned))) == before
@@ -129,7 +131,7 @@ def test_another_plan_is_not_mixed_with_the_one_begun(tuned: Path, capsys: pytes
         (["train.batch_size=12"], "'recipe' differs (train.batch_size: was 6, is 12)"),
         (["--endpoint", "score"], "'endpoint' differs"),
     ):
-        asked = ["--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01", *changed]
+        asked = [*TUNED, *changed]
         line = refused(["compare", "baselines", str(tuned), *QUICK, *asked], capsys)
         assert "another comparison was begun here" in line
         assert named in line
@@ -252,7 +254,7 @@ def test_a_dry_run_shows_the_grid_and_how_much_there_is_to_do(recipe: Path, caps
 # ---------------------------------------------------------------- elsewhere, side by side, and without weights
 
 
-def run_lines(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def run_lines(lines: list[str]) -> None:
     for line in lines:
         for command in line.split(" && "):
             with pytest.raises(SystemExit) as caught:
@@ -261,32 +263,27 @@ def run_lines(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lines_that_run_in_reverse_order_make_the_same_comparison(
-    recipe: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.003,0.01,0.03"]
     file = tmp_path / "jobs.txt"
 
     def lines(phase: str) -> list[str]:
         with pytest.raises(SystemExit) as caught:
-            main(["compare", "plan", str(recipe), *QUICK, *asked, "--phase", phase, "--out", str(file)])
+            main(["compare", "plan", str(recipe), *QUICK, *TUNED, "--phase", phase, "--out", str(file)])
         assert not caught.value.code
         return file.read_text(encoding="utf-8").splitlines()
 
-    line = refused(["compare", "plan", str(recipe), *QUICK, *asked, "--phase", "report"], capsys)
+    line = refused(["compare", "plan", str(recipe), *QUICK, *TUNED, "--phase", "report"], capsys)
     assert "6 trials of the tuning are not finished" in line
     while found := lines("tune"):
         assert all("&&" not in line for line in found)
-        run_lines(found[::-1], monkeypatch)
+        run_lines(found[::-1])
     found = lines("report")
     assert len(found) == 4
-    run_lines(found[::-1], monkeypatch)
+    run_lines(found[::-1])
     assert lines("report") == []
-    assert baselines(recipe, *asked) == 0
-    capsys.readouterr()
-    apart = figures(Comparison.load(folder_of(recipe)))
-    here = workplace(tmp_path / "here", tiny_model)
-    assert baselines(here, *asked) == 0
-    whole = figures(Comparison.load(folder_of(here)))
+    assert baselines(recipe, *TUNED) == 0
+    apart, whole = (figures(Comparison.load(folder_of(path))) for path in (recipe, tuned))
     assert apart == whole | {"plan_sha256": apart["plan_sha256"]}, "but for the folder of the data"
 
 
@@ -308,7 +305,7 @@ def test_runs_without_their_weights_still_count(tuned: Path, tmp_path: Path) -> 
         shutil.rmtree(folder)
     light = copied / tuned.name
     light.write_text(tuned.read_text(encoding="utf-8").replace(str(tuned.parent), str(copied)), encoding="utf-8")
-    assert baselines(light, "--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01") == 0
+    assert baselines(light, *TUNED) == 0
     assert figures(Comparison.load(folder_of(light))) == figures(Comparison.load(folder_of(tuned))) | {
         "plan_sha256": Comparison.load(folder_of(light)).plan_sha256
     }
