@@ -1,0 +1,120 @@
+"""Whether the verdicts of `malora compare` keep what they promise, on simulated comparisons.
+
+    python benchmarks/verdicts.py honesty   coverage of the wider interval, and verdicts where nothing differs
+    python benchmarks/verdicts.py power     how often a true difference of the size that is said to be seen is seen
+    python benchmarks/verdicts.py speed     seconds for all effects of 7 methods, 3 seeds, 8 tasks of 1,000 rows
+
+A plan has four methods, four tasks of 60 rows and 2, 3 or 5 seeds. A row's loss is its own, plus the method's, plus
+what a run adds to a task (new in every run), plus noise of run and row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from malora_cli.results import write_json
+from malora_cli.results.comparison import Effect, Verdict
+from malora_cli.results.statistics import resampling
+from malora_cli.results.verdicts import SeveralRuns, TaskRows, decided, effect
+
+RESULTS = Path(__file__).parent / "results" / "verdicts.json"
+METHODS, TASKS, ROWS, TOKENS = 4, 4, 60, 8
+#: Standard deviations of what a run adds to a task, and of noise of run and row, in nats a token.
+RUN, NOISE = 0.02, 0.1
+#: How much spread of runs is put in, as multiples of `RUN`: where rows decide, and where seeds do.
+SPREADS = (0.0, 1.0, 4.0)
+console = Console(width=120)
+
+
+def method(rows: list[np.ndarray], shift: float, seeds: int, spread: float, chance: np.random.Generator) -> SeveralRuns:
+    """The runs of one method."""
+    clusters = [str(row) for row in range(len(rows[0]))]
+    made = []
+    for _ in range(seeds):
+        losses = [own + shift + chance.normal(0, RUN * spread) + chance.normal(0, NOISE, len(own)) for own in rows]
+        made.append(
+            {
+                f"task{number}": TaskRows((loss * TOKENS).tolist(), [TOKENS] * len(loss), [0.0] * len(loss), clusters)
+                for number, loss in enumerate(losses)
+            }
+        )
+    return SeveralRuns(made, "loss")
+
+
+def plan(shift: float, seeds: int, spread: float, chance: np.random.Generator) -> list[Effect]:
+    """The effects of one comparison in which every method differs from the baseline by as much."""
+    rows = [chance.gamma(4, 0.25, ROWS) for _ in range(TASKS)]
+    baseline = method(rows, 0.0, seeds, spread, chance)
+    others = [method(rows, shift, seeds, spread, chance) for _ in range(METHODS - 1)]
+    return decided([effect(other, baseline) for other in others], "loss", 0.0)
+
+
+def honesty(plans: int) -> dict[str, object]:
+    """Coverage of the interval that verdicts take, and plans with any verdict where nothing differs."""
+    found: dict[str, object] = {}
+    for seeds in (2, 3, 5):
+        for spread in SPREADS:
+            chance = np.random.default_rng([seeds, int(spread * 10)])
+            drawn = [plan(0.0, seeds, spread, chance) for _ in range(plans)]
+            covered = np.mean([abs(it.value) <= (it.half or 0) for effects in drawn for it in effects])
+            false = np.mean([any(it.verdict in (Verdict.BETTER, Verdict.WORSE) for it in effects) for effects in drawn])
+            found[f"{seeds} seeds, spread {spread:g}"] = {"covered": float(covered), "false": float(false)}
+            console.print(
+                f"{seeds} seeds, spread {spread:g}: covered {covered:.3f}, plans with a false one {false:.3f}"
+            )
+    return found
+
+
+def power(plans: int) -> dict[str, object]:
+    """How often a true difference is found that is as large as such a plan says it would see; one test a plan."""
+    found: dict[str, object] = {}
+    for seeds in (2, 3, 5):
+        for spread in SPREADS:
+            chance = np.random.default_rng([seeds, int(spread * 10), 1])
+            said = float(
+                np.median([it.detectable or 0 for _ in range(plans // 4) for it in plan(0, seeds, spread, chance)])
+            )
+            drawn = [plan(said, seeds, spread, chance)[0] for _ in range(plans)]
+            seen = np.mean([it.p < 0.05 and it.value > (it.half or 0) for it in drawn])
+            found[f"{seeds} seeds, spread {spread:g}"] = {"said": said, "seen": float(seen)}
+            console.print(f"{seeds} seeds, spread {spread:g}: a difference of {said:.4f} is seen {seen:.3f}")
+    return found
+
+
+def speed(_plans: int) -> dict[str, object]:
+    """Seconds for all effects of a large comparison."""
+    chance = np.random.default_rng(0)
+    rows = [chance.gamma(4, 0.25, 1000) for _ in range(8)]
+    methods = [method(rows, 0.0, 3, 1.0, chance) for _ in range(7)]
+    since = time.perf_counter()
+    for other in methods[1:]:
+        effect(other, methods[0])
+        for task in other.measured:
+            effect(other, methods[0], task)
+    seconds = time.perf_counter() - since
+    console.print(f"all effects in {seconds:.1f} s")
+    return {"seconds": seconds}
+
+
+def main() -> None:
+    scenarios = {"honesty": honesty, "power": power, "speed": speed}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", choices=scenarios)
+    parser.add_argument("--plans", type=int, default=1000)
+    parser.add_argument("--draws", type=int, default=1000, help="of each bootstrap and permutation test")
+    arguments = parser.parse_args()
+    if arguments.scenario != "speed":
+        resampling.DRAWS = arguments.draws
+    found = scenarios[arguments.scenario](arguments.plans)
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    write_json(RESULTS, known | {arguments.scenario: {"plans": arguments.plans, "draws": resampling.DRAWS, **found}})
+
+
+if __name__ == "__main__":
+    main()
