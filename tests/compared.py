@@ -81,6 +81,10 @@ def result(method: str, seeds: tuple[int, ...], tasks: dict[str, str], endpoint:
         if verdict is None or not whole
         else {task: effect(gap * (1 + i / 4), _on_task(verdict, i), seeds) for i, task in enumerate(tasks)},
         rank=1.0 + place / 2 if whole else None,
+        alone={task: effect(gap + 0.01, _on_task(Verdict.WORSE, i), seeds) for i, task in enumerate(tasks)}
+        if whole
+        else {},
+        delta_m=-100 * gap if whole else None,
         added=method == "delta",
     )
 
@@ -136,6 +140,7 @@ def comparison(
         "steps": 1200,
         "rows": {task: 300 + index for index, task in enumerate(tasks)},
         "domains": tasks,
+        "alone": {task: [1.0 + index / 8] * len(seeds) for index, task in enumerate(tasks)},
         "methods": sorted(found, key=lambda it: it.value or 0.0, reverse=endpoint == "score"),
         "trials": trials(methods) if methods == METHODS else [],
         "failures": [Failure(method="epsilon", seed=3, run="../runs/epsilon-3", why="out of memory at step 7")]

@@ -20,6 +20,7 @@ from malora_cli.results.comparison import COLUMNS, Comparison
 from train_runs import refused, workplace
 
 QUICK = ("train.steps=3", "train.eval_every=3", "train.checkpoint_every=1", "eval.rows=4")
+TASKS = ("copy", "upper", "add")
 #: A comparison that is tuned on three rates.
 TUNED = ("--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01")
 
@@ -309,3 +310,57 @@ def test_runs_without_their_weights_still_count(tuned: Path, tmp_path: Path) -> 
     assert figures(Comparison.load(folder_of(light))) == figures(Comparison.load(folder_of(tuned))) | {
         "plan_sha256": Comparison.load(folder_of(light)).plan_sha256
     }
+
+
+# ---------------------------------------------------------------- the seesaw
+
+
+def seen(record: RunRecord, task: str) -> tuple[tuple[int, int], int]:
+    """Examples and supervised tokens of a task that a run was trained on, and examples of the others."""
+    steps = [event.tasks for event in record.metrics.train()]
+    own = sum(step[task].examples for step in steps), sum(step[task].tokens for step in steps)
+    return own, sum(loss.examples for step in steps for name, loss in step.items() if name != task)
+
+
+def test_the_baseline_alone_on_every_task_shows_the_seesaw(recipe: Path) -> None:
+    asked = ["--methods", "lora,malora", "--seeds", "0,1", "--tune", "none", "--single-task"]
+    assert baselines(recipe, *asked) == 0
+    comparison = Comparison.load(folder_of(recipe))
+    runs = recipe.parent / "runs"
+    alone = {task: [RunRecord(runs / f"tiny-lora-only-{task}-seed{seed}") for seed in (0, 1)] for task in TASKS}
+    for task, records in alone.items():
+        losses = [record.evaluations()[-1].tasks[task].model.loss for record in records]
+        assert comparison.alone[task] == pytest.approx(losses)
+        for seed, record in enumerate(records):
+            (own, others), (mixed, _) = seen(record, task), seen(RunRecord(runs / f"tiny-lora-seed{seed}"), task)
+            assert others == 0
+            # A mixture draws exact shares in blocks of rows, so that the last block may be short of one.
+            assert abs(own[0] - mixed[0]) <= 1
+            assert own[0] != mixed[0] or own[1] == mixed[1], "as many rows are the same rows"
+    for it in comparison.methods:
+        gaps = {t: (it.mean("losses", t) or 0) - sum(comparison.alone[t]) / 2 for t in TASKS}
+        assert {task: effect.value for task, effect in it.alone.items()} == pytest.approx(gaps)
+        shares = [-gap / (sum(comparison.alone[task]) / 2) for task, gap in gaps.items()]
+        assert it.delta_m == pytest.approx(100 * sum(shares) / 3)
+    assert comparison.sentences[1].count("Delta_m") == 1
+    assert "trained on each task alone" in comparison.sentences[1]
+
+
+def test_what_cannot_be_trained_alone_on_the_same_rows_is_refused(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for override, message in (
+        ("train.batch_size=9", None),
+        ("train.batch_size=12", None),
+        (
+            "mix.weighting=proportional",
+            "tasks weighted proportional by examples have no share that is known beforehand",
+        ),
+        ("train.batch_size=8", "a step has 2.66667 rows of task 'copy', so that it cannot be trained alone"),
+    ):
+        asked = [*QUICK, override, "train.micro_batch_size=1", "--methods", "lora,malora", "--single-task"]
+        if message is None:
+            assert baselines(recipe, *asked[len(QUICK) :], "--dry-run") == 0
+            assert "(9 runs on one task alone among them)" in capsys.readouterr().out
+        else:
+            assert message in refused(["compare", "baselines", str(recipe), *asked], capsys)

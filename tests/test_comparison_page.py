@@ -19,7 +19,7 @@ from malora_cli.reports.html import rate
 from malora_cli.results.comparison import Comparison, Trial, Tuned, Verdict
 from report_runs import Page
 
-ORDER = ["headline", "methods", "tuning", "tasks", "tradeoffs", "seeds", "failures", "repeat"]
+ORDER = ["headline", "methods", "tuning", "tasks", "seesaw", "tradeoffs", "seeds", "failures", "repeat"]
 CSV = "data:text/csv;charset=utf-8;base64,"
 EVIL = "<script>alert(1)</script>\"'&$x$ {{ 7 * 7 }}"
 LONG = "long" * 50
@@ -274,7 +274,7 @@ def test_every_seed_is_shown_and_one_that_failed_is_a_dash(full: Page) -> None:
 
 def test_one_seed_allows_no_verdict_and_what_is_not_there_has_no_section() -> None:
     shown = page(seeds=(1,), trials=[], failures=[], notes=[])
-    assert list(shown.texts) == ["headline", "methods", "tasks", "tradeoffs", "repeat"]
+    assert list(shown.texts) == ["headline", "methods", "tasks", "seesaw", "tradeoffs", "repeat"]
     assert shown.row("methods", "alpha")[5] == "no verdict"
     assert shown.row("methods", "alpha")[7] == "–"
     assert "One seed allows no verdict." in shown.text("methods")
@@ -286,7 +286,7 @@ def test_a_comparison_of_which_nothing_came_still_has_a_page() -> None:
     failures = [{"method": "alpha", "seed": 1, "run": "r", "why": "no memory"}]
     trials = [Trial(method="alpha", learning_rate=1e-4, run="r", loss=None)]
     shown = page(methods=("plain",), seeds=(1,), failures=failures, trials=trials, margin=0.0)
-    assert list(shown.texts) == ["headline", "methods", "tuning", "tasks", "failures", "repeat"]
+    assert list(shown.texts) == ["headline", "methods", "tuning", "tasks", "seesaw", "failures", "repeat"]
     assert "No margin was set" in shown.text("repeat")
     nothing = comparison(failures=failures, trials=trials).model_copy(
         update={"methods": [], "sentences": [], "notes": []}
@@ -323,3 +323,19 @@ def test_halves_of_characters_are_written_as_on_disk(tmp_path: Path) -> None:
     path = write_comparison(tmp_path, it)
     href = str(download(Page(path.read_text(encoding="utf-8")))["href"])
     assert base64.b64decode(href.removeprefix(CSV)) == (tmp_path / "comparison.csv").read_bytes()
+
+
+# ---------------------------------------------------------------- the seesaw
+
+
+def test_tasks_that_lose_by_being_trained_together_are_counted(full: Page) -> None:
+    rows = {row[0]: row for row in full.rows["seesaw"]}
+    for name, row in rows.items():
+        it = next((it for it in comparison().methods if name.endswith(it.method)), None)
+        if it is not None and it.delta_m is not None:
+            assert row[-1] == f"{len(it.seesaw)} of {len(TASKS)}"
+            assert row[-2].replace("−", "-").rstrip("%") in (f"{it.delta_m:+.1f}", "0.0")
+            assert row[1].split()[0].replace("−", "-") == f"{it.alone['task_a'].value:+.3f}"
+    assert sum(len(row[-1]) > 3 for row in rows.values()) > len(METHODS) - 2
+    none = [it.model_copy(update={"alone": {}, "delta_m": None}) for it in comparison().methods]
+    assert "seesaw" not in Page(render_comparison(comparison().model_copy(update={"methods": none}))).texts

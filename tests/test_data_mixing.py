@@ -23,7 +23,7 @@ from malora_cli.data.rows import Places, Rows
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings, TrainSettings
-from train_runs import load, workplace
+from train_runs import load, train_run, workplace
 
 SIZES = {"copy": 18, "upper": 30, "add": 30}
 
@@ -294,3 +294,17 @@ def test_many_tasks_in_one_mixture() -> None:
     order = MixtureOrder([100] * 500, [1.0] * 500, 0)
     tasks, _ = order.at(np.arange(500 * 100))
     assert (np.bincount(tasks, minlength=500) == 100).all()
+
+
+def test_a_task_of_weight_0_is_measured_and_never_drawn(tmp_path: Path, tiny_model: Path) -> None:
+    weights = [f"mix.tasks.{name}.weight={int(name == 'add')}" for name in ("copy", "upper", "add")]
+    weights += ["mix.weighting=explicit", "train.steps=null"]
+    recipe = workplace(tmp_path / "work", tiny_model)
+    record = train_run(recipe, *weights, "train.epochs=1")
+    assert record.manifest.task_share == {"copy": 0, "upper": 0, "add": 1}
+    rows = {name: data.rows for name, data in record.manifest.train_data.items()}
+    assert record.manifest.steps == -(-rows["add"] // 6), "an epoch is of the rows that are drawn"
+    assert {n for event in record.metrics.train() for n, loss in event.tasks.items() if loss.tokens} == {"add"}
+    assert set(record.metrics.evals()[-1].tasks) == {"copy", "upper", "add"}
+    ended = train_run(recipe, *weights, "train.stop=all_exhausted", "output.name=all")
+    assert ended.manifest.steps == record.manifest.steps

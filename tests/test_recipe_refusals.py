@@ -107,7 +107,7 @@ def test_a_mistyped_section_is_told_as_missing_and_as_unknown() -> None:
          "missing for 'plus', 'minus'"),
         ("max_new_tokens: 8", "weight: 2", "mixes/sums.yaml:3: mix.tasks: weights go with 'weighting: explicit', not "
          "'uniform'; given for 'minus'"),
-        ("max_new_tokens: 8", "weight: 0", "mixes/sums.yaml:17: mix.tasks.minus.weight: got 0; must be greater than 0"),
+        ("max_new_tokens: 8", "weight: -1", "mixes/sums.yaml:17: mix.tasks.minus.weight: got -1; must be at least 0"),
         ("max_new_tokens: 8", "format: messages", "mixes/sums.yaml:17: mix.tasks.minus.format: given twice, first on "
          "line 15; keep one"),
         ("columns: {prompt: question}", "format_: x", "mixes/sums.yaml:8: mix.tasks.plus.format_: got 'x'; no such "

@@ -35,6 +35,7 @@ class Asked:
         margin: Differences that count as none.
         for_method: Settings of single methods.
         match: Whether ranks are set so that all have as many parameters as the baseline.
+        single_task: Whether the baseline is trained on every task alone as well.
     """
 
     recipe: Path
@@ -46,6 +47,7 @@ class Asked:
     margin: float
     for_method: Sequence[str]
     match: Literal["parameters", "none"] = "none"
+    single_task: bool = False
 
     def of_methods(self, methods: Sequence[str]) -> tuple[Planner, Plan]:
         """The plan of a comparison of methods, checked before anything slow happens.
@@ -55,7 +57,11 @@ class Asked:
         """
         planner = self._planner
         planner.check(methods)
-        return planner, self._plan(planner, methods, self.baseline)
+        plan = self._plan(planner, methods, self.baseline)
+        if plan.single_task:
+            for task in planner.own.recipe.mix.tasks:
+                planner.alone(plan.baseline, task, plan.seeds[0])
+        return planner, plan
 
     def of_set(self, name: str) -> tuple[Planner, Plan]:
         """The same of a set of contenders."""
@@ -79,6 +85,7 @@ class Asked:
             methods=list(methods),
             settings={method: list(found) for method, found in planner.by_method.items()},
             match=self.match,
+            single_task=self.single_task,
             seeds=seeds,
             tuning=list(tuning) if isinstance(tuning, tuple) else tuning,
             tuning_seed=TUNING_SEED,
@@ -119,9 +126,10 @@ def print_plan(planner: Planner, plan: Plan) -> None:
     deviation = {m: count / parameters[plan.baseline] - 1 for m, count in parameters.items() if m != plan.baseline}
     say(f"parameters against {plan.baseline}: " + ", ".join(f"{m} {share:+.1%}" for m, share in deviation.items()))
     trials = 0 if plan.tuning == "none" else sum(len(study.grid(method)) for method in plan.methods)
-    reported = len(plan.methods) * len(plan.seeds)
+    reported, alone = len(plan.methods) * len(plan.seeds), len(study.runs_alone({}))
     steps = planner.own.recipe.train.steps
-    length = "" if steps is None else f", {(trials + reported) * steps:,} training steps"
+    length = "" if steps is None else f", {(trials + reported + alone) * steps:,} training steps"
+    length += f" ({alone} runs on one task alone among them)" if alone else ""
     more = " (more where a best rate lies at an edge)" if trials else ""
     say(f"{trials} trials{more} and {reported} reported runs{length}")
     say(f"endpoint: {plan.endpoint} of test rows, mean over tasks; baseline: {plan.baseline}; margin: {plan.margin:g}")

@@ -67,6 +67,9 @@ MatchOption = Annotated[
 JobsOption = Annotated[
     str, typer.Option("--jobs", metavar="auto|N", help="Runs trained at a time; auto: one a GPU, one in all on a CPU.")
 ]
+SingleOption = Annotated[
+    bool, typer.Option("--single-task", help="Train the baseline on every task alone as well: shows the seesaw effect.")
+]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Only show what would be run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print comparison.json instead of the table.")]
 
@@ -81,6 +84,7 @@ def baselines(
     endpoint: EndpointOption = "loss",
     margin: MarginOption = 0.01,
     match: MatchOption = "none",
+    single_task: SingleOption = False,
     for_method: ForOption = None,
     jobs: JobsOption = "auto",
     dry_run: DryOption = False,
@@ -98,7 +102,9 @@ def baselines(
     """
     from malora_cli.cli._common import names_in
 
-    asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, trust=trust)
+    asked = _asked(
+        recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, single_task, trust=trust
+    )
     _carry_out(*asked.of_methods(names_in(methods)), jobs=jobs, dry_run=dry_run, allow_code=allow_code, as_json=as_json)
 
 
@@ -118,6 +124,7 @@ def plan(
     endpoint: EndpointOption = "loss",
     margin: MarginOption = 0.01,
     match: MatchOption = "none",
+    single_task: SingleOption = False,
     for_method: ForOption = None,
     trust: TrustOption = False,
 ) -> None:
@@ -133,7 +140,9 @@ def plan(
     from malora_cli.cli._terminal import say
     from malora_cli.results import write_text
 
-    asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, trust=trust)
+    asked = _asked(
+        recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, single_task, trust=trust
+    )
     planner, planned = asked.of_methods(names_in(methods))
     prepare_libraries()
     lines = missing_lines(matched(planner, planned), planned, phase)
@@ -180,6 +189,7 @@ def _asked(
     margin: float,
     for_method: Sequence[str] | None,
     match: Literal["parameters", "none"] = "none",
+    single_task: bool = False,
     *,
     trust: bool,
 ) -> Asked:
@@ -187,7 +197,9 @@ def _asked(
     from malora_cli.cli._comparison import Asked
 
     settings = [*(overrides or []), *granted(trust)]
-    return Asked(recipe_file(recipe), settings, seeds, tune, baseline, endpoint, margin, for_method or [], match)
+    return Asked(
+        recipe_file(recipe), settings, seeds, tune, baseline, endpoint, margin, for_method or [], match, single_task
+    )
 
 
 def _carry_out(planner: Planner, planned: Plan, *, jobs: str, dry_run: bool, allow_code: bool, as_json: bool) -> None:

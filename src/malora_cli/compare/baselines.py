@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,6 +49,7 @@ class Study:
             rates = {method: it.learning_rate for method, it in tuned.items() if it.bracketed is not None}
             failed = [method for method in plan.methods if method not in tuned]
             runs = self.planner.runs([method for method in plan.methods if method in tuned], plan.seeds, rates)
+            runs += self.runs_alone(rates) if plan.baseline in tuned else []
             crew.train_side_by_side(runs)
             outcome = crew.carry_out(runs)
             for method in failed:
@@ -88,8 +89,16 @@ class Study:
                     fix="Run the lines of --phase tune first.",
                 ) from None
             rates = {method: it.learning_rate for method, it in found.items()}
-        runs = planner.runs(plan.methods, plan.seeds, rates) if phase == "report" else []
+        runs = [*planner.runs(plan.methods, plan.seeds, rates), *self.runs_alone(rates)] if phase == "report" else []
         return [run for run in runs if whole_evaluation(run, record_of(run)) is None]
+
+    def runs_alone(self, rates: Mapping[str, float]) -> list[PlannedRun]:
+        """The baseline on every task alone, at the rate that it has in the mixture, where that is asked for."""
+        plan, planner = self.plan, self.planner
+        if not plan.single_task:
+            return []
+        tasks, rate = planner.own.recipe.mix.tasks, rates.get(plan.baseline)
+        return [planner.alone(plan.baseline, task, seed, rate=rate) for seed in plan.seeds for task in tasks]
 
     def _foreseen(self) -> list[PlannedRun]:
         """The runs that are certain to be made, whatever the tuning finds."""

@@ -30,6 +30,7 @@ class Plan(Record):
     methods: list[str]
     settings: dict[str, list[str]]
     match: Literal["parameters", "none"] = "none"
+    single_task: bool = False
     seeds: list[int]
     tuning: list[float] | Literal["auto", "none"]
     tuning_seed: int

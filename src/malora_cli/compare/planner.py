@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import isfinite
+from math import gcd, isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -29,12 +29,19 @@ class PlannedRun:
         seed: Its ``train.seed``.
         loaded: Its recipe.
         overrides: What makes that recipe of the one compared.
+        task: The one task that it is trained on; None is all.
     """
 
     method: str
     seed: int
     loaded: LoadedRecipe
     overrides: tuple[str, ...]
+    task: str | None = None
+
+    @property
+    def tasks(self) -> set[str]:
+        """Names of the tasks that it is evaluated on."""
+        return set(self.loaded.recipe.mix.tasks) if self.task is None else {self.task}
 
     @property
     def name(self) -> str:
@@ -173,6 +180,38 @@ class Planner:
         if train.steps is not None and not _goes_by_evaluations(self.own.recipe):
             watched.append(f"train.eval_every={train.steps}")
         return self._planned(method, seed, f"{method}-rate{_spelled(rate)}-seed{seed}", [*watched, *_rate(rate)])
+
+    def alone(self, method: str, task: str, seed: int, *, rate: float | None = None) -> PlannedRun:
+        """The run of a method on one task, which sees the same rows of it as in the mixture, as many a step.
+
+        Raises:
+            RecipeError: A step of the mixture has no whole number of rows of that task.
+        """
+        train = self.own.recipe.train
+        rows = train.batch_size * self._share(task)
+        if abs(rows - round(rows)) > 1e-6 or round(rows) < 1:
+            raise RecipeError(
+                f"a step has {rows:g} rows of task '{task}', so that it cannot be trained alone on the same rows",
+                where="--single-task",
+                fix="Set train.batch_size so that each task has a whole number of rows.",
+            )
+        size = round(rows)
+        weights = [f"mix.tasks.{name}.weight={float(name == task):g}" for name in self.own.recipe.mix.tasks]
+        batch = [f"train.batch_size={size}", f"train.micro_batch_size={gcd(size, train.micro_batch_size)}"]
+        further = ["mix.temperature=null", *weights, "mix.weighting=explicit", *batch, *_rate(rate)]
+        return replace(self._planned(method, seed, f"{method}-only-{task}-seed{seed}", further), task=task)
+
+    def _share(self, task: str) -> float:
+        """The share of the rows of a step that a task has."""
+        mix = self.own.recipe.mix
+        if mix.weighting not in ("uniform", "explicit") or mix.unit != "examples":
+            raise RecipeError(
+                f"tasks weighted {mix.weighting} by {mix.unit} have no share that is known beforehand",
+                where="--single-task",
+                fix="Set mix.weighting to uniform or explicit, and mix.unit to examples.",
+            )
+        weights = {name: it.weight if mix.weighting == "explicit" else 1.0 for name, it in mix.tasks.items()}
+        return (weights[task] or 0.0) / sum(weight or 0.0 for weight in weights.values())
 
     def _planned(self, method: str, seed: int, name: str, further: Sequence[str]) -> PlannedRun:
         equal = [*self.overrides, *self._made(method), f"train.seed={seed}", f"output.name={self.own.name}-{name}"]

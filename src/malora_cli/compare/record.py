@@ -41,7 +41,7 @@ def recorded(
     Raises:
         RunError: No run was evaluated, or the runs were not on the same rows.
     """
-    evaluated = outcome.evaluated
+    evaluated = [it for it in outcome.evaluated if it.task is None]
     if not evaluated:
         raise RunError("no run came to its end", where=name, fix="See what was said of each above.")
     _check_same_rows(evaluated)
@@ -52,7 +52,8 @@ def recorded(
         for method, found in by_method.items()
         if found
     ]
-    methods = _compared(results, plan, rows)
+    singles = _singles(outcome.evaluated)
+    methods = [_beside_single_tasks(it, rows, singles, plan) for it in _compared(results, plan, rows)]
     example = evaluated[0]
     comparison = Comparison(
         name=name,
@@ -67,6 +68,7 @@ def recorded(
         rows={task: found.rows for task, found in example.result.tasks.items()},
         domains={task: found.domain for task, found in example.result.tasks.items()},
         methods=methods,
+        alone={task: SeveralRuns([*runs.values()], "loss").values[:, 0].tolist() for task, runs in singles.items()},
         trials=list(trials),
         failures=outcome.failures,
         sentences=[],
@@ -183,6 +185,39 @@ def _compared(
 
 def _decided(effects: Mapping[Any, Effect], plan: Plan) -> dict[Any, Effect]:
     return dict(zip(effects, decided(list(effects.values()), plan.endpoint, plan.margin), strict=True))
+
+
+def _singles(evaluated: Iterable[Evaluated]) -> dict[str, dict[int, RunRows]]:
+    """Of every task the rows of the runs on it alone, by seed."""
+    found: dict[str, dict[int, RunRows]] = {}
+    for it in evaluated:
+        if it.task is not None:
+            found.setdefault(it.task, {})[it.seed] = rows_of(it.file, "loss")
+    return found
+
+
+def _beside_single_tasks(
+    it: MethodResult,
+    rows: Mapping[tuple[str, int], RunRows],
+    singles: Mapping[str, Mapping[int, RunRows]],
+    plan: Plan,
+) -> MethodResult:
+    """A method with what each task gained or lost by being trained with the others, Holm over its tasks.
+
+    ``delta_m`` is that of Maninis et al. 2019, of losses: the mean of ``(alone - mixture) / alone``.
+    """
+    effects, shares = dict[str, Effect](), []
+    for task, alone in singles.items():
+        seeds = [run.seed for run in it.runs if run.seed in alone]
+        if len(seeds) < len(plan.seeds):
+            continue
+        together = SeveralRuns([{task: rows[it.method, seed][task]} for seed in seeds], "loss")
+        single = SeveralRuns([alone[seed] for seed in seeds], "loss")
+        effects[task] = effect(together, single)
+        shares.append(-effects[task].value / float(single.values.mean()))
+    told = dict(zip(effects, decided(list(effects.values()), "loss", plan.margin), strict=True))
+    delta = 100 * float(np.mean(shares)) if singles and len(shares) == len(singles) else None
+    return it.model_copy(update={"alone": told, "delta_m": delta})
 
 
 def _ranks(plan: Plan, rows: Mapping[tuple[str, int], RunRows], methods: Sequence[str]) -> dict[str, float]:

@@ -27,6 +27,7 @@ class Evaluated(NamedTuple):
     record: RunRecord
     result: EvalResult
     file: Path
+    task: str | None = None  # that it was trained on alone
 
 
 @dataclass
@@ -81,12 +82,16 @@ class Crew:
         found = whole_evaluation(run, record)
         if found is None:
             self.tell(f"{place} {record.path}: evaluating")
-            evaluate_run(record, run.loaded.recipe, Wanted(allow_code=self.allow_code))
+            evaluate_run(
+                record,
+                run.loaded.recipe,
+                Wanted(tasks=sorted(run.tasks) if run.task else None, allow_code=self.allow_code),
+            )
             found = whole_evaluation(run, record)
         if found is None:
             raise RunError("its evaluation is of other rows than were asked for", where=str(record.path))
         file, result = found
-        return Evaluated(run.method, run.seed, record, result, file)
+        return Evaluated(run.method, run.seed, record, result, file, run.task)
 
     def _trained(self, run: PlannedRun, place: str) -> RunRecord:
         record = record_of(run)
@@ -186,7 +191,7 @@ def whole_evaluation(run: PlannedRun, record: RunRecord) -> tuple[Path, EvalResu
         for file, result in record.evaluations_by_file().items()
         if result.step == record.manifest.steps
         and result.of_test_rows
-        and set(result.tasks) == set(recipe.mix.tasks)
+        and set(result.tasks) == run.tasks
         and result.limit == recipe.eval.rows
     ]
     return whole[-1] if whole else None

@@ -17,8 +17,20 @@ _TEMPLATES = {
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """One sentence a method, best first."""
-    return [_sentence(comparison, it, it.effect) for it in comparison.methods if it.effect is not None]
+    """One sentence a method, best first; and one on the seesaw of each where tasks were trained alone as well."""
+    found = [_sentence(comparison, it, it.effect) for it in comparison.methods if it.effect is not None]
+    return found + [_seesaw(comparison, it) for it in comparison.methods if it.delta_m is not None]
+
+
+def _seesaw(comparison: Comparison, it: MethodResult) -> str:
+    better = [task for task, effect in it.alone.items() if effect.verdict is Verdict.BETTER]
+    worst = max(it.alone, key=lambda task: it.alone[task].value)
+    told = (
+        f"{it.method} against {comparison.baseline} trained on each task alone: Delta_m {it.delta_m:+.1f}% of the loss"
+    )
+    told += f", better on {len(better)} of {_count(len(it.alone), 'task')}, worse on {len(it.seesaw)}"
+    named = f" ({', '.join(it.seesaw)})" if it.seesaw else ""
+    return f"{told}{named}; worst {worst} ({it.alone[worst].value:+.3f})."
 
 
 def notes(comparison: Comparison, later_seeds: Sequence[int]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from operator import mul
 
 import numpy as np
 
@@ -110,10 +111,11 @@ def lay_out(tasks: Sequence[Task], mix: MixSettings, train: TrainSettings) -> Mi
     if order.block > _LONGEST_WAIT:
         raise DataError(
             f"it is drawn once in {order.block:,} rows, too rarely to be learned",
-            where=f"task '{tasks[int(order.share.argmin())].name}'",
+            where=f"task '{tasks[int(np.where(order.share > 0, order.share, 1).argmin())].name}'",
             fix="Give it more weight, or leave it out.",
         )
-    wanted = [count * task.settings.repeats for count, task in zip(rows, tasks, strict=True)]
+    trained = (order.share > 0).tolist()  # a task of weight 0 has nothing to exhaust
+    wanted = [on * count * task.settings.repeats for on, count, task in zip(trained, rows, tasks, strict=True)]
     if train.stop == "first_exhausted":
         steps = order.until_first(wanted) // train.batch_size
         if not steps:
@@ -126,5 +128,5 @@ def lay_out(tasks: Sequence[Task], mix: MixSettings, train: TrainSettings) -> Mi
     elif train.stop == "all_exhausted":
         steps = ceil(order.until_all(wanted) / train.batch_size)
     else:
-        steps = train.steps or ceil((train.epochs or 0) * sum(rows) / train.batch_size)
+        steps = train.steps or ceil((train.epochs or 0) * sum(map(mul, trained, rows)) / train.batch_size)
     return Mixture(tasks, ChangingOrder(order), steps, train.batch_size)

@@ -202,8 +202,10 @@ class TaskSettings(Settings):
     system: str | None = Field(
         default=None, description="System prompt; empty text is an empty one, null takes the mix's"
     )
-    weight: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="Share of the training relative to other tasks; only with explicit weighting"
+    weight: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="Share of the training relative to other tasks; only with explicit weighting. A task of 0 is "
+        "measured and not trained",
     )
     loss_weight: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="Weight of its loss in the gradient; how often it is drawn is another matter"
@@ -316,6 +318,8 @@ class MixSettings(Settings):
         wrong = ", ".join(f"'{name}'" for name, task in tasks.items() if (task.weight is None) == explicit)
         if wrong and explicit:
             raise ValueError(f"explicit weighting needs a weight for every task; missing for {wrong}")
+        if explicit and tasks and not any(task.weight for task in tasks.values()):
+            raise ValueError("every task has weight 0, so nothing would be trained")
         if wrong and "weighting" in info.data:
             weighting = info.data["weighting"]
             raise ValueError(f"weights go with 'weighting: explicit', not '{weighting}'; given for {wrong}")

@@ -117,6 +117,13 @@ class MethodResult(Record):
     effect: Effect | None = Field(default=None, description="against the baseline; None for that itself")
     tasks: dict[str, Effect] = Field(default={}, description="the same of every task, for the endpoint")
     rank: float | None = Field(default=None, description="mean over tasks and seeds, 1 is best; ties share")
+    alone: dict[str, Effect] = Field(
+        default={},
+        description="by task: its loss less that of the baseline trained on that task alone, always of losses",
+    )
+    delta_m: float | None = Field(
+        default=None, description="mean gain over single-task training, in percent of its loss"
+    )
     added: bool = Field(default=False, description="whether it came after the plan")
 
     @property
@@ -129,6 +136,11 @@ class MethodResult(Record):
         found = [effect.verdict for effect in self.tasks.values()]
         better, worse = found.count(Verdict.BETTER), found.count(Verdict.WORSE)
         return better, len(found) - better - worse, worse
+
+    @property
+    def seesaw(self) -> list[str]:
+        """Tasks that are worse than alone: what others gained was taken from them."""
+        return [task for task, effect in self.alone.items() if effect.verdict is Verdict.WORSE]
 
     def mean(self, figure: Literal["losses", "scores"], task: str | None = None) -> float | None:
         """Mean over seeds of a task's loss or score, or over its tasks."""
@@ -160,6 +172,9 @@ class Comparison(Record):
     rows: dict[str, int] = Field(description="test rows by task")
     domains: dict[str, str] = Field(description="domain of every task")
     methods: list[MethodResult] = Field(description="best first, by the endpoint")
+    alone: dict[str, list[float]] = Field(
+        default={}, description="of every task the loss of the baseline trained on it alone, one a seed"
+    )
     trials: list[Trial] = Field(default=[])
     failures: list[Failure] = Field(default=[])
     notes: list[str] = Field(default=[], description="what is to be known before anything is concluded")
@@ -214,6 +229,10 @@ class Comparison(Record):
                         yield (it.method, run.seed, "report", rate, task, metric, value, "", "", rows, run.run)
             total = sum(self.rows.values())
             yield (it.method, "", "report", rate, "", self.endpoint, it.value, it.low, it.high, total, "")
+            for task, gap in it.alone.items():
+                against = "loss less that of the task alone"
+                ends = (_plus(gap, -1), _plus(gap, 1))
+                yield (it.method, "", "report", rate, task, against, gap.value, *ends, self.rows[task], "")
             effects = {"": it.effect, **it.tasks}
             for task, effect in effects.items():
                 if effect is not None:
