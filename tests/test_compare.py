@@ -13,6 +13,7 @@ from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
 from malora_cli.cli._common import vocabulary
 from malora_cli.cli._comparison import Asked
+from malora_cli.compare.existing import comparison_of
 from malora_cli.compare.planner import PlannedRun, Planner, parse_method_overrides, parse_seeds
 from malora_cli.compare.run import Crew
 from malora_cli.compare.table import Row, compare, newest_evaluation
@@ -330,6 +331,9 @@ def test_compare_runs_prints_the_table_with_the_best_marked(
         pattern = rf"^  {re.escape(row.name)} +{' +'.join(map(re.escape, cells))} *$"
         assert re.search(pattern, out, re.MULTILINE), row
     assert "*" in out
+    assert out.count("One seed speaks of its own runs only") == 2
+    assert re.search(r"^malora against lora: [+-]", out, re.MULTILINE)
+    assert "Learning rates were not tuned: " in out
     monkeypatch.chdir(compared[0][0].path.parent.parent)
     assert command("runs", *(record.name for record, _ in compared)) == 0  # by their names under runs/
     assert capsys.readouterr().out == out
@@ -344,6 +348,20 @@ def test_baselines_says_what_is_wrong(
     assert command("baselines", str(recipe), "--methods", methods) == 2
     assert message in capsys.readouterr().err
     assert not (recipe.parent / "runs").exists()
+
+
+def test_runs_that_differ_in_more_than_their_method_end_in_no_verdict(
+    compared: list[tuple[RunRecord, EvalResult]], tmp_path: Path
+) -> None:
+    lora, molora, malora = (record for record, _ in compared)
+    found = comparison_of([lora, molora, malora])
+    assert found is not None
+    assert found.baseline == "lora"
+    assert {it.method for it in found.methods} == {"lora", "molora", "malora"}
+    other = RunRecord(Path(shutil.copytree(molora.path, tmp_path / "other")))
+    rewrite(other.manifest_path, lambda manifest: manifest["train_data"]["add"].update(sha256="0" * 64))
+    for records in ([lora, lora], [lora, other], [lora, molora, other]):
+        assert comparison_of(records) is None
 
 
 def test_runs_that_cannot_be_compared(

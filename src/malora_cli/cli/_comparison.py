@@ -156,16 +156,20 @@ def missing_lines(planner: Planner, plan: Plan, phase: Literal["tune", "report"]
 
 def print_comparison(comparison: Comparison, folder: Path, *, as_json: bool) -> None:
     """The table of a comparison and what may be concluded from it, or its record as JSON."""
-    console = result_console()
     if as_json:
-        console.out(comparison.model_dump_json(indent=2), highlight=False)
+        result_console().out(comparison.model_dump_json(indent=2), highlight=False)
         return
-    console.print(summary_table(comparison))
-    for line in [*comparison.sentences, *comparison.notes]:
-        say(line)
+    print_conclusions(comparison)
     for failure in comparison.failures:
         say(f"failed: {failure.method}, seed {failure.seed}: {failure.why}")
     say(f"comparison: {folder / 'comparison.json'}")
+
+
+def print_conclusions(comparison: Comparison) -> None:
+    """The table of a comparison, and what may be concluded from it."""
+    result_console().print(summary_table(comparison))
+    for line in [*comparison.sentences, *comparison.notes]:
+        say(line)
 
 
 def summary_table(comparison: Comparison) -> Table:

@@ -246,6 +246,11 @@ def runs_that_exist(
 
     records = [find_run(run, folder) for run in runs]
     _print([(record, newest_evaluation(record)) for record in records], full=full)
+    from malora_cli.cli._comparison import print_conclusions
+    from malora_cli.compare.existing import comparison_of
+
+    if (comparison := comparison_of(records)) is not None:
+        print_conclusions(comparison)
 
 
 def _print(evaluated: Sequence[tuple[RunRecord, EvalResult]], *, full: bool) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from malora_cli.compare.outcome import Evaluated
 from malora_cli.compare.plan import Plan
 from malora_cli.compare.planner import PlannedRun, Planner
 from malora_cli.compare.record import failures_of, recorded
-from malora_cli.compare.run import Crew, Evaluated, check_place_of, record_of, whole_evaluation
+from malora_cli.compare.run import Crew, check_place_of, record_of, whole_evaluation
 from malora_cli.compare.tuning import grid_around, tune
 from malora_cli.errors import RunError
 from malora_cli.results import RunRecord, read_json, write_json, writing

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from malora_cli.compare.outcome import Evaluated, Outcome
 from malora_cli.compare.plan import Plan
-from malora_cli.compare.run import Evaluated, Outcome
 from malora_cli.compare.sentences import notes, sentences
 from malora_cli.errors import RunError
 from malora_cli.results import RunRecord, utc_now

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
 
 from malora_cli.compare.jobs import train_in_processes
+from malora_cli.compare.outcome import Evaluated, Outcome
 from malora_cli.compare.planner import PlannedRun
 from malora_cli.errors import DivergedError, MaloraError, RunError, StoppedError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
@@ -17,25 +17,6 @@ from malora_cli.results.comparison import Failure, Trial
 from malora_cli.train.resuming import check_same_recipe
 from malora_cli.train.run import train
 from malora_cli.train.view import View
-
-
-class Evaluated(NamedTuple):
-    """A finished run with its newest evaluation of all tasks."""
-
-    method: str
-    seed: int
-    record: RunRecord
-    result: EvalResult
-    file: Path
-    task: str | None = None  # that it was trained on alone
-
-
-@dataclass
-class Outcome:
-    """What became of the runs of a comparison."""
-
-    evaluated: list[Evaluated] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
