@@ -35,7 +35,7 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 	@echo "What to try next:"
 	@echo "  $(BIN)/malora train recipes/quickstart.yaml --dry-run     see every setting, the parameters and the mixture"
 	@echo "  $(BIN)/malora merge-export $(RUN) --to lora --gates task:words_sorted"
-	@echo "  $(BIN)/malora compare baselines recipes/quickstart.yaml --methods lora,malora"
+	@echo "  $(BIN)/malora compare baselines recipes/quickstart.yaml --methods lora,malora --dry-run     see what a comparison runs"
 	@echo "  $(BIN)/malora recipes cp quickstart mine.yaml             make it your own"
 
 test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
