@@ -208,13 +208,13 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
     ),
     "a weight of nothing": (
         nothing,
-        ["tiny.yaml", "mix.weighting=explicit", "mix.tasks.add.weight=0"],
-        r"command line: mix\.tasks\.add\.weight=0: got 0; must be greater than 0",
+        ["tiny.yaml", "mix.weighting=explicit", *(f"mix.tasks.{name}.weight=0" for name in ("copy", "upper", "add"))],
+        r"mix\.yaml:1: mix\.tasks: every task has weight 0, so nothing would be trained",
     ),
     "a negative weight": (
         nothing,
         ["tiny.yaml", "mix.weighting=explicit", "mix.tasks.add.weight=-1"],
-        r"command line: mix\.tasks\.add\.weight=-1: got -1; must be greater than 0",
+        r"command line: mix\.tasks\.add\.weight=-1: got -1; must be at least 0",
     ),
     "no temperature": (nothing, ["tiny.yaml", "mix.weighting=temperature"], r".*temperature weighting needs a temp"),
     "a temperature for nothing": (
@@ -388,7 +388,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(work: Path, capsys: pytest.
         (["compare", "runs", "none"], r"none: there is no run here\. "),
         (
             ["compare", "baselines", "tiny.yaml", "--seeds", "a"],
-            r"--seeds: 'a' is no list of seeds\. Write it as 0,1,2\.",
+            r"--seeds: 'a' is not a list of seeds\. Write it as 0,1,2\.",
         ),
         (["compare", "baselines", "tiny.yaml", "--for", "x=1"], r"--for: 'x=1' names no method\. Write it as METHOD:"),
         (["compare", "baselines", "tiny.yaml", "--seeds", "-1"], r"command line: train\.seed=-1: .*at least 0"),

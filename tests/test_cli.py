@@ -316,7 +316,8 @@ def test_an_interrupt_before_the_training_leaves_nothing(
 def test_an_interrupted_comparison_goes_on_by_itself(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("compare", "baselines", "tiny.yaml", "output.name=both", "--methods", "malora")
+    command = ("compare", "baselines", "tiny.yaml", "output.name=both", "--methods", "malora,lora")
+    command += ("--seeds", "0", "--tune", "none")
     with monkeypatch.context() as patch:
         patch.setattr("malora_cli.train.view.view_for", lambda _console: interrupting_at(4))
         assert run(*command) == 130

@@ -39,7 +39,7 @@ def planned(
     recipe: Path, *overrides: str, methods: str = "lora,malora", seeds: str = "0", **by: str
 ) -> list[PlannedRun]:
     planner = Planner(recipe, [*QUICK, *overrides], {name: [override] for name, override in by.items()}, vocabulary())
-    planner.check(methods.split(","))
+    planner.check(methods.split(","), [0])
     return planner.runs(methods.split(","), parse_seeds(seeds))
 
 

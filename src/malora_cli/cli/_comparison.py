@@ -56,7 +56,7 @@ class Asked:
             RecipeError: An option or the recipe is wrong.
         """
         planner = self._planner
-        planner.check(methods)
+        planner.check(methods, parse_seeds(self.seeds))
         plan = self._plan(planner, methods, self.baseline)
         if plan.single_task:
             for task in planner.own.recipe.mix.tasks:
@@ -68,7 +68,7 @@ class Asked:
         found, plain = SETS[name], self._planner
         planner = replace(plain, contenders=found.contenders(plain.own.recipe), suffix=f"-{name}")
         methods = list(planner.contenders)
-        planner.check(methods)
+        planner.check(methods, parse_seeds(self.seeds))
         return planner, self._plan(planner, methods, self.baseline or found.BASELINE)
 
     @property

@@ -146,16 +146,15 @@ class Planner:
         """Where the comparison is kept, beside its runs."""
         return self.own.recipe.output.folder / f"{self.own.name}{self.suffix}.compare"
 
-    def check(self, methods: Sequence[str]) -> None:
-        """Make sure that the methods and what is set for each can be compared.
+    def check(self, methods: Sequence[str], seeds: Sequence[int]) -> None:
+        """Make sure that the methods and what is set for each can be compared, with these seeds.
 
         Raises:
             RecipeError: A method is not known, or one would get another budget than the others.
         """
         if not self.contenders:
             _check_methods(methods, self.by_method, self.vocabulary)
-        for method in methods:
-            self.run(method, 0)
+        self.runs(methods, seeds)
 
     def runs(
         self, methods: Sequence[str], seeds: Sequence[int], rates: Mapping[str, float] | None = None
