@@ -178,13 +178,17 @@ def test_where_one_run_fails_the_others_go_on(
     assert mended.of("malora").effect is not None
 
 
-def test_a_method_that_diverges_at_every_rate_is_a_failure(recipe: Path) -> None:
+def test_a_method_that_diverges_at_every_rate_is_a_failure(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--methods", "lora,malora", "--seeds", "0", "--tune", "lr=1e25,1e30", "train.warmup_ratio=0"]
     code = baselines(recipe, *asked, "train.max_grad_norm=0")
     trials = read_json(folder_of(recipe) / "tuning.json")
     assert all(trial["diverged"] for trial in trials)
     assert code == 2
     assert len({trial["learning_rate"] for trial in trials}) == 5, "grids went down to look for better"
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "plan", str(recipe), *QUICK, *asked, "train.max_grad_norm=0"])
+    assert not caught.value.code
+    assert capsys.readouterr().err.endswith("0 lines of phase tune\n"), "what diverged is not tried for ever"
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,13 @@ class Study:
 
         def attempt(wanted: Sequence[tuple[str, float]]) -> list[Trial]:
             runs = [planner.trial(method, plan.tuning_seed, rate) for method, rate in wanted]
-            open_trials.extend(run for run in runs if not record_of(run).finished)
+            halted = [_halted(run) for run in runs]
+            open_trials.extend(
+                run for run, at in zip(runs, halted, strict=True) if not at and not record_of(run).finished
+            )
             if open_trials:
                 raise _OpenTrialsError("trials of the tuning are missing")
-            return [crew.attempt(run) for run in runs]
+            return [crew.attempt(run, at) for run, at in zip(runs, halted, strict=True)]
 
         rates = dict[str, float]()
         if plan.tuning != "none":
@@ -128,8 +131,9 @@ class Study:
             runs = [planner.trial(method, plan.tuning_seed, rate) for method, rate in wanted]
             crew.train_side_by_side([run for run, key in zip(runs, wanted, strict=True) if key not in known])
             for run, key in zip(runs, wanted, strict=True):
-                trials.append(crew.attempt(run, known.get(key)))
-                write_json(folder / _TUNING_FILE, [trial.model_dump(mode="json") for trial in trials])
+                trials.append(crew.attempt(run, known.pop(key, None)))
+                kept = [*trials, *known.values()]  # those to come diverged before, which a kill does not forget
+                write_json(folder / _TUNING_FILE, [trial.model_dump(mode="json") for trial in kept])
             return trials[-len(wanted) :]
 
         tuned = tune({method: self.grid(method) for method in plan.methods}, attempt)
@@ -142,6 +146,15 @@ class Study:
 
 class _OpenTrialsError(Exception):
     """Trials are missing that the next ones follow from."""
+
+
+def _halted(run: PlannedRun) -> Trial | None:
+    """A trial that ended in a NaN or infinite loss, as its folder shows; its line would end so again."""
+    record = record_of(run)
+    if record.finished or not record.trouble_dir.is_dir():
+        return None
+    rate = run.loaded.recipe.train.learning_rate
+    return Trial(method=run.method, learning_rate=rate, run=run.name, loss=None, why="it diverged", diverged=True)
 
 
 def _nobody() -> View:
