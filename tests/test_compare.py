@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
@@ -364,6 +365,27 @@ def test_runs_that_differ_in_more_than_their_method_end_in_no_verdict(
         assert comparison_of(records) is None
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "weight_decay", 0.3),
+        ("model", "dtype", "bfloat16"),
+        ("mix", "temperature", 3),
+        ("remedies", "pcgrad", {}),
+    ],
+)
+def test_runs_of_other_settings_end_in_no_verdict(
+    compared: list[tuple[RunRecord, EvalResult]], tmp_path: Path, section: str, key: str, value: object
+) -> None:
+    lora, molora, _ = (record for record, _ in compared)
+    other = RunRecord(Path(shutil.copytree(molora.path, tmp_path / "other")))
+    assert comparison_of([lora, other]) is not None
+    settings = other.recipe
+    settings[section][key] = value
+    other.recipe_path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert comparison_of([lora, RunRecord(other.path)]) is None
+
+
 def test_runs_that_cannot_be_compared(
     compared: list[tuple[RunRecord, EvalResult]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -440,3 +462,14 @@ def test_remedies_are_compared_one_at_a_time_with_none(home: Path) -> None:
         ("plain", "uncertainty", "bandit", "pcgrad"), "uniform"
     )
     assert {recipe.method for recipe in recipes.values()} == {load(home).recipe.method}
+
+
+def test_contenders_of_a_set_may_be_given_settings(home: Path) -> None:
+    def asked(option: str) -> Asked:
+        return Asked(home, [*QUICK], "0", "none", None, "loss", 0.01, [option])
+
+    planner, plan = asked("molora-r8:method.lora_dropout=0.2").of_set("ranks")
+    dropouts = {name: planner.run(name, 0).loaded.recipe.method.lora_dropout for name in plan.methods}
+    assert {name for name, dropout in dropouts.items() if dropout == 0.2} == {"molora-r8"}
+    with pytest.raises(RecipeError, match=r"--for: no such method 'molora-r9'; did you mean 'molora-r8'\?"):
+        asked("molora-r9:method.lora_dropout=0.2").of_set("ranks")

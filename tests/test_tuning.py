@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf, log10
 
 import pytest
@@ -68,3 +68,17 @@ def test_a_trial_that_diverged_is_the_worst() -> None:
 def test_of_equal_losses_the_lower_rate_is_taken() -> None:
     found, _ = tuned(a=lambda rate: 0.5 if 9e-4 < rate < 4e-3 else 1.0)
     assert found["a"].learning_rate == 1e-3
+
+
+def test_rates_that_rounding_makes_alike_are_not_tried_twice() -> None:
+    narrow = {"low": [1e-3, 1.001e-3], "high": [1e-3, 1.001e-3]}
+    tried = Counter[tuple[str, float]]()
+
+    def attempt(wanted: Sequence[tuple[str, float]]) -> list[Trial]:
+        tried.update(wanted)
+        signs = {"low": 1, "high": -1}
+        return [Trial(method=m, learning_rate=rate, run=f"{m}-{rate}", loss=signs[m] * rate) for m, rate in wanted]
+
+    tune(narrow, attempt)
+    assert set(tried.values()) == {1}
+    assert len(tried) == 2 * (2 + EXTENSIONS)

@@ -32,6 +32,12 @@ def follow(recipe: dict[str, Any], was: Path, now: Path) -> None:
             section[key] = moved
 
 
+def leave_out_places(recipe: dict[str, Any]) -> None:
+    """Remove the absolute paths from a resolved recipe, which differ from machine to machine; it is changed."""
+    for section, key in list(_places(recipe)):
+        del section[key]
+
+
 def gone(recipe: dict[str, Any]) -> Iterator[str]:
     """The absolute paths in a resolved recipe at which nothing lies."""
     yield from (section[key] for section, key in _places(recipe) if not is_there(section[key]))

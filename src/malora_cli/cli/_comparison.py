@@ -16,6 +16,7 @@ from malora_cli.cli._terminal import plain_table, result_console, say
 from malora_cli.compare.plan import TUNING_SEED, Plan, baseline_of, check_seeds, check_tuned_rates, shared_settings
 from malora_cli.compare.planner import Planner, parse_method_overrides, parse_seeds, parse_tuning
 from malora_cli.compare.sets import SETS
+from malora_cli.results import RunRecord
 from malora_cli.results.comparison import Comparison, Effect, Endpoint, MethodResult, Verdict
 
 _BASELINE = "baseline"
@@ -136,8 +137,16 @@ def print_plan(planner: Planner, plan: Plan) -> None:
     say(f"plan:     sha256 {plan.sha256[:16]}, to be kept in {planner.folder}")
 
 
-def missing_lines(planner: Planner, plan: Plan, phase: Literal["tune", "report"]) -> list[str]:
+def missing_lines(
+    planner: Planner, plan: Plan, phase: Literal["tune", "report"], *, allow_code: bool = False
+) -> list[str]:
     """The commands of the runs of a phase that are not finished.
+
+    Args:
+        planner: Makes the recipes.
+        plan: What is compared.
+        phase: Trials of the learning rates, or the reported runs.
+        allow_code: Let evaluations run code that models write.
 
     Raises:
         RunError: Reported runs are asked for, and learning rates are not tuned yet.
@@ -146,10 +155,14 @@ def missing_lines(planner: Planner, plan: Plan, phase: Literal["tune", "report"]
 
     found = []
     for run in Study(planner, plan).missing(phase):
-        trained = (run.folder / "adapter").is_dir()
-        train = shlex.join(run.train_command(resume=(run.folder / "manifest.json").is_file()))
-        evaluate = shlex.join(["malora", "eval", str(run.folder)])
-        commands = [*([] if trained else [train]), *([evaluate] if phase == "report" else [])]
+        record, recipe = RunRecord(run.folder), run.loaded.recipe
+        train = shlex.join(run.train_command(resume=record.exists))
+        grants = ["eval.trust_metric_code=true"] if recipe.eval.trust_metric_code else []
+        grants += ["--trust-remote-code"] if recipe.model.trust_remote_code else []
+        grants += ["--allow-code"] if allow_code else []
+        only = ["--tasks", run.task] if run.task is not None else []
+        evaluate = shlex.join(["malora", "eval", str(run.folder), *only, *grants])
+        commands = [*([] if record.finished else [train]), *([evaluate] if phase == "report" else [])]
         found.append(" && ".join(commands))
     return found
 
@@ -203,7 +216,8 @@ def _against(comparison: Comparison, it: MethodResult) -> list[Text]:
     if it.method == comparison.baseline:
         return [Text(_BASELINE), Text(""), Text("")]
     if it.effect is None:
-        return [Text("runs missing"), Text(""), Text("")]
+        alone = all(other.method != comparison.baseline for other in comparison.methods)
+        return [Text("no baseline" if alone else "runs missing"), Text(""), Text("")]
     return [Text(_difference(it.effect)), _sign(it.effect.verdict), Text("/".join(map(str, it.tally())))]
 
 

@@ -126,12 +126,14 @@ def plan(
     match: MatchOption = "none",
     single_task: SingleOption = False,
     for_method: ForOption = None,
+    allow_code: CodeOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Print what is missing of a comparison, one command a line, for Slurm arrays and the like.
 
-    Lines may run anywhere and in any order, on one file system. Print them again until nothing is missing, since grids
-    go on where a best rate lies at an edge; then `malora compare baselines` with the same options reads what they made.
+    Lines may run in any order, on machines that share this folder, which they are run from. Print them again until
+    nothing is missing, since grids go on where a best rate lies at an edge; then `malora compare baselines` with the
+    same options reads what they made.
 
     Example: malora compare plan quickstart --phase tune --out jobs.txt
     """
@@ -145,7 +147,7 @@ def plan(
     )
     planner, planned = asked.of_methods(names_in(methods))
     prepare_libraries()
-    lines = missing_lines(matched(planner, planned), planned, phase)
+    lines = missing_lines(matched(planner, planned), planned, phase, allow_code=allow_code)
     if out is None:
         for line in lines:
             say(line)
@@ -214,6 +216,9 @@ def _carry_out(planner: Planner, planned: Plan, *, jobs: str, dry_run: bool, all
     if dry_run:
         print_plan(planner, planned)
         return
+    from malora_cli.evals.choosing import check_code
+
+    check_code(planner.own.recipe.mix, allowed=allow_code)
     from malora_cli.compare.baselines import Study
     from malora_cli.compare.jobs import jobs_wanted
     from malora_cli.compare.run import Crew

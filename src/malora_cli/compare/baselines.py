@@ -54,8 +54,8 @@ class Study:
             crew.train_side_by_side(runs)
             outcome = crew.carry_out(runs)
             for method in failed:
-                why = next(trial.why for trial in trials if trial.method == method)
-                outcome.failures += failures_of(method, plan.seeds, f"no trial of the tuning came to its end: {why}")
+                why = _why_not_tuned([trial for trial in trials if trial.method == method])
+                outcome.failures += failures_of(method, plan.seeds, why)
             comparison = recorded(folder.stem, plan, first, tuned, trials, outcome)
             comparison.save(folder)
         return comparison, outcome.evaluated
@@ -68,17 +68,23 @@ class Study:
         """
         crew = Crew(_nobody, lambda _line: None)
         planner, plan = self.planner, self.plan
+        plan.begun(planner.folder).keep(planner.folder)
+        alive = set[str]()
         open_trials: list[PlannedRun] = []
 
         def attempt(wanted: Sequence[tuple[str, float]]) -> list[Trial]:
             runs = [planner.trial(method, plan.tuning_seed, rate) for method, rate in wanted]
+            for run in runs:
+                check_place_of(run)
             halted = [_halted(run) for run in runs]
             open_trials.extend(
                 run for run, at in zip(runs, halted, strict=True) if not at and not record_of(run).finished
             )
             if open_trials:
                 raise _OpenTrialsError("trials of the tuning are missing")
-            return [crew.attempt(run, at) for run, at in zip(runs, halted, strict=True)]
+            trials = [crew.attempt(run, at) for run, at in zip(runs, halted, strict=True)]
+            alive.update(trial.method for trial in trials if trial.loss is not None)
+            return trials
 
         rates = dict[str, float]()
         if plan.tuning != "none":
@@ -92,8 +98,16 @@ class Study:
                     where="--phase report",
                     fix="Run the lines of --phase tune first.",
                 ) from None
-            rates = {method: it.learning_rate for method, it in found.items()}
-        runs = [*planner.runs(plan.methods, plan.seeds, rates), *self.runs_alone(rates)] if phase == "report" else []
+            rates = {method: it.learning_rate for method, it in found.items() if method in alive}
+        if phase == "tune":
+            return []
+        methods = plan.methods if plan.tuning == "none" else list(rates)
+        runs = [
+            *planner.runs(methods, plan.seeds, rates),
+            *(self.runs_alone(rates) if plan.baseline in methods else []),
+        ]
+        for run in runs:
+            check_place_of(run)
         return [run for run in runs if whole_evaluation(run, record_of(run)) is None]
 
     def runs_alone(self, rates: Mapping[str, float]) -> list[PlannedRun]:
@@ -138,6 +152,8 @@ class Study:
 
         tuned = tune({method: self.grid(method) for method in plan.methods}, attempt)
         alive = {trial.method for trial in trials if trial.loss is not None}
+        # Without a trial that failed for another reason than its rate, the best of the others may not be the best.
+        alive -= {trial.method for trial in trials if trial.loss is None and not trial.diverged}
         for method, it in tuned.items():
             if method in alive:
                 crew.tell(f"[tuning] {method}: learning rate {it.learning_rate:g}")
@@ -151,10 +167,18 @@ class _OpenTrialsError(Exception):
 def _halted(run: PlannedRun) -> Trial | None:
     """A trial that ended in a NaN or infinite loss, as its folder shows; its line would end so again."""
     record = record_of(run)
-    if record.finished or not record.trouble_dir.is_dir():
+    if record.finished or not record.diverged_path.is_file():
         return None
     rate = run.loaded.recipe.train.learning_rate
     return Trial(method=run.method, learning_rate=rate, run=run.name, loss=None, why="it diverged", diverged=True)
+
+
+def _why_not_tuned(trials: Sequence[Trial]) -> str:
+    """Why a method has no learning rate."""
+    for trial in trials:
+        if trial.loss is None and not trial.diverged:
+            return f"a trial of the tuning failed, at learning rate {trial.learning_rate:g}: {trial.why}"
+    return f"it diverged at every learning rate, as at {trials[0].learning_rate:g}: {trials[0].why}"
 
 
 def _nobody() -> View:

@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
 
 from malora_cli.compare.planner import PlannedRun
-from malora_cli.errors import RecipeError
+from malora_cli.errors import RecipeError, StoppedError
+from malora_cli.train.stopping import StopRequest
+
+#: Seconds after which it is looked whether this process was told to stop.
+_LOOK_AGAIN = 0.2
 
 
 def gpus() -> list[str]:
@@ -44,8 +48,11 @@ def train_in_processes(runs: Sequence[PlannedRun], jobs: int, tell: Callable[[st
         runs: Runs that are not finished.
         jobs: How many at a time; they take turns on the GPUs, or share the cores.
         tell: Told what happens to each run.
+
+    Raises:
+        StoppedError: This process was told to stop, and has told the others.
     """
-    cards = gpus()
+    cards, running = gpus(), set[subprocess.Popen[bytes]]()
     free = SimpleQueue[int]()
     for slot in range(jobs):
         free.put(slot)
@@ -57,23 +64,36 @@ def train_in_processes(runs: Sequence[PlannedRun], jobs: int, tell: Callable[[st
             threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
             log = run.folder.with_name(f"{run.name}.log")
             tell(f"{run.folder}: training; see {log}")
-            code = _train(run, log, {**threads, **os.environ, **place})
+            code = _train(run, log, {**threads, **os.environ, **place}, running)
             tell(f"{run.folder}: {'trained' if code == 0 else f'ended with exit code {code}'}")
         finally:
             free.put(slot)
 
     pool = ThreadPoolExecutor(jobs)
-    try:
-        for done in [pool.submit(trained, run) for run in runs]:
-            done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # on Ctrl-C, which the processes hear as well, no other is begun
+    with StopRequest() as stop:
+        try:
+            left = {pool.submit(trained, run) for run in runs}
+            while left and stop.signal is None:
+                done, left = wait(left, timeout=_LOOK_AGAIN, return_when=FIRST_COMPLETED)
+                for one in done:
+                    one.result()
+        finally:  # no other is begun, and those under way save their step
+            for process in list(running):
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+    if stop.signal is not None:
+        raise StoppedError("runs under way were saved", stop.signal)
 
 
-def _train(run: PlannedRun, log: Path, environment: dict[str, str]) -> int:
+def _train(run: PlannedRun, log: Path, environment: dict[str, str], running: set[subprocess.Popen[bytes]]) -> int:
     """The exit code of the command that trains or resumes a run."""
     command = run.train_command(resume=(run.folder / "manifest.json").is_file())
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         arguments = [sys.executable, "-m", "malora_cli", *command[1:]]
-        return subprocess.run(arguments, stdout=file, stderr=file, env=environment, check=False).returncode
+        process = subprocess.Popen(arguments, stdout=file, stderr=file, env=environment)
+        running.add(process)
+        try:
+            return process.wait()
+        finally:
+            running.discard(process)

@@ -105,7 +105,8 @@ def _other_subspace(
 
 def _of_rank(settings: Mapping[str, Any], rank: int) -> dict[str, float]:
     """The same method with another rank: its scale stays, and a shared subspace grows with it."""
-    found: dict[str, float] = {"r": rank, "lora_alpha": settings["lora_alpha"] * rank / settings["r"]}
+    power = 0.5 if settings["name"] == "rslora" else 1  # which divides by the square root of its rank
+    found: dict[str, float] = {"r": rank, "lora_alpha": settings["lora_alpha"] * (rank / settings["r"]) ** power}
     if "subspace_rank" in settings:
         found["subspace_rank"] = max(rank, round(settings["subspace_rank"] * rank / settings["r"]))
     return found

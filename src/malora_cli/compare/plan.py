@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from malora_cli.errors import RecipeError, RunError
+from malora_cli.places import leave_out_places
 from malora_cli.recipe import Recipe
 from malora_cli.registry import did_you_mean
 from malora_cli.results import read_json, write_json
@@ -62,6 +63,8 @@ class Plan(Record):
         before, now = first.model_dump(mode="json"), self.model_dump(mode="json")
         for key in before:
             grown = key in _GROWING and set(before[key]) <= set(now[key])
+            if key == "settings":  # a method that is added may have its own
+                before, now = before | {key: _of(first.methods, before)}, now | {key: _of(first.methods, now)}
             if before[key] != now[key] and not grown:
                 raise RunError(
                     f"another comparison was begun here; '{key}' differs ({_first_difference(before[key], now[key])})",
@@ -80,10 +83,17 @@ class Plan(Record):
         return folder / "plan.json"
 
 
+def _of(methods: Sequence[str], plan: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The settings of some methods in a plan."""
+    return {method: found for method, found in plan["settings"].items() if method in methods}
+
+
 def shared_settings(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe all runs of a comparison have, and another machine as well."""
+    """What of a recipe all runs of a comparison have, and another machine as well: where files lie is left out."""
     settings = recipe.model_dump(mode="json")
-    del settings["output"], settings["model"]["device"], settings["train"]["seed"]
+    del settings["output"], settings["model"]["device"], settings["model"]["trust_remote_code"]
+    del settings["eval"]["trust_metric_code"], settings["train"]["seed"]
+    leave_out_places(settings)
     return settings
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import gcd, isfinite
@@ -152,8 +152,15 @@ class Planner:
         Raises:
             RecipeError: A method is not known, or one would get another budget than the others.
         """
-        if not self.contenders:
-            _check_methods(methods, self.by_method, self.vocabulary)
+        _check_methods(methods, self.by_method, self.contenders or self.vocabulary.methods)
+        train = self.own.recipe.train
+        for name in ("init_seed", "dropout_seed"):
+            if len(seeds) > 1 and getattr(train, name) is not None:
+                raise RecipeError(
+                    f"train.{name} is set, so that runs of several seeds have it in common",
+                    where=str(self.path),
+                    fix=f"Set train.{name}=null.",
+                )
         self.runs(methods, seeds)
 
     def runs(
@@ -170,15 +177,16 @@ class Planner:
             seed: Its ``train.seed``.
             rate: Its learning rate, where that was tuned.
         """
-        return self._planned(method, seed, f"{method}-seed{seed}", _rate(rate))
+        return self._planned(method, seed, _name(method, rate, seed), _rate(rate))
 
     def trial(self, method: str, seed: int, rate: float) -> PlannedRun:
         """One run of the tuning, which measures all validation rows, at its end."""
         train = self.own.recipe.train
-        watched = [f"train.eval_rows={max(train.eval_rows, TRIAL_ROWS)}", "train.keep_best=0"]
-        if train.steps is not None and not _goes_by_evaluations(self.own.recipe):
-            watched.append(f"train.eval_every={train.steps}")
-        return self._planned(method, seed, f"{method}-rate{_spelled(rate)}-seed{seed}", [*watched, *_rate(rate)])
+        watched = ["train.keep_best=0"]
+        if not _goes_by_evaluations(self.own.recipe):
+            watched.append(f"train.eval_rows={max(train.eval_rows, TRIAL_ROWS)}")
+            watched += [] if train.steps is None else [f"train.eval_every={train.steps}"]
+        return self._planned(method, seed, _name(method, rate, seed), [*watched, *_rate(rate)])
 
     def alone(self, method: str, task: str, seed: int, *, rate: float | None = None) -> PlannedRun:
         """The run of a method on one task, which sees the same rows of it as in the mixture, as many a step.
@@ -187,6 +195,12 @@ class Planner:
             RecipeError: A step of the mixture has no whole number of rows of that task.
         """
         train = self.own.recipe.train
+        if train.steps is None:
+            raise RecipeError(
+                "how many steps the mixture takes is not known beforehand",
+                where="--single-task",
+                fix="Set train.steps, and train.epochs=null or train.stop=null where they are set.",
+            )
         rows = train.batch_size * self._share(task)
         if abs(rows - round(rows)) > 1e-6 or round(rows) < 1:
             raise RecipeError(
@@ -198,7 +212,7 @@ class Planner:
         weights = [f"mix.tasks.{name}.weight={float(name == task):g}" for name in self.own.recipe.mix.tasks]
         batch = [f"train.batch_size={size}", f"train.micro_batch_size={gcd(size, train.micro_batch_size)}"]
         further = ["mix.temperature=null", *weights, "mix.weighting=explicit", *batch, *_rate(rate)]
-        return replace(self._planned(method, seed, f"{method}-only-{task}-seed{seed}", further), task=task)
+        return replace(self._planned(method, seed, _name(f"{method}-only-{task}", rate, seed), further), task=task)
 
     def _share(self, task: str) -> float:
         """The share of the rows of a step that a task has."""
@@ -231,9 +245,10 @@ class Planner:
         return changed
 
 
-def _spelled(rate: float) -> str:
-    """As it may stand in the name of a folder."""
-    return f"{rate:g}".replace("+", "")
+def _name(what: str, rate: float | None, seed: int) -> str:
+    """Name of a run behind that of its recipe; a tuned rate stands in it, so that another one is another run."""
+    spelled = "" if rate is None else f"-rate{rate:g}".replace("+", "")
+    return f"{what}{spelled}-seed{seed}"
 
 
 def _rate(rate: float | None) -> list[str]:
@@ -245,13 +260,13 @@ def _goes_by_evaluations(recipe: Recipe) -> bool:
     return any(remedy.goes_by_evaluations for remedy in recipe.remedies.chosen.values())
 
 
-def _check_methods(methods: Sequence[str], by_method: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> None:
+def _check_methods(methods: Sequence[str], by_method: Mapping[str, Sequence[str]], known: Collection[str]) -> None:
     if not methods:
-        raise RecipeError("no method is named", where="--methods", fix=f"Known: {', '.join(vocabulary.methods)}.")
+        raise RecipeError("no method is named", where="--methods", fix=f"Known: {', '.join(known)}.")
     for option, names in (("--methods", methods), ("--for", by_method)):
         for name in names:
-            if name not in vocabulary.methods:
-                raise RecipeError(f"no such method '{name}'; {did_you_mean(name, vocabulary.methods)}", where=option)
+            if name not in known:
+                raise RecipeError(f"no such method '{name}'; {did_you_mean(name, known)}", where=option)
     if unused := sorted(set(by_method) - set(methods)):
         raise RecipeError(f"'{unused[0]}' is not among the methods compared", where="--for", fix="Add it to --methods.")
 
@@ -269,5 +284,5 @@ def _check_budget(method: str, equal: Recipe, own: Recipe) -> None:
                     where="--for",
                     fix=f"Set it for every run: {section}.{name}=VALUE without --for.",
                 )
-    if own.method.name != method:
+    if own.method.name != equal.method.name:
         raise RecipeError(f"method {method} was turned into '{own.method.name}'", where="--for", fix="Leave it out.")

@@ -107,7 +107,7 @@ def _task_rows(rows: Sequence[Mapping[str, Any]], endpoint: Endpoint) -> TaskRow
         nats=array("d", (row["adapter_nats"] if losses else 0.0 for row in rows)).tolist(),
         tokens=[row["tokens"] if losses else 1 for row in rows],
         scores=array("d", (row["adapter_score"] for row in rows)).tolist(),
-        clusters=[row["prompt"] for row in rows],
+        clusters=[row.get("cluster", row["prompt"]) for row in rows],
     )
 
 

@@ -38,11 +38,15 @@ def notes(comparison: Comparison, later_seeds: Sequence[int]) -> list[str]:
     untuned = [it.method for it in comparison.methods if it.tuned.bracketed is None]
     at_edge = [it.method for it in comparison.methods if it.tuned.bracketed is False]
     added = [it.method for it in comparison.methods if it.added]
+    shown = [it.method for it in comparison.methods]
     short = [it.method for it in comparison.methods if len(it.runs) < len(comparison.seeds)]
+    short += list(dict.fromkeys(it.method for it in comparison.failures if it.method not in shown))
+    headless = [] if comparison.baseline in shown else [comparison.baseline]
     found = [
         (untuned, "Learning rates were not tuned: {}. Methods differ in the rate that suits them."),
         (at_edge, "The best learning rate lies at the edge of the grid, not bracketed: {}."),
         (short, "Not compared, since runs are missing: {}."),
+        (headless, "Nothing is compared, since the baseline has no runs: {}."),
         (added, "Added after the plan was written: {}."),
         ([f"seed {seed}" for seed in later_seeds], "Added after the plan was written: {}."),
     ]

@@ -76,8 +76,14 @@ def _further(losses: Mapping[float, float]) -> float:
     rates, best = sorted(losses), _best(losses)
     if (edge := _edge(losses)) != 0:
         inner = rates[1] if edge < 0 else rates[-2]
-        return rounded(best * best / inner)
+        return _untried(rounded(best * best / inner), losses, 0.5 if edge < 0 else 2.0)
     place = rates.index(best)
     neighbour = min(rates[place - 1], rates[place + 1], key=losses.__getitem__)
-    middle = rounded(sqrt(best * neighbour))
-    return middle if middle not in losses else rounded(best * 1.1)
+    return _untried(rounded(sqrt(best * neighbour)), losses, 1.1)
+
+
+def _untried(rate: float, losses: Mapping[float, float], factor: float) -> float:
+    """A rate that is not in a grid, which may be so narrow that rounding leads back into it."""
+    while rate in losses:
+        rate = rounded(rate * factor)
+    return rate

@@ -275,6 +275,8 @@ def _lines(columns: Mapping[str, Mapping[str, Scored]]) -> Iterator[str]:
     for name, first in next(iter(columns.values())).items():
         for number, question in enumerate(first.questions):
             line: dict[str, object] = {"task": name, "row": question.row, "prompt": question.prompt}
+            if question.cluster != question.prompt:
+                line["cluster"] = question.cluster
             rights = question.references
             line |= {"reference": rights[0]} if len(rights) == 1 else {"references": rights}
             for which, scored in columns.items():

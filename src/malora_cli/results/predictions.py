@@ -1,9 +1,9 @@
 """``eval/*.predictions.jsonl``: every row of an evaluation with what was answered; the scores are in ``eval/*.json``.
 
 One JSON object a line: ``task``, ``row`` (its number in the source, from 0), ``prompt``, ``reference`` (or
-``references``), and under the name of each model, such as ``base`` and ``adapter``, its answer. Beside that stand
-NAME_score, NAME_nats (of the first reference; ``tokens`` are its tokens), NAME_choices (nats of every choice),
-NAME_unread and NAME_outcome, where there is such a thing.
+``references``), ``cluster`` where its task names a column of clusters, and under the name of each model, such as
+``base`` and ``adapter``, its answer. Beside that stand NAME_score, NAME_nats (of the first reference; ``tokens`` are
+its tokens), NAME_choices (nats of every choice), NAME_unread and NAME_outcome, where there is such a thing.
 """
 
 from __future__ import annotations

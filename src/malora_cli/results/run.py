@@ -8,7 +8,8 @@ RUN/adapter/         the trained adapter in PEFT's format
 RUN/experts.json     what the trained experts have in common, for routed methods
 RUN/eval/            one JSON an evaluation, and the predictions behind it
 RUN/report/          index.html
-RUN/trouble/         the rows of steps whose loss or gradient was no number
+RUN/trouble/         the rows of steps with a NaN or infinite loss or gradient
+RUN/diverged.json    why training ended, where it did in such a step or weight
 RUN/.lock            held by the process that writes the run, beside .writer.json that names it (see lock.py)
 """
 
@@ -172,6 +173,11 @@ class RunRecord:
     def trouble_dir(self) -> Path:
         """Where the rows of steps that went wrong lie."""
         return self.path / "trouble"
+
+    @property
+    def diverged_path(self) -> Path:
+        """Says that training ended in a NaN or infinite loss, gradient or weight, and how."""
+        return self.path / "diverged.json"
 
     @property
     def lock_path(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +16,11 @@ from peft import PeftModel
 from malora_cli.adapters.analysis import analyse_experts
 from malora_cli.data.overlap import Overlap
 from malora_cli.data.splits import Split
-from malora_cli.errors import StoppedError
+from malora_cli.errors import DivergedError, StoppedError
 from malora_cli.modeling import count_parameters, known_commit, save_adapter
 from malora_cli.modeling.reason import first_line
 from malora_cli.recipe import LoadedRecipe, Recipe
-from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now
+from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now, write_json
 from malora_cli.results.contents import ADAPTER_FILES, seal
 from malora_cli.train import checkpoints, processes, sharding
 from malora_cli.train.arguments import training_arguments
@@ -64,7 +65,13 @@ def train(
     processes.meet(loaded.recipe.model.device)
     resume = processes.the_writers(processes.writes() and check_place(record, resume=resume))
     with held(record):
-        _train(loaded, record, view, resume=resume, announce=announce, measure=measure)
+        try:
+            _train(loaded, record, view, resume=resume, announce=announce, measure=measure)
+        except DivergedError as error:
+            if processes.writes() and record.exists:
+                with suppress(OSError):  # what is raised says more
+                    write_json(record.diverged_path, {"why": str(error)})
+            raise
     return record
 
 

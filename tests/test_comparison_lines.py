@@ -1,0 +1,102 @@
+"""What is left to do of a comparison, and what stops it: lines for a cluster, trials that ended, processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from malora_cli.cli._common import vocabulary
+from malora_cli.cli._comparison import Asked, missing_lines
+from malora_cli.compare import jobs
+from malora_cli.compare.matching import matched_ranks
+from malora_cli.compare.planner import Planner
+from malora_cli.errors import StoppedError
+from malora_cli.results import RunRecord, write_json
+from train_runs import train_run, workplace
+
+QUICK = ("train.steps=3", "train.eval_every=3", "train.checkpoint_every=1", "eval.rows=4")
+LORA_AND_MALORA = ["lora", "malora"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model: Path) -> Path:
+    return workplace(tmp_path / "work", tiny_model)
+
+
+def planner_of(recipe: Path, *overrides: str) -> Planner:
+    return Planner(recipe, [*QUICK, *overrides], {}, vocabulary())
+
+
+def test_lines_say_what_code_may_run_and_which_task_is_alone(recipe: Path) -> None:
+    asked = Asked(
+        recipe, [*QUICK, "model.trust_remote_code=true"], "0", "none", None, "loss", 0.01, [], single_task=True
+    )
+    planner, plan = asked.of_methods(LORA_AND_MALORA)
+    lines = missing_lines(planner, plan, "report", allow_code=True)
+    assert len(lines) == 2 + 3
+    for line in lines:
+        train, evaluate = line.split(" && ")
+        assert train.startswith("malora train ")
+        assert evaluate.endswith(" --trust-remote-code --allow-code")
+    alone = [line for line in lines if "-lora-only-" in line]
+    assert [line.split(" --tasks ")[1].split()[0] for line in alone] == ["copy", "upper", "add"]
+    assert not any("--allow-code" in line for line in missing_lines(planner, plan, "report"))
+
+
+def test_only_a_trial_that_ended_in_nan_is_not_tried_again(recipe: Path) -> None:
+    def rates(left: list[str]) -> list[str]:
+        return [line.split("train.learning_rate=")[1].split()[0] for line in left if "method.name=lora" in line]
+
+    asked = Asked(recipe, [*QUICK], "0", "lr=0.001,0.003", None, "loss", 0.01, [])
+    planner, plan = asked.of_methods(LORA_AND_MALORA)
+    before = missing_lines(planner, plan, "tune")
+    assert len(before) == 4
+    halted = RunRecord(planner.trial("lora", plan.tuning_seed, 0.001).folder)
+    halted.trouble_dir.mkdir(parents=True)
+    assert len(missing_lines(planner, plan, "tune")) == 4, "a step may have been skipped, and training gone on"
+    write_json(halted.diverged_path, {"why": "NaN"})
+    assert len(missing_lines(planner, plan, "tune")) == 3
+
+
+def test_a_run_that_diverges_says_so_in_its_folder(recipe: Path) -> None:
+    from malora_cli.errors import DivergedError
+
+    with pytest.raises(DivergedError) as caught:
+        train_run(recipe, *QUICK, "train.learning_rate=1e30", "train.max_grad_norm=0", "train.warmup_ratio=0")
+    [mark] = (recipe.parent / "runs").glob("*/diverged.json")
+    assert str(caught.value) in mark.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("method", "power"), [("rslora", 0.5), ("dora", 1.0)])
+def test_the_scale_stays_where_the_rank_is_matched(recipe: Path, method: str, power: float) -> None:
+    planner = planner_of(recipe, "method={name: lora, r: 32}")
+    [matched] = matched_ranks(planner, ["lora", method], "lora").values()
+    changed = dict(override.removeprefix("method.").split("=") for override in matched.overrides)
+    own = planner.run(method, 0).loaded.recipe.method.model_dump()
+    scale = own["lora_alpha"] / own["r"] ** power
+    assert float(changed["lora_alpha"]) / float(changed["r"]) ** power == pytest.approx(scale)
+    assert int(changed["r"]) != own["r"]
+
+
+def test_a_signal_ends_the_runs_side_by_side(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = tmp_path / "training"
+    training.write_text("#!/bin/sh\ntrap 'kill $!; echo told >> $0.told; exit 143' TERM\nsleep 60 & wait\n")
+    training.chmod(0o755)
+    monkeypatch.setattr(jobs.sys, "executable", str(training))
+    begun: list[str] = []
+
+    def tell(line: str) -> None:
+        begun.append(line)
+        if len(begun) == 2:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    runs = planner_of(recipe).runs(["lora", "malora", "dora"], [0])
+    with pytest.raises(StoppedError) as caught:
+        jobs.train_in_processes(runs, 2, tell)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert Path(f"{training}.told").read_text() == "told\n" * 2
+    assert not any("dora" in line for line in begun), "no other is begun"
