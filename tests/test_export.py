@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-import malora_cli.export.merge
+import malora_cli.export.run
+from exports import export_adapter, export_lora
 from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
 from malora_cli.data.encoding import Encoder
@@ -25,9 +26,10 @@ from malora_cli.data.formats._base import Example
 from malora_cli.data.tasks import load_tasks
 from malora_cli.errors import MaloraError, RecipeError, RunError
 from malora_cli.evals.choosing import choose_tasks
-from malora_cli.export.merge import export_adapter, export_lora
-from malora_cli.export.static import export_static_lora
-from malora_cli.modeling import load_adapter, wrap
+from malora_cli.export.formats import FORMATS, Origin
+from malora_cli.export.static import static_lora
+from malora_cli.modeling import BaseModel, load_adapter, wrap
+from malora_cli.recipe import ModelSettings, Recipe
 from malora_cli.results import RunRecord, read_json
 from tiny_models import tiny
 from train_runs import load, rewrite, train_run, workplace
@@ -289,7 +291,9 @@ def test_other_architectures_merge_as_well(kind: str, tmp_path: Path) -> None:
     experts = experts_of(tmp_path / "adapter")
     routers = experts_in_order(model)
     gates = torch.rand(len(routers), 4)
-    export_static_lora(model, gates, tmp_path / "lora", base="anything")
+    (tmp_path / "lora").mkdir()
+    origin = Origin(BaseModel(kind, kind), ModelSettings(base=kind), tiny(kind), "anything")
+    FORMATS["peft"].write("lora", static_lora(model, gates), origin, tmp_path / "lora")
     updates = {name: experts[name].update(gate) for name, gate in zip(routers, gates, strict=True)}
     with updated(tiny(kind), updates) as reference:
         expected = logits(reference)
@@ -314,21 +318,26 @@ def test_the_table_and_merge_json_hold_the_same_losses(
 ) -> None:
     record, _ = runs["malora"]
     out = tmp_path / "lora"
+    asked = ["--to", "lora", "--gates", "task:copy", "--accept-loss", "99", "--no-verify", "--out", str(out)]
     with pytest.raises(SystemExit) as caught:
-        main(["merge-export", str(record.path), "--to", "lora", "--gates", "task:copy", "--out", str(out)])
+        main(["merge-export", str(record.path), *asked])
     assert caught.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"exported: {out}"
     told = read_json(out / "merge.json")
     assert (told["run"], told["gates"]) == ("malora", "task:copy")
-    table = {line.split()[0]: line.split()[1:] for line in lines[2:-1]}
-    assert table.keys() == told["validation_nats_per_token"].keys() == {"copy", "upper", "add"}
-    last = record.metrics.evals()[-1]
-    for task, loss in told["validation_nats_per_token"].items():
-        difference = loss["merged"] - loss["routed"]
-        assert table[task] == [f"{loss['routed']:.4f}", f"{loss['merged']:.4f}", f"{difference:+.4f}"]
-        assert loss["routed"] == pytest.approx(last.tasks[task].loss, rel=1e-5)
-    assert any(abs(loss["merged"] - loss["routed"]) > 1e-4 for loss in told["validation_nats_per_token"].values())
+    table = {line.split()[1]: line.split()[2:] for line in lines[2:-1]}
+    assert table.keys() == told["validation"].keys() == {"copy", "upper", "add"}
+    first, *_, last = record.metrics.evals()
+    for task, cost in told["validation"].items():
+        assert table[task][:3] == [f"{cost[name]:.4f}" for name in ("base", "routed", "merged")]
+        assert cost["routed"] == pytest.approx(last.tasks[task].loss, rel=1e-5)
+        assert cost["base"] == pytest.approx(first.tasks[task].loss, rel=1e-5)
+        kept = (cost["base"] - cost["merged"]) / (cost["base"] - cost["routed"])
+        assert cost["kept"] == pytest.approx(kept)
+        assert cost["divergence"] > 0
+        assert 0 < cost["same_top"] <= 1
+    assert any(abs(cost["merged"] - cost["routed"]) > 1e-4 for cost in told["validation"].values())
 
 
 # ---------------------------------------------------------------- what is refused
@@ -340,7 +349,7 @@ def test_the_table_and_merge_json_hold_the_same_losses(
         ("task:ad", r"--gates: 'task:ad' names no gates; did you mean 'task:add'\?"),
         ("mixx", r"--gates: 'mixx' names no gates; did you mean 'mix'\?"),
         ("task:", r"--gates: 'task:' names no gates; "),
-        ("../..", r"--gates: '../..' names no gates; known: mix, task:add, task:copy, task:upper"),
+        ("../..", r"--gates: '../..' names no gates; known: domain:.*, each, fit, mix, .*uniform"),
     ],
 )
 def test_gates_that_are_not_there(
@@ -356,15 +365,15 @@ def test_a_lora_has_no_gates_to_hold_fixed(
     recipe: Path, runs: dict[str, tuple[RunRecord, tuple[str, ...]]], tmp_path: Path
 ) -> None:
     record, given = runs["lora"]
-    with pytest.raises(RunError, match=r"method 'lora' has no routed experts to merge.*use --to adapter"):
+    with pytest.raises(RunError, match=r"method 'lora' has no routed experts whose gates could be held fixed\."):
         export_lora(record, load(recipe, *given).recipe, tmp_path / "lora", gates="mix")
     assert not (tmp_path / "lora").exists()
 
 
-Export = Callable[[RunRecord, object, Path], object]
+Export = Callable[[RunRecord, Recipe, Path], object]
 EXPORTS: list[Export] = [
-    lambda record, recipe, folder: export_adapter(record, recipe, folder),  # type: ignore[arg-type]
-    lambda record, recipe, folder: export_lora(record, recipe, folder, gates="mix"),  # type: ignore[arg-type]
+    lambda record, recipe, folder: export_adapter(record, recipe, folder),
+    lambda record, recipe, folder: export_lora(record, recipe, folder, gates="mix"),
 ]
 
 
@@ -382,14 +391,14 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
     (tmp_path / "taken" / "mine").touch()
     (tmp_path / "file").touch()
     for folder, message in ((tmp_path / "taken", "exists already"), (tmp_path / "file" / "x", "cannot be written")):
-        with pytest.raises(RunError, match=rf"{folder}: .*{message}.* Name another by --out FOLDER\."):
+        with pytest.raises(RunError, match=rf"{folder}: .*{message}.* Name another by --out FOLDER"):
             export(record, own, folder)
     for error, expected in ((OSError("disk full"), MaloraError), (KeyboardInterrupt(), KeyboardInterrupt)):
 
         def fail(*_: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr(malora_cli.export.merge, "write_json", fail)
+        monkeypatch.setattr(malora_cli.export.run, "write_json", fail)
         with pytest.raises(expected):
             export(record, own, tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]

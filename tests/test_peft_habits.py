@@ -11,9 +11,10 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from exports import export_adapter
 from malora_cli import HydraLoraConfig, MaloraConfig
 from malora_cli.adapters.layer import MixtureLinear
-from malora_cli.export import merge
+from malora_cli.export import run as exporting
 from malora_cli.modeling.base import BaseModel
 from malora_cli.results import read_json
 from tiny_models import randomise, tiny, tokens
@@ -198,11 +199,11 @@ def test_a_base_model_from_a_gguf_file_goes_by_its_name(tmp_path: Path, monkeypa
     model.peft_config["default"].base_model_name_or_path = cached
     model.save_pretrained(adapter)
     assert cached in (adapter / "README.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(merge, "base_of_run", lambda *_: BaseModel("models/some.gguf", cached))
-    monkeypatch.setattr(merge, "check_adapter", lambda *_: None)  # there is no run whose method it could be of
+    monkeypatch.setattr(exporting, "base_of_run", lambda *_: BaseModel("models/some.gguf", cached))
+    monkeypatch.setattr(exporting, "check_adapter", lambda *_: None)  # there is no run whose method it could be of
     manifest = SimpleNamespace(base_model_commit=None)
     record: Any = SimpleNamespace(adapter_at=lambda _: adapter, path=tmp_path, manifest=manifest)
-    merge.export_adapter(record, SimpleNamespace(model=None, method=None), tmp_path / "out")  # type: ignore[arg-type]
+    export_adapter(record, SimpleNamespace(model=None, method=None), tmp_path / "out")  # type: ignore[arg-type]
     assert read_json(tmp_path / "out" / "adapter_config.json")["base_model_name_or_path"] == "some.gguf"
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert cached not in text

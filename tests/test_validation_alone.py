@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 import pytest
 
 import malora_cli
+from exports import export_lora
 from malora_cli.cli._common import recipe_of_run
 from malora_cli.data.splits import Split
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
-from malora_cli.export.merge import export_lora
 from malora_cli.reports.view import RunView
 from malora_cli.results import RunRecord
 from malora_cli.train import checkpoints, materials

@@ -16,10 +16,10 @@ from peft.utils import save_and_load
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from exports import export_adapter
 from malora_cli.adapters.methods import METHODS
 from malora_cli.errors import ModelError
 from malora_cli.evals.evaluate import evaluate_run
-from malora_cli.export.merge import export_adapter
 from malora_cli.modeling import load_adapter, load_base, load_tokenizer, resolve_base, save_adapter, wrap
 from malora_cli.modeling.device import own_device
 from malora_cli.recipe import ModelSettings

@@ -226,10 +226,18 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
 
     def _gate(self, logits: Tensor | None, x: Tensor, name: str) -> Tensor:
         """The gates for these logits, or those that the first linear called in the block has for the same tokens."""
-        config, block = self.malora_config[name], self.malora_block.get(name)
-        if logits is None:
+        block = self.malora_block.get(name)
+        if logits is not None:
+            gate = self._gate_of(logits, name, block)
+        else:
             assert block is not None
-            return self._gate_of_block(block, x)
+            gate = self._gate_of_block(block, x)
+        if self.malora_routing.observer is not None:
+            self.malora_routing.observer(self._router_index, x, gate)
+        return gate
+
+    def _gate_of(self, logits: Tensor, name: str, block: BlockRouter | None) -> Tensor:
+        config = self.malora_config[name]
         gate = top_gates(logits.detach(), top_k=config.top_k, renormalize=config.renormalize)
         balance, entropy = self._watch(logits, gate, name)
         if logits.requires_grad:

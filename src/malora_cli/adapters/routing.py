@@ -124,6 +124,10 @@ class RowAdapters:
         return [name for name in self.names for _ in range(self.beams)]
 
 
+#: Is shown a linear's number, its input and its gates, in every forward pass.
+Observer = Callable[[int, Tensor, Tensor], None]
+
+
 @dataclass
 class Routing:
     """Shared by all routed layers of one model. Layers hold a reference; it is no module and has no parameters."""
@@ -134,6 +138,7 @@ class Routing:
     balance_weight: Tensor | float = 1.0  # of the newest loss, see `scale_balance_with` and `following`
     tally: RoutingTally | None = None  # None: nothing is recorded
     row_adapters: RowAdapters | None = None  # None: every row takes the active adapters
+    observer: Observer | None = None  # None: nobody is shown the gates
     balanced: bool = True  # whether training adds the balance loss, for which processes exchange their loads
 
     def mask_of(self, tokens: int) -> Tensor | None:
@@ -206,6 +211,19 @@ def tallying(model: nn.Module) -> Iterator[RoutingTally]:
         yield routing.tally
     finally:
         routing.tally = outer
+
+
+@contextmanager
+def observed(model: nn.Module, observer: Observer) -> Iterator[None]:
+    """Show an observer the input and the gates of every routed linear within the block."""
+    routing = routing_of(model)
+    if routing is None:
+        raise ValueError("the model has no router to observe")
+    outer, routing.observer = routing.observer, observer
+    try:
+        yield
+    finally:
+        routing.observer = outer
 
 
 def let_go_of_gates(model: nn.Module) -> None:

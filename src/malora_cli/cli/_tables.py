@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from malora_cli.cli._terminal import plain_table
 from malora_cli.compare.table import Comparison, Row
 
 if TYPE_CHECKING:  # it takes torch, which a comparison of runs does without
-    from malora_cli.export.merge import MergeCost
+    from malora_cli.export.cost import Cost
 
 
 def comparison_table(comparison: Comparison, most: int | None = None) -> Table:
@@ -37,9 +37,12 @@ def _add_rows(table: Table, rows: Iterable[Row]) -> None:
         table.add_row(Text(f"  {row.name}"), *cells)
 
 
-def merge_table(costs: Iterable[MergeCost]) -> Table:
-    """Validation loss of every task, routed and merged."""
-    table = plain_table(("task",), ("routed", "merged", "difference"))
-    for cost in costs:
-        table.add_row(Text(cost.task), f"{cost.routed:.4f}", f"{cost.merged:.4f}", f"{cost.merged - cost.routed:+.4f}")
+def merge_table(costs: Mapping[str, Iterable[Cost]]) -> Table:
+    """Validation loss of every task with the base model, the run and what is exported, of each export by its name."""
+    table = plain_table(("gates", "task"), ("base", "run", "export", "kept", "KL", "same top"))
+    for name, measured in costs.items():
+        for cost in measured:
+            kept = "-" if cost.kept != cost.kept else f"{cost.kept:.0%}"
+            figures = (f"{cost.base:.4f}", f"{cost.routed:.4f}", f"{cost.merged:.4f}", kept)
+            table.add_row(Text(name), Text(cost.task), *figures, f"{cost.divergence:.4f}", f"{cost.same_top:.1%}")
     return table

@@ -1,14 +1,18 @@
-"""``malora merge-export``: take a run's adapter elsewhere."""
+"""``malora merge-export``: take a run elsewhere."""
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from malora_cli.cli._common import MovedArgument, RunArgument, RunsOption, StepOption, TrustOption
+
+if TYPE_CHECKING:
+    from malora_cli.export.request import Exported, Request
 
 
 class Target(StrEnum):
@@ -16,6 +20,15 @@ class Target(StrEnum):
 
     ADAPTER = "adapter"
     LORA = "lora"
+    DENSE = "dense"
+
+
+class Dtype(StrEnum):
+    """Number formats."""
+
+    F32 = "f32"
+    BF16 = "bf16"
+    F16 = "f16"
 
 
 def register(app: typer.Typer) -> None:
@@ -28,46 +41,104 @@ def merge_export(
     moved: MovedArgument = None,
     to: Annotated[
         Target,
-        typer.Option(help="adapter: as trained, in PEFT's format. lora: a LoRA for fixed gates, for plain PEFT."),
+        typer.Option(
+            help="adapter: as trained, in PEFT's format. lora: a LoRA for fixed gates, for plain PEFT and servers. "
+            "dense: the whole model with that LoRA added."
+        ),
     ] = Target.ADAPTER,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="Format; peft for LoRAs, hf for whole models.")
+    ] = None,
     gates: Annotated[
         str | None,
-        typer.Option(metavar="task:NAME|mix", help="Whose mean gates a LoRA takes; the mix's when left out."),
+        typer.Option(
+            metavar="GATES",
+            help="Gates to hold fixed: mix (the default), task:NAME, domain:NAME, task:A=0.7,task:B=0.3, uniform, fit, "
+            "fit:task:NAME, or each for a LoRA a task.",
+        ),
     ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="A LoRA of a lower rank than the exact one.")
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Number format of a whole model; default: the base's.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to; under the run's export/ when left out.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the export calls its base model, such as a hub id.")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rows a task to measure gates and losses on.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Load it in a fresh process and compare the logits.")
+    ] = True,
+    accept_loss: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="Most that fixed gates may cost; default: not worse than the base model."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export that is there already.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written and measured as JSON.")] = False,
     step: StepOption = None,
     runs: RunsOption = Path("runs"),
     trust: TrustOption = False,
 ) -> None:
-    """Export a run's adapter. A LoRA with fixed gates is exact but for the routing; what that costs is measured.
+    """Export a run. A LoRA with fixed gates is exact but for the routing; what that costs each task is measured.
 
     Example: malora merge-export runs/quickstart --to lora --gates task:chain_sum
     """
     from malora_cli.cli._common import find_and_tell, recipe_of_run, telling_of_moves
-    from malora_cli.cli._terminal import result_console, say
-    from malora_cli.errors import RecipeError
+    from malora_cli.cli._terminal import say
+    from malora_cli.export.request import Request
 
-    if to is Target.ADAPTER and gates is not None:
-        raise RecipeError("an adapter keeps its routers and takes no gates", where="--gates", fix="Use --to lora.")
-    record = find_and_tell(run, runs)
+    request = Request(
+        to=to.value,
+        format=form,
+        gates=gates,
+        rank=rank,
+        dtype=None if dtype is None else dtype.value,
+        base=base,
+        rows=rows,
+        step=step,
+        verify=verify,
+        accept_loss=accept_loss,
+        force=force,
+    )
+    request.check()
+    record = find_and_tell(run, runs, err=as_json)
     recipe = recipe_of_run(record, moved or [], trust=trust)
-    from malora_cli.cli._tables import merge_table
-    from malora_cli.export.merge import export_adapter, export_lora
+    from malora_cli.export.run import export_run
 
-    if to is Target.ADAPTER:
-        folder = out or record.path / "export" / "adapter"
-        with telling_of_moves(recipe):
-            export_adapter(record, recipe, folder, step=step)
-    else:
-        gates = gates or "mix"
-        folder = out or record.path / "export" / f"lora-{gates.removeprefix('task:')}"
-        with telling_of_moves(recipe):
-            costs = export_lora(record, recipe, folder, gates=gates, step=step)
-        if costs:
-            say("validation loss, nats a token:")
-            result_console().print(merge_table(costs))
-        else:
-            say("what the fixed gates cost is not measured: the run has no validation rows")
-    say(f"exported: {folder}")
+    with telling_of_moves(recipe):
+        exported = export_run(
+            record, recipe, request, out or record.path / "export" / request.name, lambda line: say(line, err=True)
+        )
+    _print(exported, request, as_json=as_json)
+
+
+def _print(exported: Exported, request: Request, *, as_json: bool) -> None:
+    from malora_cli.cli._tables import merge_table
+    from malora_cli.cli._terminal import result_console, say
+
+    if as_json:
+        costs = {name: {cost.task: cost.as_json() for cost in found} for name, found in exported.costs.items()}
+        say(json.dumps({"folder": str(exported.folder), "validation": costs, "checks": exported.checks}))
+        return
+    if any(exported.costs.values()):
+        say("validation loss, nats a token; kept: share of the run's gain over the base model")
+        result_console().print(merge_table(exported.costs))
+    elif exported.fixed:
+        say("what the fixed gates cost is not measured: the run has no validation rows")
+    for name, left_out in exported.left_out.items():
+        if left_out:
+            say(f"{name}: rank {request.rank} leaves out {left_out:.2%} of the squared norm of the updates")
+    for name, check in exported.checks.items():
+        for it in check["checked"]:
+            say(
+                f"{name}: read back by {it['runtime']}, logits of {it['rows']} rows differ by at most "
+                f"{it['largest_difference']:.1e}"
+            )
+    missing = [it for check in exported.checks.values() for it in check["not_checked"]]
+    for line in dict.fromkeys(f"not checked in {it['runtime']}: {it['why']}" for it in missing):
+        say(line)
+    say(f"exported: {exported.folder}")

@@ -6,17 +6,56 @@ MALoRA and N r for MoLoRA, without an SVD. Only the routing is approximated.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
-from torch import Tensor
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
-from malora_cli.adapters.config import MixtureConfig
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import routing_of
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The update ``up_OS @ down_SI`` of one linear; float32 on the CPU, its scale is in ``up_OS``."""
+
+    down_SI: Tensor
+    up_OS: Tensor
+
+    @property
+    def rank(self) -> int:
+        """S."""
+        return len(self.down_SI)
+
+    def padded(self, rank: int) -> LowRank:
+        """The same update at a larger rank, with rows and columns of zeros."""
+        more = rank - self.rank
+        pad = nn.functional.pad
+        return LowRank(pad(self.down_SI, (0, 0, 0, more)), pad(self.up_OS, (0, more)))
+
+    def reduced(self, rank: int) -> tuple[LowRank, float]:
+        """The best update of a lower rank, and the share of the squared norm that it leaves out.
+
+        By QR of both factors and an SVD of the small core: nothing of the size of the linear is made.
+        """
+        if rank >= self.rank:
+            return self, 0.0
+        left_OS, right_SS = torch.linalg.qr(self.up_OS.double())
+        left_IS, right_down_SS = torch.linalg.qr(self.down_SI.double().T)
+        core = torch.linalg.svd(right_SS @ right_down_SS.T)
+        energy = core.S.square()
+        down = core.Vh[:rank] @ left_IS.T
+        up = left_OS @ core.U[:, :rank] * core.S[:rank]
+        left_out = float(energy[rank:].sum() / energy.sum()) if energy.sum() > 0 else 0.0
+        return LowRank(down.float().contiguous(), up.float().contiguous()), left_out
+
+
+#: The updates of a model's linears, by their names in the base model.
+StaticLora = Mapping[str, LowRank]
 
 
 def static_up(up_OQ: Tensor, coefficient_QS: Tensor | None, gate_E: Tensor, *, scaling: float) -> Tensor:
@@ -39,45 +78,67 @@ def static_up(up_OQ: Tensor, coefficient_QS: Tensor | None, gate_E: Tensor, *, s
 
 
 @torch.no_grad()
-def export_static_lora(model: PeftModel, gate_LE: Tensor, folder: Path, *, base: str) -> None:
-    """Write the LoRA that a routed model is for fixed gates, in PEFT's format.
+def static_lora(model: PeftModel, gate_LE: Tensor) -> StaticLora:
+    """The LoRA that a routed model is for fixed gates.
 
     Args:
         model: The wrapped model.
         gate_LE: Gates of every router, in the order of a tally's rows.
-        folder: Where to; it must not exist.
-        base: What the adapter names as its base model.
     """
-    config = model.peft_config[model.active_adapter]
-    routing, adapter = routing_of(model), model.active_adapter
-    assert isinstance(config, MixtureConfig)
+    found = {}
+    for (name, layer), gate_E in zip(routed_linears(model).items(), gate_LE, strict=True):
+        factors, own = layer.factors(model.active_adapter), layer.malora_config[model.active_adapter]
+        gates = gate_E[: own.experts].to(factors.up_OQ.device)
+        up = static_up(factors.up_OQ, factors.coefficient_QS, gates, scaling=own.scaling)
+        found[name] = LowRank(_plain(factors.down_SI), _plain(up))
+    return found
+
+
+@torch.no_grad()
+def plain_lora(model: PeftModel) -> StaticLora:
+    """The LoRA that a model carries already, as PEFT's own, with its scale in the up-projection."""
+    found, adapter = {}, model.active_adapter
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            up = layer.lora_B[adapter].weight.float() * layer.scaling[adapter]
+            found[name] = LowRank(_plain(layer.lora_A[adapter].weight), _plain(up))
+    return found
+
+
+def routed_linears(model: PeftModel) -> dict[str, MixtureLinear]:
+    """The routed linears by name, in the order of a tally's rows."""
+    routing, found = routing_of(model), {}
     assert routing is not None
-    weights: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    for name, gate_E in zip(routing.names, gate_LE, strict=True):
+    for name in routing.names:
         layer = model.get_base_model().get_submodule(name)
         assert isinstance(layer, MixtureLinear)
-        factors, own = layer.factors(adapter), layer.malora_config[adapter]
-        gates = gate_E[: own.experts].to(factors.up_OQ.device)
-        static = static_up(factors.up_OQ, factors.coefficient_QS, gates, scaling=own.scaling)
-        weights[f"base_model.model.{name}.lora_A.weight"] = factors.down_SI.detach().cpu().contiguous()
-        weights[f"base_model.model.{name}.lora_B.weight"] = static.cpu().contiguous()
-        ranks[name] = len(factors.down_SI)
-    rank = max(ranks.values())
-    lower = {name: count for name, count in ranks.items() if count != rank}
-    lora = LoraConfig(
-        r=rank,
-        lora_alpha=rank,  # the scaling is in B already
-        rank_pattern=lower,
-        alpha_pattern=dict(lower),
-        target_modules=config.target_modules,
-        exclude_modules=config.exclude_modules,
-        layers_to_transform=config.layers_to_transform,
-        layers_pattern=config.layers_pattern,
-        task_type=config.task_type,
-        base_model_name_or_path=base,
-        inference_mode=True,
-    )
-    folder.mkdir(parents=True)
-    lora.save_pretrained(str(folder))
-    save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        found[name] = layer
+    return found
+
+
+def _plain(weight: Tensor) -> Tensor:
+    return weight.detach().float().cpu().contiguous()
+
+
+@contextmanager
+def applied(model: PeftModel, lora: StaticLora) -> Iterator[None]:
+    """Within the block a model computes its base with these updates, in place of its own adapter."""
+
+    def adding(one: LowRank, linear: nn.Module) -> object:
+        device = next(linear.parameters()).device
+        down_SI, up_OS = one.down_SI.to(device), one.up_OS.to(device)
+
+        def add(_module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            return y + (inputs[0].float() @ down_SI.T @ up_OS.T).to(y.dtype)
+
+        return linear.register_forward_hook(add)
+
+    base = model.get_base_model()
+    hooks = []
+    try:
+        with model.disable_adapter():
+            hooks += [adding(one, base.get_submodule(name)) for name, one in lora.items()]
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()  # type: ignore[attr-defined]

@@ -36,9 +36,7 @@ def token_nats(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     Returns:
         Nats, float32, shape ``(K,)``.
     """
-    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
-    if "attention_mask" in batch:
-        inputs["attention_mask"] = batch["attention_mask"]
+    inputs = _inputs(batch)
     positions_K, targets_K = batch["positions"], batch["targets"]
     base = _unwrapped(model)
     if not _keeps_some_logits(base):
@@ -50,6 +48,21 @@ def token_nats(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         hidden_KH = model(**inputs, logits_to_keep=positions_K).logits[0]
     chunks = zip(hidden_KH.split(size), targets_K.split(size), strict=True)
     return torch.cat([checkpoint(_head_nats, head, h, t, use_reentrant=False) for h, t in chunks])
+
+
+def target_logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """The logits at every target of a batch, float32, shape ``(K, vocabulary)``; arguments as in `token_nats`."""
+    inputs, positions_K = _inputs(batch), batch["positions"]
+    if not _keeps_some_logits(_unwrapped(model)):
+        return model(**inputs).logits[0, positions_K].float()
+    return model(**inputs, logits_to_keep=positions_K).logits[0].float()
+
+
+def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+    if "attention_mask" in batch:
+        inputs["attention_mask"] = batch["attention_mask"]
+    return inputs
 
 
 def _nats(logits_KV: Tensor, targets_K: Tensor) -> Tensor:

@@ -1,0 +1,152 @@
+"""What stands beside exported weights: a model card, and how several LoRAs of one run are served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from malora_cli.export.cost import Cost
+from malora_cli.export.gates import Gates
+from malora_cli.results import RunRecord, write_json, write_text
+
+#: Ranks that vLLM takes as --max-lora-rank.
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+_PEFT_CODE = """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "FOLDER")  # where this file lies
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+_HF_CODE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})  # where this file lies
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+_WHAT = {
+    "lora": "A LoRA of {base}{of}, written by `malora merge-export`.",
+    "dense": "{base} with the LoRA of a run added{of}, written by `malora merge-export`.",
+    "bundle": "{base} with its routed low-rank experts: every token takes its own. Written by `malora merge-export`.",
+}
+
+
+def write_card(
+    folder: Path, record: RunRecord, target: str, base: str, gates: Gates | None, costs: Sequence[Cost]
+) -> None:
+    """Write ``README.md``: what this is, what it was trained on and how well it keeps that, and how it is loaded.
+
+    Args:
+        folder: The export.
+        record: The run that it is of.
+        target: ``lora``, ``dense`` or ``bundle``.
+        base: What others know the base model by.
+        gates: Those that were held fixed; None where nothing was.
+        costs: What that costs each task.
+    """
+    local = Path(base).is_absolute() or base.endswith(".gguf")
+    data = ModelCardData(
+        library_name="peft" if target == "lora" else "transformers",
+        base_model=None if local else base,  # a path of this machine, which the hub would refuse
+        pipeline_tag="text-generation",
+        tags=["malora", target],
+    )
+    of = "" if gates is None else f", for gates held fixed (`{gates.text}`)"
+    code = _PEFT_CODE if target == "lora" else _HF_CODE
+    parts = [
+        f"# {record.name}",
+        _WHAT[target].format(base=f"`{base}`", of=of),
+        _trained_on(record),
+        *([_cost_table(costs)] if costs else []),
+        "## Loading it",
+        f"```python\n{code.format(base=base, trust=', trust_remote_code=True' if target == 'bundle' else '')}\n```",
+        *([_LIMIT] if gates is not None else []),
+        "The licence of the base model, and those of the data, hold for this as well.",
+    ]
+    body = "\n\n".join(parts)
+    write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+_LIMIT = (
+    "The run that this comes from routes: every token takes its own experts. Here all tokens take the same mixture of "
+    "them, which is exact for these gates and approximates the routing."
+)
+
+
+def _trained_on(record: RunRecord) -> str:
+    manifest = record.manifest
+    lines = [f"Trained by `{manifest.method}` for {manifest.steps:,} steps on:", ""]
+    lines += ["| task | domain | share of the rows |", "|---|---|---|"]
+    for task, domain in manifest.domains.items():
+        lines.append(f"| {task} | {domain} | {manifest.task_share.get(task, 0):.1%} |")
+    return "\n".join(lines)
+
+
+def _cost_table(costs: Sequence[Cost]) -> str:
+    lines = [
+        "## What it keeps",
+        "",
+        "Validation loss in nats a token. *Kept* is the share of the run's gain over the base model.",
+        "",
+        "| task | rows | base | run | this | kept |",
+        "|---|---|---|---|---|---|",
+    ]
+    for it in costs:
+        kept = "-" if it.kept != it.kept else f"{it.kept:.0%}"
+        lines.append(f"| {it.task} | {it.rows} | {it.base:.4f} | {it.routed:.4f} | {it.merged:.4f} | {kept} |")
+    return "\n".join(lines)
+
+
+def write_serving(folder: Path, names: Sequence[str], rank: int, base: str, form: str) -> None:
+    """Write ``serve.json`` and ``SERVE.md``: how all LoRAs of a folder are served at once.
+
+    Args:
+        folder: The folder, with one LoRA in each folder of these names.
+        names: Names of the LoRAs.
+        rank: Their rank.
+        base: What a server is started with.
+        form: Their format: ``peft``, ``gguf`` or ``mlx``.
+    """
+    highest = next((known for known in _RANKS if known >= rank), rank)
+    described: dict[str, Any] = {"base": base, "format": form, "rank": rank, "max_lora_rank": highest}
+    write_json(folder / "serve.json", {**described, "loras": {name: name for name in names}})
+    write_text(folder / "SERVE.md", _SERVE[form](base, names, highest) if form in _SERVE else "")
+
+
+def _serve_peft(base: str, names: Sequence[str], rank: int) -> str:
+    modules = " ".join(f"{name}={name}" for name in names)
+    return f"""# Serving these LoRAs
+
+One base model, {len(names)} LoRAs of one rank; a request names the one it wants as its model. Run in this folder.
+None of these commands was run when this file was written.
+
+```
+vllm serve {base} --enable-lora --max-lora-rank {rank} --max-loras {len(names)} --lora-modules {modules}
+python -m sglang.launch_server --model-path {base} --max-lora-rank {rank} --lora-paths {modules}
+```
+
+vLLM takes one LoRA a request. All of them share `lora_A`: the sum of their `lora_B`, each times a share, over that
+`lora_A` is exactly the blend of their updates, and `malora merge-export --gates task:A=0.7,task:B=0.3` writes it.
+PEFT's `add_weighted_adapter` with `combination_type="linear"` is not: it multiplies a sum of `lora_A` by one of
+`lora_B`. Take `"cat"` there.
+"""
+
+
+def _serve_gguf(base: str, names: Sequence[str], _rank: int) -> str:
+    files = ",".join(f"{name}/adapter.gguf" for name in names)
+    numbered = ", ".join(f"{number} is {name}" for number, name in enumerate(names))
+    return f"""# Serving these LoRAs
+
+One base model, {len(names)} LoRAs. Run in this folder. The command was not run when this file was written.
+
+```
+llama-server -m {base} --lora {files} --lora-init-without-apply
+```
+
+A request chooses by `"lora": [{{"id": 0, "scale": 1.0}}]`; several, each with a scale, are a blend. Of the ids,
+{numbered}.
+"""
+
+
+_SERVE: Mapping[str, Any] = {"peft": _serve_peft, "gguf": _serve_gguf}

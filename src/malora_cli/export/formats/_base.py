@@ -1,0 +1,63 @@
+"""What a format of exports is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from transformers import PreTrainedModel
+
+from malora_cli.export.static import StaticLora
+from malora_cli.modeling import BaseModel
+from malora_cli.recipe import ModelSettings
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is exported, beside its weights.
+
+    Args:
+        base: The base model.
+        settings: How the run loaded it.
+        skeleton: The base model without weights, for the names and kinds of its linears.
+        named: What an adapter calls its base: what a server is started with.
+        dtype: Number format to write, of those that the format knows; None is its own choice.
+    """
+
+    base: BaseModel
+    settings: ModelSettings
+    skeleton: PreTrainedModel
+    named: str
+    dtype: str | None = None
+
+
+class Format(ABC):
+    """One format.
+
+    Attributes:
+        targets: What it holds: ``lora``, ``dense`` or both.
+        dtypes: Number formats that can be asked for; none where it writes what it is given.
+    """
+
+    targets: ClassVar[tuple[str, ...]]
+    dtypes: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, target: str, origin: Origin) -> None:  # noqa: B027 - most formats take everything
+        """Make sure that this can be written, before anything slow happens.
+
+        Raises:
+            MaloraError: It cannot.
+        """
+
+    @abstractmethod
+    def write(self, target: str, lora: StaticLora, origin: Origin, folder: Path) -> None:
+        """Write a LoRA, or the base model with it, into a folder that is there.
+
+        Args:
+            target: ``lora`` or ``dense``.
+            lora: The updates, all of one rank.
+            origin: What they are of.
+            folder: Where to.
+        """

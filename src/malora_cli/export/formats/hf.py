@@ -1,0 +1,127 @@
+"""The whole model in transformers' format: the base model's shards with the updates added, one shard at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+
+from malora_cli.errors import ModelError
+from malora_cli.export.formats._base import Format, Origin
+from malora_cli.export.static import LowRank, StaticLora
+from malora_cli.modeling import BaseModel
+from malora_cli.modeling.weights import weight_files
+from malora_cli.results import read_json, write_json
+
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+class HuggingFaceFormat(Format):
+    """``config.json`` and safetensors, split as the base model's are."""
+
+    targets = ("dense",)
+    dtypes = tuple(_DTYPES)
+
+    def check(self, target: str, origin: Origin) -> None:
+        """Refuse a base in 4 or 8 bits, whose rounded weights are nowhere on disk."""
+        if origin.settings.quantise is not None:
+            raise ModelError(
+                f"the run trained on its base in {origin.settings.quantise}, and whole models are written from the "
+                "base's own weights",
+                where="--to dense",
+                fix="Use --to lora, and load it on the quantised base.",
+            )
+
+    def write(self, target: str, lora: StaticLora, origin: Origin, folder: Path) -> None:
+        """Write the model; at most one shard and the update of one linear are in memory."""
+        source = folder_of(origin.base)
+        updates = {self._key(name): (name, one) for name, one in lora.items()}
+        left = set(updates)
+        for file in weight_files(source):
+            if file.suffix == ".json":
+                shutil.copyfile(file, folder / file.name)
+                continue
+            left -= _write_shard(file, folder / file.name, updates, origin)
+        if left:
+            raise ModelError(
+                f"{len(left)} of the adapted weights are not in its files, as {min(left)}",
+                where=f"model '{origin.base.name}'",
+                fix="Use --to lora.",
+            )
+        self._write_config(source, folder, origin)
+
+    @staticmethod
+    def _key(name: str) -> str:
+        return f"{name}.weight"
+
+    @staticmethod
+    def _write_config(source: Path, folder: Path, origin: Origin) -> None:
+        config = read_json(source / CONFIG_NAME)
+        if origin.dtype is not None:
+            config.pop("torch_dtype", None)
+            config["dtype"] = _NAMES[origin.dtype]
+            index = folder / SAFE_WEIGHTS_INDEX_NAME
+            if index.is_file():
+                total = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+                found = read_json(index)
+                write_json(index, {**found, "metadata": {**found.get("metadata", {}), "total_size": total}})
+        write_json(folder / CONFIG_NAME, config)
+        if (source / GENERATION_CONFIG_NAME).is_file():
+            shutil.copyfile(source / GENERATION_CONFIG_NAME, folder / GENERATION_CONFIG_NAME)
+        for file in source.glob("*.py"):  # which config.json names, where the model comes with code
+            shutil.copyfile(file, folder / file.name)
+
+
+@cache
+def folder_of(base: BaseModel) -> Path:
+    """The folder where a base model's files lie; those of the hub are in its cache."""
+    if base.commit is None:
+        return Path(base.location)
+    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.py"]
+    return Path(snapshot_download(base.location, revision=base.commit, allow_patterns=patterns))
+
+
+def _write_shard(source: Path, target: Path, updates: Mapping[str, tuple[str, LowRank]], origin: Origin) -> set[str]:
+    """Write one file of weights; the keys of those that were updated."""
+    met, weights = set(), {}
+    dtype = None if origin.dtype is None else _DTYPES[origin.dtype]
+    with safe_open(source, framework="pt") as tensors:
+        for stored in tensors.keys():  # noqa: SIM118 - it is no mapping
+            weight = tensors.get_tensor(stored)
+            key = _key_of(stored, updates, origin)
+            if key is not None:
+                name, one = updates[key]
+                transposed = isinstance(origin.skeleton.get_submodule(name), Conv1D)
+                weight = _added(weight, one, transposed=transposed, dtype=dtype or weight.dtype)
+                met.add(key)
+            weights[stored] = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
+        metadata = tensors.metadata()
+    save_file(weights, target, metadata=metadata or {"format": "pt"})
+    return met
+
+
+def _key_of(stored: str, updates: Mapping[str, object], origin: Origin) -> str | None:
+    """The key under which a stored weight is adapted; older files leave the model's own prefix out."""
+    if stored in updates:
+        return stored
+    prefixed = f"{origin.skeleton.base_model_prefix}.{stored}"
+    return prefixed if prefixed in updates else None
+
+
+def _added(weight: Tensor, one: LowRank, *, transposed: bool, dtype: torch.dtype) -> Tensor:
+    """The weight with its update, added in float32 and rounded once."""
+    update = one.up_OS @ one.down_SI
+    return (weight.float() + (update.T if transposed else update)).to(dtype).contiguous()
+
+
+FORMAT = HuggingFaceFormat()

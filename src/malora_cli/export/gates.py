@@ -1,0 +1,136 @@
+"""Gates that are held fixed: how they are named, and what they are for the rows of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from malora_cli.adapters.layer import MixtureLinear
+from malora_cli.adapters.routing import routing_of
+from malora_cli.errors import RecipeError
+from malora_cli.recipe import MixSettings
+from malora_cli.registry import did_you_mean
+
+_WHERE = "--gates"
+_MIX, _UNIFORM, _EACH, _FIT = "mix", "uniform", "each", "fit"
+_TASK, _DOMAIN = "task:", "domain:"
+
+
+@dataclass(frozen=True)
+class Gates:
+    """One choice of gates, the same for every token.
+
+    Args:
+        text: As it was asked for.
+        shares: What each task counts for in the mean, summing to 1; None gives every expert the same gate.
+        fit: Fit the up-projection to the routed mixture by least squares, in place of the mean gates.
+    """
+
+    text: str
+    shares: Mapping[str, float] | None
+    fit: bool = False
+
+    @property
+    def name(self) -> str:
+        """A name for a folder."""
+        return re.sub(r"[^\w.=]+", "-", self.text.removeprefix(_TASK)).strip("-")
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that they are meant for."""
+        return list(self.shares or ())
+
+
+def parse_gates(text: str, mix: MixSettings, task_share: Mapping[str, float]) -> list[Gates]:
+    """The gates that a text stands for, several for ``each``.
+
+    Args:
+        text: ``mix``, ``task:NAME``, ``domain:NAME``, a blend such as ``task:a=0.7,task:b=0.3``, ``uniform``, ``fit``
+            or ``fit:`` with any of these but the last two, or ``each``, which is every task and the mix.
+        mix: The run's.
+        task_share: Share of the mix of each task, as the run had it.
+
+    Raises:
+        RecipeError: It names no gates.
+    """
+    if text == _EACH:
+        names = [*(f"{_TASK}{task}" for task in mix.tasks), _MIX]
+        return [gates for name in names for gates in parse_gates(name, mix, task_share)]
+    if text == _UNIFORM:
+        return [Gates(text, None)]
+    if text == _FIT:
+        return [Gates(text, _shares_of(_MIX, mix, task_share), fit=True)]
+    if text.startswith(f"{_FIT}:"):
+        [inner] = parse_gates(text.removeprefix(f"{_FIT}:"), mix, task_share)
+        if inner.shares is None or inner.fit:
+            raise RecipeError(f"'{text}' is fitted to no rows", where=_WHERE, fix="Write fit or fit:task:NAME.")
+        return [replace(inner, text=text, fit=True)]
+    if "=" in text:
+        return [Gates(text, _blend(text, mix, task_share))]
+    return [Gates(text, _shares_of(text, mix, task_share))]
+
+
+def _blend(text: str, mix: MixSettings, task_share: Mapping[str, float]) -> dict[str, float]:
+    """The shares of a blend, divided by their sum."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.strip().rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share < float("inf"):
+            fix = "Write task:A=0.7,task:B=0.3."
+            raise RecipeError(f"'{part}' has no share, a number not below 0", where=_WHERE, fix=fix)
+        for task, own in _shares_of(name, mix, task_share).items():
+            found[task] = found.get(task, 0.0) + share * own
+    return _normalised(found, text)
+
+
+def _shares_of(name: str, mix: MixSettings, task_share: Mapping[str, float]) -> dict[str, float]:
+    """The shares of one name."""
+    if name == _MIX:
+        tasks = list(mix.tasks)
+    elif name.startswith(_DOMAIN):
+        tasks = [task for task, own in mix.tasks.items() if own.domain == name.removeprefix(_DOMAIN)]
+    else:
+        tasks = [task for task in mix.tasks if name == f"{_TASK}{task}"]
+    if not tasks:
+        domains = dict.fromkeys(f"{_DOMAIN}{task.domain}" for task in mix.tasks.values())
+        known = [_MIX, *(f"{_TASK}{task}" for task in mix.tasks), *domains, _EACH, _FIT, _UNIFORM]
+        raise RecipeError(f"'{name}' names no gates; {did_you_mean(name, known)}", where=_WHERE)
+    if len(tasks) == 1:
+        return {tasks[0]: 1.0}
+    return _normalised({task: task_share.get(task, 0.0) for task in tasks}, name)
+
+
+def _normalised(shares: Mapping[str, float], text: str) -> dict[str, float]:
+    total = sum(shares.values())
+    if total <= 0:
+        raise RecipeError(f"the shares of '{text}' are all 0", where=_WHERE)
+    return {task: share / total for task, share in shares.items()}
+
+
+def uniform_gates(model: PeftModel) -> Tensor:
+    """The same gate for every expert of a router, summing to what its gates sum to.
+
+    Returns:
+        Gates, shape ``(routers, experts)``, 0 where a router has fewer.
+    """
+    routing, adapter = routing_of(model), model.active_adapter
+    assert routing is not None
+    rows = []
+    for name in routing.names:
+        layer = model.get_base_model().get_submodule(name)
+        assert isinstance(layer, MixtureLinear)
+        config = layer.malora_config[adapter]
+        kept = config.top_k or config.experts
+        # Without division by their sum, an even softmax gives each of the kept ones 1 / E.
+        total = 1.0 if config.renormalize else kept / config.experts
+        rows.append(torch.full((config.experts,), total / config.experts))
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

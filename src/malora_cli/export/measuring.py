@@ -1,0 +1,88 @@
+"""The LoRA that a run is for some gates, and what it costs: both measured on rows of the run's tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from malora_cli.data.batch import Batch, Packer
+from malora_cli.data.splits import Split
+from malora_cli.data.tasks import Task
+from malora_cli.export.cost import Cost, costs
+from malora_cli.export.fit import Moments, fitted_lora, moments
+from malora_cli.export.gates import Gates, uniform_gates
+from malora_cli.export.static import StaticLora, static_lora
+from malora_cli.modeling.heldout import held_out
+from malora_cli.modeling.memory import fitting
+
+_LOT = 1000
+_FIX = "Export on a device with more memory."
+
+
+def lora_of(model: PeftModel, gates: Gates, tasks: Iterable[Task], rows: int, packer: Packer) -> StaticLora:
+    """The LoRA that a routed model is for some gates.
+
+    Args:
+        model: The wrapped model.
+        gates: The gates.
+        tasks: The run's tasks; gates are measured on training rows, so that validation rows can say what they cost.
+        rows: Rows of each task to measure on at most.
+        packer: How many rows go through the model at once.
+    """
+    if gates.shares is None:
+        return static_lora(model, uniform_gates(model))
+    chosen = [(task, gates.shares[task.name]) for task in tasks if gates.shares.get(task.name)]
+    if not gates.fit:
+        means = [_mean_gates(model, task.train, rows, packer) * share for task, share in chosen]
+        return static_lora(model, torch.stack(means).sum(0))
+    halves: list[dict[str, Moments]] = []
+    for half in range(2):
+        seen = [(_moments(model, task.train, rows, half, packer), share) for task, share in chosen]
+        halves.append({name: _sum([found[name].weighing(share) for found, share in seen]) for name in seen[0][0]})
+    return fitted_lora(model, halves)
+
+
+def _sum(seen: Sequence[Moments]) -> Moments:
+    total = seen[0]
+    for one in seen[1:]:
+        total = total + one
+    return total
+
+
+def _mean_gates(model: PeftModel, rows: Split, limit: int, packer: Packer) -> Tensor:
+    """Mean gates of every router over the tokens of some rows, shape ``(routers, experts)``."""
+
+    def measure(packer: Packer) -> Tensor:
+        tally = held_out(model, _batches(rows, rows.sample(limit), packer)).tally
+        assert tally is not None
+        return tally.mean_gate_LE
+
+    return fitting(measure, packer, f"rows of {rows.source}", fix=_FIX)[0]
+
+
+def _moments(model: PeftModel, rows: Split, limit: int, half: int, packer: Packer) -> dict[str, Moments]:
+    """What a fit needs of every second row, from the first or the second."""
+    drawn = rows.sample(limit)
+    numbers = drawn[half::2] if len(drawn) > 1 else drawn
+    batches = lambda packer: moments(model, _batches(rows, numbers, packer))  # noqa: E731
+    return fitting(batches, packer, f"rows of {rows.source}", fix=_FIX)[0]
+
+
+def costs_of(
+    model: PeftModel, task: Task, loras: Mapping[str, StaticLora], limit: int | None, packer: Packer
+) -> dict[str, Cost]:
+    """What some LoRAs cost a task that has validation rows, each by its name."""
+    rows = task.validation
+
+    def measure(packer: Packer) -> dict[str, Cost]:
+        return costs(model, task.name, _batches(rows, rows.sample(limit), packer), loras)
+
+    return fitting(measure, packer, f"rows of {rows.source}", fix=_FIX)[0]
+
+
+def _batches(rows: Split, numbers: Sequence[int], packer: Packer) -> Iterator[Batch]:
+    for start in range(0, len(numbers), _LOT):
+        yield from packer(rows.examples(numbers[start : start + _LOT], 0))

@@ -1,0 +1,106 @@
+"""What an export is asked for, and what becomes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from malora_cli.errors import RecipeError
+from malora_cli.registry import did_you_mean
+
+if TYPE_CHECKING:  # it takes torch
+    from malora_cli.export.cost import Cost
+
+Target = Literal["adapter", "lora", "dense"]
+#: The formats of each target, the usual one first.
+FORMATS_OF: Mapping[str, tuple[str, ...]] = {"adapter": ("peft",), "lora": ("peft",), "dense": ("hf",)}
+#: Options that only some targets have a meaning for.
+_ONLY_FOR = {
+    "gates": ("lora", "dense"),
+    "rank": ("lora", "dense"),
+    "dtype": ("dense",),
+    "accept_loss": ("lora", "dense"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Args:
+        to: What is written.
+        format: Its format; None is the usual one.
+        gates: Gates to hold fixed, as text; None is the mean over the mix.
+        rank: Rank of the LoRA, below the exact one; None is exact.
+        dtype: Number format; None keeps what there is.
+        base: What the export calls its base model; None is where it was found.
+        rows: Rows a task to measure gates and losses on; None is the recipe's ``train.eval_rows`` and ``eval.rows``.
+        step: Take the checkpoint of this step instead of the finished adapter.
+        verify: Load the export in a fresh process and compare.
+        accept_loss: Nats a token that the tasks of the gates may lose against the run; None refuses what is worse than
+            the base model on them.
+        force: Replace what is in the way, once the new one is whole.
+    """
+
+    to: Target
+    format: str | None = None
+    gates: str | None = None
+    rank: int | None = None
+    dtype: str | None = None
+    base: str | None = None
+    rows: int | None = None
+    step: int | None = None
+    verify: bool = True
+    accept_loss: float | None = None
+    force: bool = False
+
+    @property
+    def form(self) -> str:
+        """The format by name."""
+        return self.format or FORMATS_OF[self.to][0]
+
+    @property
+    def name(self) -> str:
+        """Name of the folder where none is given."""
+        gates = re.sub(r"[^\w.=]+", "-", (self.gates or "mix").removeprefix("task:")).strip("-")
+        form = [] if self.form == FORMATS_OF[self.to][0] else [self.form]
+        return "-".join([self.to, *([] if self.to == "adapter" else [gates]), *form])
+
+    def check(self) -> None:
+        """Make sure that its options go together.
+
+        Raises:
+            RecipeError: They do not.
+        """
+        known = FORMATS_OF[self.to]
+        if self.form not in known:
+            near = did_you_mean(self.form, known)
+            raise RecipeError(f"'{self.form}' is not a format of --to {self.to}; {near}", where="--format")
+        for name, targets in _ONLY_FOR.items():
+            if getattr(self, name) is not None and self.to not in targets:
+                option, fix = f"--{name.replace('_', '-')}", f"Use --to {' or '.join(targets)}."
+                keeps = "an adapter keeps its routers and takes no gates"
+                what = keeps if name == "gates" else f"--to {self.to} has no use for it"
+                raise RecipeError(what, where=option, fix=fix)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        folder: Where.
+        costs: What each export costs each task that has validation rows, by the name of its folder.
+        checks: What reading each back came to, by the same names.
+        left_out: Share of the squared norm of all updates that a lower rank leaves out, likewise.
+        fixed: Whether gates were held fixed.
+    """
+
+    folder: Path
+    costs: Mapping[str, Sequence[Cost]] = field(default_factory=dict)
+    checks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    left_out: Mapping[str, float] = field(default_factory=dict)
+    fixed: bool = False

@@ -1,0 +1,333 @@
+"""`malora merge-export`: from a run to a folder that others load, with what it costs and whether it was checked."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from malora_cli.adapters.methods._base import AdapterSettings
+from malora_cli.adapters.routing import routing_of
+from malora_cli.data.batch import Packer, TrainExample
+from malora_cli.data.encoding import Encoder
+from malora_cli.data.tasks import Task, in_lots, load_tasks
+from malora_cli.errors import RecipeError, RunError
+from malora_cli.export.card import write_card, write_serving
+from malora_cli.export.cost import KEPT, Cost
+from malora_cli.export.formats import FORMATS, Format, Origin
+from malora_cli.export.gates import Gates, parse_gates
+from malora_cli.export.measuring import costs_of, lora_of
+from malora_cli.export.place import appearing_whole, check_place
+from malora_cli.export.request import Exported, Request
+from malora_cli.export.static import LowRank, StaticLora, applied, plain_lora
+from malora_cli.export.verify import Reading, keep_expected, not_checked, read_back
+from malora_cli.modeling import (
+    BaseModel,
+    base_of_run,
+    check_adapter,
+    empty_base,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+)
+from malora_cli.recipe import Recipe
+from malora_cli.results import RunRecord, read_json, write_json
+from malora_cli.results.contents import ADAPTER_FILES
+
+#: Rows of each task that an export is read back with.
+_READ_BACK = 4
+_TORCH = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+def export_run(
+    record: RunRecord,
+    recipe: Recipe,
+    request: Request,
+    folder: Path,
+    tell: Callable[[str], None] = lambda _line: None,
+) -> Exported:
+    """Write an export; the folder appears whole, or not at all.
+
+    Args:
+        record: The run.
+        recipe: The run's own.
+        request: What is asked for.
+        folder: Where to.
+        tell: Told what is being done.
+
+    Raises:
+        MaloraError: The run is not finished, nothing of the kind can be made of it, the folder is in the way, or what
+            was written is not what the run computes.
+    """
+    adapter = record.adapter_at(request.step)
+    check_place(folder, force=request.force)
+    job = _Job(record, recipe, request, adapter, base_of_run(recipe.model, record.manifest), tell)
+    return job.adapter_copied(folder) if request.to == "adapter" else job.merged(folder)
+
+
+@dataclass(frozen=True)
+class _Job:
+    record: RunRecord
+    recipe: Recipe
+    request: Request
+    adapter: Path
+    base: BaseModel
+    tell: Callable[[str], None]
+
+    # ------------------------------------------------------------ what is loaded, once it is needed
+
+    @property
+    def method(self) -> AdapterSettings:
+        return cast(AdapterSettings, self.recipe.method)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.base, self.recipe.model)
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        return load_tasks(self.recipe.mix, Encoder(self.tokenizer), max_length=self.recipe.train.max_length)
+
+    @cached_property
+    def model(self) -> PeftModel:
+        self.tell(f"loading {self.base.name}")
+        return load_adapter(load_base(self.base, self.recipe.model), self.adapter, self.method)
+
+    @property
+    def packer(self) -> Packer:
+        return Packer(self.recipe.eval.batch_size, self.recipe.train.micro_batch_tokens)
+
+    @property
+    def named(self) -> str:
+        return self.request.base or self.base.public_name
+
+    # ------------------------------------------------------------ --to adapter
+
+    def adapter_copied(self, folder: Path) -> Exported:
+        """The adapter as it was trained, with its base model named as others can find it."""
+        check_adapter(self.adapter, self.method)
+        with appearing_whole(folder, force=self.request.force) as scratch:
+            scratch.mkdir()
+            for name in ADAPTER_FILES:
+                shutil.copyfile(self.adapter / name, scratch / name)
+            card = self.adapter / "README.md"
+            if card.is_file() and not card.is_symlink():  # and nothing that somebody may have put beside it
+                text = card.read_text(encoding="utf-8", errors="replace")
+                (scratch / card.name).write_text(text.replace(self.base.location, self.named), encoding="utf-8")
+            config = read_json(scratch / "adapter_config.json")
+            write_json(scratch / "adapter_config.json", {**config, "base_model_name_or_path": self.named})
+        return Exported(folder)
+
+    @property
+    def _is_routed(self) -> bool:
+        return self.method.peft_config([]).peft_type.value != "LORA"
+
+    # ------------------------------------------------------------ --to lora, --to dense
+
+    def merged(self, folder: Path) -> Exported:
+        """LoRAs for fixed gates, or the model with one added."""
+        choices = self._choices()
+        form, origin = FORMATS[self.request.form], self._origin()
+        form.check(self.request.to, origin)
+        loras, left_out = self._loras(choices)
+        costs = self._costs(choices, loras)
+        with appearing_whole(folder, force=self.request.force) as scratch:
+            scratch.mkdir()
+            places = {name: scratch / name if len(loras) > 1 else scratch for name in loras}
+            for name, lora in loras.items():
+                places[name].mkdir(exist_ok=True)
+                self._write(places[name], form, origin, lora, choices.get(name), costs[name])
+            checks = self._checked({name: (places[name], lora) for name, lora in loras.items()})
+            self._write_merges(places, choices, costs, checks, left_out)
+            if len(loras) > 1:
+                rank = max(one.rank for lora in loras.values() for one in lora.values())
+                write_serving(scratch, list(loras), rank, self.named, self.request.form)
+        return Exported(folder, costs, checks, left_out, fixed=bool(choices))
+
+    def _choices(self) -> dict[str, Gates]:
+        """The gates by the name of each export; nothing for a method without a router."""
+        if self._is_routed:
+            found = parse_gates(self.request.gates or "mix", self.recipe.mix, self.record.manifest.task_share)
+            if len(found) > 1 and self.request.to == "dense":
+                fix = "Name one task, or use --to lora."
+                raise RecipeError("a whole model is written for one choice of gates", where="--gates", fix=fix)
+            return {gates.name: gates for gates in found}
+        name = self.method.name
+        if self.request.gates is not None:
+            raise RunError(
+                f"method '{name}' has no routed experts whose gates could be held fixed",
+                where=str(self.record.path),
+                fix="Leave out --gates.",
+            )
+        if getattr(self.method.peft_config([]), "use_dora", False):
+            raise RunError(
+                f"what method '{name}' adds is not a LoRA: it changes the length of the weights",
+                where=str(self.record.path),
+                fix="Use --to adapter, which PEFT merges.",
+            )
+        return {}
+
+    def _origin(self) -> Origin:
+        skeleton = empty_base(self.base, self.recipe.model)
+        return Origin(self.base, self.recipe.model, skeleton, self.named, self.request.dtype)
+
+    def _loras(self, choices: Mapping[str, Gates]) -> tuple[dict[str, StaticLora], dict[str, float]]:
+        """The LoRAs by name, each of one rank, and what a lower rank leaves out of each."""
+        model = self.model
+        if choices:
+            self.tell(f"measuring gates: {', '.join(gates.text for gates in choices.values())}")
+            rows = self.request.rows or self.recipe.train.eval_rows
+            found = {name: lora_of(model, gates, self.tasks, rows, self.packer) for name, gates in choices.items()}
+        else:
+            found = {self.method.name: plain_lora(model)}
+        exact = max(one.rank for lora in found.values() for one in lora.values())
+        if self.request.rank is not None and self.request.rank > exact:
+            fix = "Leave it out for the exact LoRA."
+            raise RecipeError(f"{self.request.rank} is above the exact rank, {exact}", where="--rank", fix=fix)
+        rank = self.request.rank or exact
+        at = {name: _at_rank(lora, rank) for name, lora in found.items()}
+        return {name: lora for name, (lora, _) in at.items()}, {name: left for name, (_, left) in at.items()}
+
+    def _costs(self, choices: Mapping[str, Gates], loras: Mapping[str, StaticLora]) -> dict[str, list[Cost]]:
+        """What each LoRA costs: every task where there is one LoRA, else the tasks that it is meant for."""
+        if routing_of(self.model) is None and self.request.rank is None:
+            return {name: [] for name in loras}  # it is exact
+        self.tell("measuring what it costs")
+        found: dict[str, list[Cost]] = {name: [] for name in loras}
+        for task in self.tasks:
+            of = {n: lora for n, lora in loras.items() if len(loras) == 1 or task.name in choices[n].tasks}
+            if len(task.validation) and of:
+                limit = self.request.rows or self.recipe.eval.rows
+                for name, cost in costs_of(self.model, task, of, limit, self.packer).items():
+                    found[name].append(cost)
+        for name, measured in found.items():
+            _judge(measured, choices.get(name), self.request.accept_loss)
+        return found
+
+    def _write(
+        self, folder: Path, form: Format, origin: Origin, lora: StaticLora, gates: Gates | None, costs: Sequence[Cost]
+    ) -> None:
+        self.tell(f"writing {self.request.to}{'' if gates is None else f' for {gates.text}'}")
+        form.write(self.request.to, lora, origin, folder)
+        self.tokenizer.save_pretrained(folder)
+        write_card(folder, self.record, self.request.to, self.named, gates, costs)
+
+    def _write_merges(
+        self,
+        places: Mapping[str, Path],
+        choices: Mapping[str, Gates],
+        costs: Mapping[str, Sequence[Cost]],
+        checks: Mapping[str, Mapping[str, Any]],
+        left_out: Mapping[str, float],
+    ) -> None:
+        manifest = self.record.manifest
+        for name, place in places.items():
+            gates = choices.get(name)
+            write_json(
+                place / "merge.json",
+                {
+                    "run": self.record.name,
+                    "to": self.request.to,
+                    "format": self.request.form,
+                    "gates": None if gates is None else gates.text,
+                    "shares": None if gates is None else gates.shares,
+                    "gate_rows_per_task": self.request.rows or self.recipe.train.eval_rows,
+                    "seed": self.recipe.mix.seed,
+                    "base_model": self.named,
+                    "base_model_sha256": manifest.base_model_sha256,
+                    "base_model_commit": manifest.base_model_commit,
+                    "left_out_by_rank": left_out[name],
+                    "validation": {cost.task: cost.as_json() for cost in costs[name]},
+                },
+            )
+            if name in checks:
+                write_json(place / "verify.json", checks[name])
+
+    # ------------------------------------------------------------ reading back
+
+    def _checked(self, written: Mapping[str, tuple[Path, StaticLora]]) -> dict[str, dict[str, Any]]:
+        """Read exports back in a fresh process; what is expected is computed here, from the run."""
+        found: dict[str, dict[str, Any]] = {}
+        if not self.request.verify:
+            return found
+        with tempfile.TemporaryDirectory(prefix="malora-") as place:
+            rows = Path(place) / "rows.safetensors"
+            for name, (folder, lora) in written.items():
+                self.tell(f"checking {name}")
+                with applied(self.model, lora):
+                    keep_expected(self.model, self._some_rows(), rows)
+                checked = [read_back(folder, rows, self._reading())] if self._torch_reads else []
+                further = not_checked(self.request.to, self.request.form, [it["runtime"] for it in checked])
+                found[name] = {"checked": checked, "not_checked": further}
+        return found
+
+    @property
+    def _torch_reads(self) -> bool:
+        return self.request.form in ("peft", "hf")
+
+    def _reading(self) -> Reading:
+        """How others load it. What is in half precision rounds, and is measured only."""
+        adapts = self.request.form == "peft"
+        dtype = _TORCH[self.request.dtype] if self.request.dtype else self.recipe.model.dtype
+        exact = dtype == self.recipe.model.dtype == "float32" and self.recipe.model.quantise is None
+        return Reading(
+            dtype=dtype,
+            base=self.base.location if adapts else None,
+            revision=self.base.commit if adapts else None,
+            without=("malora_cli",) if adapts else ("malora_cli", "peft"),
+            trust=self.recipe.model.trust_remote_code,
+            exact=exact,
+        )
+
+    def _some_rows(self) -> Iterator[TrainExample]:
+        """A few rows of each task, of those to measure by where there are such."""
+        for number, task in enumerate(self.tasks):
+            split = task.validation if len(task.validation) else task.train
+            for lot in in_lots(split, number, limit=_READ_BACK, size=_READ_BACK):
+                yield from lot
+
+
+def _at_rank(lora: StaticLora, rank: int) -> tuple[StaticLora, float]:
+    """A LoRA of one rank for all linears, and the share of its squared norm that this leaves out."""
+    found: dict[str, LowRank] = {}
+    lost = whole = 0.0
+    for name, one in lora.items():
+        if one.rank <= rank:
+            found[name] = one.padded(rank)
+            continue
+        found[name], left_out = one.reduced(rank)
+        kept = float((found[name].up_OS.double().T @ found[name].up_OS.double()).trace())
+        lost, whole = lost + kept * left_out / (1 - left_out), whole + kept / (1 - left_out)
+    return found, lost / whole if whole else 0.0
+
+
+def _judge(costs: Sequence[Cost], gates: Gates | None, accepted: float | None) -> None:
+    """Refuse an export that is no good for the tasks that it is meant for, and warn of one that loses much.
+
+    Raises:
+        RunError: It is worse than the base model, or than the run by more than is accepted.
+    """
+    for cost in costs:
+        own = gates is None or not gates.tasks or cost.task in gates.tasks
+        told = f"task '{cost.task}' has {cost.merged:.4f} nats a token"
+        if own and accepted is not None and cost.merged - cost.routed > accepted:
+            fix = "Raise --accept-loss, or take other gates, such as --gates fit or --gates each."
+            raise RunError(f"{told}, {cost.merged - cost.routed:.4f} more than the run", where="--accept-loss", fix=fix)
+        if own and accepted is None and cost.merged > cost.base >= cost.routed:
+            raise RunError(
+                f"{told} with these gates, and the base model {cost.base:.4f}",
+                where="--gates",
+                fix="Take others, such as --gates fit or --gates each, or set --accept-loss NATS.",
+            )
+        if own and cost.kept < KEPT:
+            warnings.warn(
+                f"task '{cost.task}' keeps {cost.kept:.0%} of what the run gained over the base model", stacklevel=2
+            )

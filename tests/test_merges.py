@@ -1,0 +1,489 @@
+"""LoRAs for gates of every kind, at any rank, and whole models: what is written is what the run computes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from exports import ANY_LOSS, export_lora
+from malora_cli.adapters.kernel import Factors, mixture_delta
+from malora_cli.adapters.methods import METHODS
+from malora_cli.adapters.routing import observed, routing_of
+from malora_cli.cli import main
+from malora_cli.errors import MaloraError, RecipeError, RunError
+from malora_cli.export import fit
+from malora_cli.export import run as exporting
+from malora_cli.export.cost import Cost
+from malora_cli.export.fit import Moments, fitted_lora, moments
+from malora_cli.export.formats import FORMATS, Origin
+from malora_cli.export.formats.peft import suffixes
+from malora_cli.export.gates import Gates, parse_gates, uniform_gates
+from malora_cli.export.request import Request
+from malora_cli.export.run import export_run
+from malora_cli.export.static import LowRank, applied, static_lora, static_up
+from malora_cli.modeling import BaseModel, load_adapter, wrap
+from malora_cli.recipe import ModelSettings, Recipe
+from malora_cli.results import RunRecord, read_json
+from tiny_models import VOCABULARY, tiny
+from train_runs import load, train_run, workplace
+
+IDS = torch.tensor([[5, 17, 40, 9, 77, 31, 8, 60]])
+PACE = ("train.steps=8", "train.learning_rate=0.05", "train.schedule=constant", "train.warmup_ratio=0")
+TASKS = ["copy", "upper", "add"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    return workplace(tmp_path_factory.mktemp("merges"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path) -> RunRecord:
+    return train_run(recipe, *PACE, "output.name=malora")
+
+
+@pytest.fixture(scope="module")
+def own(recipe: Path) -> Recipe:
+    return load(recipe, *PACE, "output.name=malora").recipe
+
+
+def exported(run: RunRecord, own: Recipe, folder: Path, **asked: object) -> Path:
+    export_run(run, own, Request(**{"to": "lora", "verify": False, "accept_loss": ANY_LOSS, **asked}), folder)  # type: ignore[arg-type]
+    return folder
+
+
+def logits(model: nn.Module, ids: Tensor = IDS) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def with_lora(base: Path, folder: Path) -> nn.Module:
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+
+
+def mixture(kind: str = "llama", **settings: object) -> PeftModel:
+    """A model with experts that do something."""
+    model = wrap(tiny(kind), METHODS["malora"](**{"r": 3, "subspace_rank": 6, "num_experts": 4, **settings}))  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "malora_up" in name or "malora_router" in name:
+                parameter.normal_(0, 0.1)
+    return model.eval()
+
+
+# ---------------------------------------------------------------- gates
+
+
+def test_gates_by_name_by_domain_and_blended(own: Recipe) -> None:
+    share = {"copy": 0.5, "upper": 0.3, "add": 0.2}
+
+    def shares(text: str) -> dict[str, float]:
+        [gates] = parse_gates(text, own.mix, share)
+        assert gates.shares is not None
+        return dict(gates.shares)
+
+    assert shares("mix") == shares("fit") == share
+    assert shares("task:add") == shares("fit:task:add") == {"add": 1.0}
+    domain = own.mix.tasks["copy"].domain
+    members = {task: share[task] for task in TASKS if own.mix.tasks[task].domain == domain}
+    assert shares(f"domain:{domain}") == pytest.approx({t: s / sum(members.values()) for t, s in members.items()})
+    assert shares("task:copy=3,task:add=1") == {"copy": 0.75, "add": 0.25}
+    assert shares("mix=1,task:add=1") == pytest.approx({"copy": 0.25, "upper": 0.15, "add": 0.6})
+    assert [gates.name for gates in parse_gates("each", own.mix, share)] == [*TASKS, "mix"]
+    assert [gates.fit for gates in parse_gates("fit:mix", own.mix, share)] == [True]
+    assert parse_gates("uniform", own.mix, share) == [Gates("uniform", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task:copy=-1,task:add=2", "'task:copy=-1' has no share, a number not below 0"),
+        ("task:copy=much", "'task:copy=much' has no share"),
+        ("task:copy=nan", "'task:copy=nan' has no share"),
+        ("task:copy=0,task:add=0", r"the shares of 'task:copy=0,task:add=0' are all 0"),
+        ("task:cop=1", r"'task:cop' names no gates; did you mean 'task:copy'\?"),
+        ("fit:uniform", r"'fit:uniform' is fitted to no rows"),
+        ("fit:task:cop", r"'task:cop' names no gates"),
+    ],
+)
+def test_gates_that_mean_nothing(own: Recipe, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=f"^--gates: {message}"):
+        parse_gates(text, own.mix, dict.fromkeys(TASKS, 1 / 3))
+
+
+@given(
+    experts=st.integers(1, 5),
+    rank=st.integers(1, 3),
+    shared=st.integers(1, 6),
+    own=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_static_lora_is_the_kernel_under_the_same_gates(
+    experts: int, rank: int, shared: int, own: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    ranks = experts * rank
+    down = torch.randn(ranks if own else shared, 7)
+    factors = Factors(down, None if own else torch.randn(ranks, shared), torch.randn(5, ranks))
+    x, gates, more = torch.randn(4, 7), torch.rand(experts), torch.rand(experts)
+
+    def of(gate: Tensor) -> Tensor:
+        return x @ down.T @ static_up(factors.up_OQ, factors.coefficient_QS, gate, scaling=1.5).T
+
+    torch.testing.assert_close(
+        of(gates), mixture_delta(x, gates.expand(4, -1), factors, scaling=1.5), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(of(0.3 * gates + 0.7 * more), 0.3 * of(gates) + 0.7 * of(more), atol=1e-4, rtol=1e-4)
+
+
+def test_uniform_gates_sum_to_what_gates_sum_to() -> None:
+    for settings, total in (({}, 1.0), ({"renormalize": False, "top_k": 2}, 0.5)):
+        gates = uniform_gates(mixture(**settings))
+        assert gates.sum(1).tolist() == pytest.approx([total] * len(gates))
+        assert gates.std(1).max() == 0
+    uneven = wrap(tiny("llama"), METHODS["mola"](num_experts=(2, 4)))  # type: ignore[call-arg]
+    assert uniform_gates(uneven)[0].tolist() == pytest.approx([0.5, 0.5, 0, 0])
+
+
+def test_a_blend_is_the_weighted_sum_of_the_updates(
+    run: RunRecord, own: Recipe, tiny_model: Path, tmp_path: Path
+) -> None:
+    exported(run, own, tmp_path / "each", gates="each")
+    blend = load_file(
+        exported(run, own, tmp_path / "blend", gates="task:copy=3,task:add=1") / "adapter_model.safetensors"
+    )
+    names = [*TASKS, "mix"]
+    each = {name: load_file(tmp_path / "each" / name / "adapter_model.safetensors") for name in names}
+    for key, weight in blend.items():
+        parts = [each[name][key] for name in names]
+        if "lora_A" in key:
+            assert all(torch.equal(part, weight) for part in parts), "shared bit for bit"
+        else:
+            torch.testing.assert_close(weight, 0.75 * parts[0] + 0.25 * parts[2])
+    served = read_json(tmp_path / "each" / "serve.json")
+    assert served["loras"] == {name: name for name in names}
+    assert served["rank"] == read_json(tmp_path / "each" / "mix" / "adapter_config.json")["r"]
+    assert served["max_lora_rank"] >= served["rank"]
+    assert "--enable-lora" in (tmp_path / "each" / "SERVE.md").read_text(encoding="utf-8")
+    measured = {name: set(read_json(tmp_path / "each" / name / "merge.json")["validation"]) for name in names}
+    assert measured == {"copy": {"copy"}, "upper": {"upper"}, "add": {"add"}, "mix": set(TASKS)}
+    assert AutoTokenizer.from_pretrained(tmp_path / "each" / "mix").chat_template
+
+
+# ---------------------------------------------------------------- fit
+
+
+def seen_by(model: PeftModel, ids: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """Input and gates of every routed linear."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep(router: int, x: Tensor, gate: Tensor) -> None:
+        seen[router] = x.flatten(0, -2), gate.flatten(0, -2)
+
+    with observed(model, keep):
+        logits(model, ids)
+    return seen
+
+
+def rows(*ids: Tensor) -> list[dict[str, Tensor]]:
+    """Batches of one row each."""
+    return [
+        {
+            "input_ids": row.unsqueeze(0),
+            "position_ids": torch.arange(len(row)).unsqueeze(0),
+            "positions": torch.arange(len(row) - 1),
+            "targets": row[1:],
+            "examples": torch.zeros(len(row) - 1, dtype=torch.int64),
+        }
+        for row in ids
+    ]
+
+
+def test_a_fit_is_least_squares_and_never_farther_than_mean_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mixture()
+    torch.manual_seed(3)
+    ids = torch.randint(3, VOCABULARY, (2, 40))
+    found = [moments(model, rows(row)) for row in ids]
+    monkeypatch.setattr(fit, "RIDGES", (0.0,))
+    lora = fitted_lora(model, found)
+    halves = [seen_by(model, row.unsqueeze(0)) for row in ids]
+    for router, (name, one) in enumerate(lora.items()):
+        layer = model.get_base_model().get_submodule(name)
+        x, gate = (torch.cat([half[router][part] for half in halves]) for part in (0, 1))
+        factors, scaling = layer.factors("default"), layer.malora_config["default"].scaling
+        routed = mixture_delta(x, gate, factors, scaling=scaling).detach().double()
+        z = (x @ factors.down_SI.T).detach().double()
+        best = torch.linalg.lstsq(z, routed).solution.T
+        torch.testing.assert_close(one.up_OS.double(), best, atol=1e-4, rtol=1e-3)
+        mean = static_up(factors.up_OQ, factors.coefficient_QS, gate.mean(0), scaling=scaling).detach().double()
+
+        def distance(up: Tensor, z: Tensor = z, routed: Tensor = routed) -> float:
+            return float((z @ up.T - routed).square().sum())
+
+        assert distance(one.up_OS.double()) <= distance(mean) * (1 + 1e-6)
+        assert distance(mean) > 0
+
+
+def test_a_fit_of_constant_gates_is_the_static_lora() -> None:
+    model = mixture(top_k=4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "malora_router" in name:
+                parameter.zero_()  # a softmax of zeros is even for every token
+    torch.manual_seed(3)
+    found = [moments(model, rows(row)) for row in torch.randint(3, VOCABULARY, (2, 40))]
+    fitted, static = fitted_lora(model, found), static_lora(model, uniform_gates(model))
+    for name, one in fitted.items():
+        torch.testing.assert_close(one.up_OS, static[name].up_OS, atol=1e-4, rtol=1e-3)
+
+
+def test_moments_weigh_tasks_and_not_their_tokens() -> None:
+    one, two = (Moments(torch.full((1, 1), v), torch.full((1, 1), v), tokens) for v, tokens in ((4.0, 4), (30.0, 10)))
+    both = one.weighing(0.25) + two.weighing(0.75)
+    assert (both.gated_QS.item(), both.tokens) == (0.25 * 1 + 0.75 * 3, 1.0)
+
+
+def test_a_run_is_fitted_on_its_rows(run: RunRecord, own: Recipe, tiny_model: Path, tmp_path: Path) -> None:
+    mean = export_lora(run, own, tmp_path / "mean", gates="mix")
+    fitted = export_lora(run, own, tmp_path / "fit", gates="fit")
+    assert sum(cost.divergence for cost in fitted) < sum(cost.divergence for cost in mean)
+    assert read_json(tmp_path / "fit" / "merge.json")["gates"] == "fit"
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def test_a_lower_rank_is_the_best_of_its_kind() -> None:
+    torch.manual_seed(0)
+    one = LowRank(torch.randn(6, 20), torch.randn(9, 6))
+    whole = one.up_OS @ one.down_SI
+    lower, left_out = one.reduced(2)
+    u, s, vh = torch.linalg.svd(whole)
+    torch.testing.assert_close(lower.up_OS @ lower.down_SI, u[:, :2] * s[:2] @ vh[:2], atol=1e-4, rtol=1e-4)
+    assert left_out == pytest.approx(float(s[2:].square().sum() / s.square().sum()), rel=1e-4)
+    padded = one.padded(8)
+    assert padded.rank == 8
+    torch.testing.assert_close(padded.up_OS @ padded.down_SI, whole)
+    assert one.reduced(6) == (one, 0.0)
+
+
+def test_one_rank_and_one_alpha_whatever_the_experts_are(recipe: Path, tmp_path: Path) -> None:
+    settings = (*PACE, "method={name: mola, r: 2, num_experts: [2, 4], lora_alpha: 4}", "output.name=mola")
+    run = train_run(recipe, *settings)
+    for asked, rank in (({}, 8), ({"rank": 3}, 3)):
+        folder = exported(run, load(recipe, *settings).recipe, tmp_path / str(rank), **asked)
+        config = read_json(folder / "adapter_config.json")
+        assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (
+            rank,
+            rank,
+            {},
+            {},
+        )
+        weights = load_file(folder / "adapter_model.safetensors")
+        assert {weight.shape[0] for key, weight in weights.items() if "lora_A" in key} == {rank}
+        assert {weight.shape[1] for key, weight in weights.items() if "lora_B" in key} == {rank}
+        left_out = read_json(folder / "merge.json")["left_out_by_rank"]
+        assert left_out == 0 if rank == 8 else 0 < left_out < 0.5
+
+
+def test_targets_are_names_and_match_nothing_else() -> None:
+    model = tiny("llama")
+    whole = [name for name, module in model.named_modules() if name.endswith("q_proj")]
+    assert suffixes(whole, model) == ["q_proj"]
+    assert suffixes(whole[:1], model) == whole[:1] == ["model.layers.0.self_attn.q_proj"]
+    with pytest.raises(AssertionError):  # a tail of a name is not that name
+        assert suffixes([name for name, _ in model.named_modules() if name.endswith("gate_proj")], model) == ["proj"]
+
+
+# ---------------------------------------------------------------- whole models
+
+
+def test_a_whole_model_computes_what_the_lora_does(
+    run: RunRecord, own: Recipe, tiny_model: Path, tmp_path: Path
+) -> None:
+    lora = exported(run, own, tmp_path / "lora", gates="task:add")
+    expected = logits(with_lora(tiny_model, lora))
+    dense = exported(run, own, tmp_path / "dense", to="dense", gates="task:add")
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(dense)), expected, atol=1e-4, rtol=1e-4)
+    before, after = load_file(tiny_model / "model.safetensors"), load_file(dense / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {key for key, weight in before.items() if not torch.equal(weight, after[key])}
+    assert changed == {
+        key.removeprefix("base_model.model.").replace(".lora_A", "")
+        for key in load_file(lora / "adapter_model.safetensors")
+        if "lora_A" in key
+    }
+    half = exported(run, own, tmp_path / "half", to="dense", gates="task:add", dtype="bf16")
+    rounded = load_file(half / "model.safetensors")
+    assert all(torch.equal(weight, after[key].bfloat16()) for key, weight in rounded.items()), "rounded once"
+    assert AutoModelForCausalLM.from_pretrained(half).dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(dense).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "phi"])
+def test_whole_models_of_other_architectures_and_in_several_files(kind: str, tmp_path: Path) -> None:
+    model = mixture(kind)
+    lora = static_lora(model, torch.rand(len(routing_of(model).names), 4))  # type: ignore[union-attr]
+    with applied(model, lora):
+        expected = logits(model)
+    assert (expected - logits(tiny(kind))).abs().max() > 1e-2
+    tiny(kind).save_pretrained(tmp_path / "base", max_shard_size="30KB")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
+    (tmp_path / "out").mkdir()
+    base = BaseModel(kind, str(tmp_path / "base"))
+    FORMATS["hf"].write(
+        "dense", lora, Origin(base, ModelSettings(base=kind), tiny(kind), kind, "f32"), tmp_path / "out"
+    )
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(logits(found), expected, atol=1e-4, rtol=1e-4)
+    sizes = [path.name for path in (tmp_path / "base").glob("*.safetensors")]
+    assert sorted(sizes) == sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+
+
+def test_a_plain_lora_is_exported_as_it_is(recipe: Path, tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("lora", "rslora", "dora"):
+        settings = (*PACE, f"method={{name: {name}, r: 4}}", f"output.name={name}")
+        run, recipe_of = train_run(recipe, *settings), load(recipe, *settings).recipe
+        if name == "dora":
+            with pytest.raises(RunError, match=r"what method 'dora' adds is not a LoRA.* Use --to adapter"):
+                exported(run, recipe_of, tmp_path / name)
+            assert not (tmp_path / name).exists()
+            continue
+        expected = logits(with_lora(tiny_model, run.adapter_dir))
+        folder = exported(run, recipe_of, tmp_path / name)
+        assert read_json(folder / "adapter_config.json")["use_rslora"] is False
+        torch.testing.assert_close(logits(with_lora(tiny_model, folder)), expected, atol=1e-5, rtol=1e-5)
+        dense = exported(run, recipe_of, tmp_path / f"{name}-dense", to="dense")
+        torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(dense)), expected, atol=1e-4, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- reading back, and what is refused
+
+
+def test_an_export_is_read_back_and_a_wrong_one_removed(
+    run: RunRecord, own: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(run.path), "--accept-loss", "99"]
+    with pytest.raises(SystemExit) as caught:
+        main(["merge-export", *given, "--to", "lora", "--out", str(tmp_path / "lora"), "--json"])
+    assert caught.value.code == 0
+    told = json.loads(capsys.readouterr().out)
+    [checked] = told["checks"]["mix"]["checked"]
+    assert checked["runtime"] == "PEFT"
+    assert 0 <= checked["largest_difference"] < 1e-4
+    assert checked["tokens"] > 0
+    assert checked["same_top"] == 1
+    assert told["validation"]["mix"]["add"]["base"] > 0
+    kept = read_json(tmp_path / "lora" / "verify.json")
+    assert kept["checked"] == [checked]
+    assert [it["runtime"] for it in kept["not_checked"]] == ["vLLM"]
+
+    plain = type(FORMATS["hf"]).write
+
+    def spoiled(self: object, target: str, lora: object, origin: object, folder: Path) -> None:
+        plain(self, target, lora, origin, folder)  # type: ignore[arg-type]
+        weights = load_file(folder / "model.safetensors")
+        weights["lm_head.weight"][3] += 0.01
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(type(FORMATS["hf"]), "write", spoiled)
+    with pytest.raises(SystemExit) as caught:
+        main(["merge-export", *given, "--to", "dense", "--out", str(tmp_path / "dense")])
+    assert caught.value.code == 2
+    assert "read back, its logits differ by up to " in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora"]
+
+
+def test_what_is_there_is_replaced_only_by_force(run: RunRecord, own: Recipe, tmp_path: Path) -> None:
+    folder = exported(run, own, tmp_path / "out", gates="task:add")
+    (folder / "old").touch()
+    with pytest.raises(RunError, match="this folder exists already"):
+        exported(run, own, folder, gates="task:copy")
+    with pytest.raises(MaloraError):
+        exported(run, own, folder, gates="task:copy", rank=999, force=True)
+    assert (folder / "old").exists(), "nothing is removed before the new one is whole"
+    exported(run, own, folder, gates="task:copy", force=True)
+    assert not (folder / "old").exists()
+    assert read_json(folder / "merge.json")["gates"] == "task:copy"
+
+
+def test_a_merge_that_is_worse_than_the_base_is_refused() -> None:
+    def cost(merged: float, base: float = 2.0, routed: float = 1.0, task: str = "a") -> Cost:
+        return Cost(task, 5, 50, base, routed, merged, 0.1, 0.9)
+
+    mine, judge = Gates("task:a", {"a": 1.0}), exporting._judge
+    judge([cost(1.05)], mine, None)
+    with pytest.warns(UserWarning, match="task 'a' keeps 50% of what the run gained"):
+        judge([cost(1.5)], mine, None)
+    with pytest.raises(
+        RunError, match=r"task 'a' has 2\.5000 nats a token with these gates, and the base model 2\.0000"
+    ):
+        judge([cost(2.5)], mine, None)
+    judge([cost(2.5, task="b")], mine, None)  # it is not meant for that
+    with pytest.raises(RunError, match=r"--accept-loss: .*0\.2000 more than the run"):
+        judge([cost(1.2)], mine, 0.1)
+    with pytest.warns(UserWarning, match="keeps -50%"):
+        judge([cost(2.5)], mine, 2.0)
+    assert cost(1.25).kept == 0.75
+    assert math.isnan(cost(1.0, base=1.0).kept)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "lora", "--rank", "99"], "--rank: 99 is above the exact rank, 8. Leave it out for the exact LoRA."),
+        (["--to", "dense", "--gates", "each"], "--gates: a whole model is written for one choice of gates. Name one"),
+        (["--to", "adapter", "--rank", "2"], "--rank: --to adapter has no use for it. Use --to lora or dense."),
+        (["--to", "lora", "--dtype", "f16"], "--dtype: --to lora has no use for it. Use --to dense."),
+        (["--to", "dense", "--format", "peft"], "--format: 'peft' is not a format of --to dense; known: "),
+        (["--to", "lora", "--gates", "task:ad"], "--gates: 'task:ad' names no gates; did you mean 'task:add'?"),
+    ],
+)
+def test_what_cannot_be_asked_for(
+    run: RunRecord, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["merge-export", str(run.path), *arguments, "--out", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_model_needs_the_bases_own_weights(run: RunRecord, own: Recipe, tmp_path: Path) -> None:
+    quantised = own.model_copy(update={"model": own.model.model_copy(update={"quantise": "nf4"})})
+    with pytest.raises(MaloraError, match=r"--to dense: the run trained on its base in nf4.* Use --to lora"):
+        exported(run, quantised, tmp_path / "out", to="dense")
+
+
+def test_the_code_of_a_card_runs(run: RunRecord, own: Recipe, tmp_path: Path) -> None:
+    for to in ("lora", "dense"):
+        folder = exported(run, own, tmp_path / to, to=to)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        code = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
+        found: dict[str, object] = {}
+        exec(code, found)
+        assert logits(found["model"]).isfinite().all()  # type: ignore[arg-type]
+        assert "| copy |" in card
+        assert "Kept" in card
+        assert "approximates the routing" in card
+    shutil.rmtree(tmp_path / "dense")
+
+
+def test_a_checkpoint_is_loaded_as_the_run_would(run: RunRecord, tiny_model: Path) -> None:
+    model = load_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), run.adapter_dir)
+    before = logits(model)
+    with applied(model, static_lora(model, uniform_gates(model))):
+        assert not torch.allclose(logits(model), before)
+    assert torch.equal(logits(model), before), "hooks are gone, and the adapter is back"
