@@ -29,6 +29,7 @@ class Dtype(StrEnum):
     F32 = "f32"
     BF16 = "bf16"
     F16 = "f16"
+    Q8_0 = "q8_0"
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +48,10 @@ def merge_export(
         ),
     ] = Target.ADAPTER,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="Format; peft for LoRAs, hf for whole models.")
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help="LoRAs: peft (default), gguf or mlx. Whole models: hf (default) or gguf."
+        ),
     ] = None,
     gates: Annotated[
         str | None,
@@ -60,7 +64,9 @@ def merge_export(
     rank: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="A LoRA of a lower rank than the exact one.")
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Number format of a whole model; default: the base's.")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Number format to write; default: what there is. q8_0 is for GGUF.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to; under the run's export/ when left out.")
     ] = None,
@@ -135,7 +141,7 @@ def _print(exported: Exported, request: Request, *, as_json: bool) -> None:
     for name, check in exported.checks.items():
         for it in check["checked"]:
             say(
-                f"{name}: read back by {it['runtime']}, logits of {it['rows']} rows differ by at most "
+                f"{name}: read back in {it['runtime']}, logits of {it['rows']} rows differ by at most "
                 f"{it['largest_difference']:.1e}"
             )
     missing = [it for check in exported.checks.values() for it in check["not_checked"]]

@@ -9,7 +9,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
+
+#: Tokens of a row that llama.cpp is given at most.
+_CONTEXT = 2048
 
 
 def main() -> None:
@@ -22,9 +26,15 @@ def main() -> None:
 
     if asked["threads"]:
         torch.set_num_threads(asked["threads"])
-    model, versions = _load(asked)
-    found = _compare(model.eval(), asked["rows"])
+    if asked["runtime"] == "llama.cpp":
+        found, versions = _in_llama_cpp(asked)
+    else:
+        model, versions = _load(asked)
+        found = _compare(lambda ids, at: model(input_ids=ids.unsqueeze(0)).logits[0, at].float(), asked["rows"])
     print(json.dumps({**found, "versions": versions, "seconds": time.perf_counter() - began}))
+
+
+Logits = Callable[[Any, Any], Any]
 
 
 def _load(asked: dict[str, Any]) -> tuple[Any, dict[str, str]]:
@@ -35,16 +45,76 @@ def _load(asked: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     auto = transformers.AutoModelForCausalLM
     if asked["base"] is None:
-        return auto.from_pretrained(asked["folder"], **options), versions
-    if "malora_cli" not in asked["without"]:
-        import malora_cli.adapters.tuner  # noqa: F401 - as an adapter's card says
+        return auto.from_pretrained(asked["folder"], **options).eval(), versions
     import peft
 
     base = auto.from_pretrained(asked["base"], revision=asked["revision"] or "main", **options)
-    return peft.PeftModel.from_pretrained(base, asked["folder"]), {**versions, "peft": peft.__version__}
+    model = peft.PeftModel.from_pretrained(base, asked["folder"])
+    return model.eval(), {**versions, "peft": peft.__version__}
 
 
-def _compare(model: Any, rows: str) -> dict[str, Any]:
+def _in_llama_cpp(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same in llama.cpp, and how far it is from transformers on the base model alone: it computes otherwise."""
+    from importlib.metadata import version
+
+    base, adapter, model = (asked[name] for name in ("base", "adapter", "model"))
+    alone = _compare(_llama_cpp(base, None, asked["threads"]), asked["rows"], "base")
+    found = _compare(_llama_cpp(model or base, adapter, asked["threads"]), asked["rows"])
+    return {**found, "base_divergence": alone["divergence"]}, {"llama-cpp-py-sync": version("llama-cpp-py-sync")}
+
+
+def _library() -> tuple[Any, Any]:
+    """llama.cpp and what talks to it; where it does not load on this machine, that is told and the process ends."""
+    try:
+        from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
+
+        return get_lib(), get_ffi()
+    except (ImportError, OSError, RuntimeError) as error:
+        print(json.dumps({"unavailable": str(error).splitlines()[0]}))
+        sys.exit(0)
+
+
+def _llama_cpp(file: str, adapter: str | None, threads: int) -> Logits:
+    """The logits of a GGUF file, with a LoRA or without, in float32 wherever llama.cpp lets one choose."""
+    import torch
+
+    lib, ffi = _library()
+    lib.llama_backend_init()
+    options = lib.llama_model_default_params()
+    options.n_gpu_layers = 0
+    model = lib.llama_model_load_from_file(file.encode(), options)
+    if model == ffi.NULL:
+        raise RuntimeError(f"llama.cpp cannot load {file}")
+    settings = lib.llama_context_default_params()
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = _CONTEXT
+    settings.type_k = settings.type_v = settings.flash_attn_type = 0  # float32 keys and values, plain attention
+    settings.n_threads = settings.n_threads_batch = threads or 1
+    context = lib.llama_init_from_model(model, settings)
+    if adapter is not None:
+        loaded = lib.llama_adapter_lora_init(model, adapter.encode())
+        if loaded == ffi.NULL:
+            raise RuntimeError(f"llama.cpp cannot load {adapter}")
+        adapters, scales = ffi.new("struct llama_adapter_lora *[]", [loaded]), ffi.new("float[]", [1.0])
+        lib.llama_set_adapters_lora(context, adapters, 1, scales)
+    size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+
+    def logits(ids: Any, at: Any) -> Any:
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+        batch = lib.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens, asked_for = len(ids), set(at.tolist())
+        for place, token in enumerate(ids.tolist()):
+            batch.token[place], batch.pos[place], batch.n_seq_id[place] = token, place, 1
+            batch.seq_id[place][0], batch.logits[place] = 0, place in asked_for
+        if lib.llama_decode(context, batch) != 0:
+            raise RuntimeError("llama.cpp cannot decode a row")
+        rows = [ffi.buffer(lib.llama_get_logits_ith(context, place), 4 * size)[:] for place in at.tolist()]
+        lib.llama_batch_free(batch)
+        return torch.stack([torch.frombuffer(bytearray(row), dtype=torch.float32) for row in rows])
+
+    return logits
+
+
+def _compare(logits_of: Logits, rows: str, expected_as: str = "logits") -> dict[str, Any]:
     import torch
     import torch.nn.functional as F
     from safetensors.torch import load_file
@@ -54,8 +124,8 @@ def _compare(model: Any, rows: str) -> dict[str, Any]:
     sums, largest, tokens, size = [0.0] * 4, 0.0, 0, 0.0
     with torch.no_grad():
         for row in range(count):
-            ids, at, expected = (tensors[f"{name}.{row}"] for name in ("ids", "positions", "logits"))
-            logits = model(input_ids=ids.unsqueeze(0)).logits[0, at].float()
+            ids, at, expected = (tensors[f"{name}.{row}"] for name in ("ids", "positions", expected_as))
+            logits = logits_of(ids, at)
             change = (logits - expected).abs()
             wanted, found = F.log_softmax(expected, -1), F.log_softmax(logits, -1)
             largest, size = max(largest, float(change.max())), max(size, float(expected.abs().max()))

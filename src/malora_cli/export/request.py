@@ -16,12 +16,17 @@ if TYPE_CHECKING:  # it takes torch
 
 Target = Literal["adapter", "lora", "dense"]
 #: The formats of each target, the usual one first.
-FORMATS_OF: Mapping[str, tuple[str, ...]] = {"adapter": ("peft",), "lora": ("peft",), "dense": ("hf",)}
+FORMATS_OF: Mapping[str, tuple[str, ...]] = {
+    "adapter": ("peft",),
+    "lora": ("peft", "gguf", "mlx"),
+    "dense": ("hf", "gguf"),
+}
+#: Number formats that can be asked for, by format; none for the others.
+DTYPES_OF: Mapping[str, tuple[str, ...]] = {"hf": ("f32", "bf16", "f16"), "gguf": ("f32", "f16", "bf16", "q8_0")}
 #: Options that only some targets have a meaning for.
 _ONLY_FOR = {
     "gates": ("lora", "dense"),
     "rank": ("lora", "dense"),
-    "dtype": ("dense",),
     "accept_loss": ("lora", "dense"),
 }
 
@@ -79,6 +84,10 @@ class Request:
         if self.form not in known:
             near = did_you_mean(self.form, known)
             raise RecipeError(f"'{self.form}' is not a format of --to {self.to}; {near}", where="--format")
+        if self.dtype is not None and self.dtype not in DTYPES_OF.get(self.form, ()):
+            known = DTYPES_OF.get(self.form, ())
+            fix = f"Known: {', '.join(known)}." if known else "Leave it out."
+            raise RecipeError(f"'{self.dtype}' is no number format of --format {self.form}", where="--dtype", fix=fix)
         for name, targets in _ONLY_FOR.items():
             if getattr(self, name) is not None and self.to not in targets:
                 option, fix = f"--{name.replace('_', '-')}", f"Use --to {' or '.join(targets)}."

@@ -27,8 +27,8 @@ from malora_cli.export.gates import Gates, parse_gates
 from malora_cli.export.measuring import costs_of, lora_of
 from malora_cli.export.place import appearing_whole, check_place
 from malora_cli.export.request import Exported, Request
-from malora_cli.export.static import LowRank, StaticLora, applied, plain_lora
-from malora_cli.export.verify import Reading, keep_expected, not_checked, read_back
+from malora_cli.export.static import LowRank, StaticLora, plain_lora
+from malora_cli.export.verify import keep_expected, read_back, readings, sorted_out
 from malora_cli.modeling import (
     BaseModel,
     base_of_run,
@@ -44,7 +44,6 @@ from malora_cli.results.contents import ADAPTER_FILES
 
 #: Rows of each task that an export is read back with.
 _READ_BACK = 4
-_TORCH = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 def export_run(
@@ -253,39 +252,19 @@ class _Job:
 
     # ------------------------------------------------------------ reading back
 
-    def _checked(self, written: Mapping[str, tuple[Path, StaticLora]]) -> dict[str, dict[str, Any]]:
+    def _checked(self, written: Mapping[str, tuple[Path, StaticLora]]) -> dict[str, Mapping[str, Any]]:
         """Read exports back in a fresh process; what is expected is computed here, from the run."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Mapping[str, Any]] = {}
         if not self.request.verify:
             return found
         with tempfile.TemporaryDirectory(prefix="malora-") as place:
             rows = Path(place) / "rows.safetensors"
             for name, (folder, lora) in written.items():
                 self.tell(f"checking {name}")
-                with applied(self.model, lora):
-                    keep_expected(self.model, self._some_rows(), rows)
-                checked = [read_back(folder, rows, self._reading())] if self._torch_reads else []
-                further = not_checked(self.request.to, self.request.form, [it["runtime"] for it in checked])
-                found[name] = {"checked": checked, "not_checked": further}
+                keep_expected(self.model, list(self._some_rows()), rows, lora)
+                asked = readings(self.request, folder, self.base, self.recipe.model)
+                found[name] = sorted_out(self.request, [read_back(folder, rows, one) for one in asked])
         return found
-
-    @property
-    def _torch_reads(self) -> bool:
-        return self.request.form in ("peft", "hf")
-
-    def _reading(self) -> Reading:
-        """How others load it. What is in half precision rounds, and is measured only."""
-        adapts = self.request.form == "peft"
-        dtype = _TORCH[self.request.dtype] if self.request.dtype else self.recipe.model.dtype
-        exact = dtype == self.recipe.model.dtype == "float32" and self.recipe.model.quantise is None
-        return Reading(
-            dtype=dtype,
-            base=self.base.location if adapts else None,
-            revision=self.base.commit if adapts else None,
-            without=("malora_cli",) if adapts else ("malora_cli", "peft"),
-            trust=self.recipe.model.trust_remote_code,
-            exact=exact,
-        )
 
     def _some_rows(self) -> Iterator[TrainExample]:
         """A few rows of each task, of those to measure by where there are such."""

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,20 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 
-from malora_cli.data.batch import TrainExample, collate
+from malora_cli.data.batch import Batch, TrainExample, collate
 from malora_cli.errors import RunError
+from malora_cli.export.request import Request
+from malora_cli.export.static import StaticLora, applied
+from malora_cli.modeling import BaseModel
 from malora_cli.modeling.modes import evaluating
+from malora_cli.recipe import ModelSettings
 
 #: Largest difference of logits in float32, in units of the largest logit, up to which an exact export is exact.
 TOLERANCE = 1e-4
+#: In llama.cpp, whose products round otherwise: divergence in units of its own on the base model alone, and beyond it.
+OTHER_RUNTIME = (1.5, 1e-4)
+_LLAMA_CPP = "llama.cpp"
+_TORCH = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -28,42 +36,74 @@ class Reading:
     """How an export is read back.
 
     Args:
+        runtime: ``PEFT``, ``transformers`` or ``llama.cpp``.
         dtype: Number format, as torch calls it.
-        base: Location of the base model for adapters; None where the export is a model of its own.
+        base: The base model for adapters: a folder, a hub id or a GGUF file.
         revision: Commit of a base on the hub.
+        adapter: File of a LoRA for llama.cpp.
+        model: File of a whole model for llama.cpp.
         without: Packages that must not be needed.
         trust: Let the code that comes with it run.
-        exact: Whether it must be what was expected but for rounding in float32.
+        exact: Whether it must be what was expected but for rounding.
     """
 
+    runtime: str
     dtype: str
     base: str | None = None
     revision: str | None = None
+    adapter: str | None = None
+    model: str | None = None
     without: Sequence[str] = ("malora_cli",)
     trust: bool = False
     exact: bool = True
 
 
-@torch.no_grad()
-def keep_expected(model: PeftModel, examples: Iterable[TrainExample], file: Path) -> int:
-    """Write rows with the logits that an export has to have at their supervised tokens.
+def readings(request: Request, folder: Path, base: BaseModel, settings: ModelSettings) -> list[Reading]:
+    """How others load an export, in the runtimes that are here. What is in half precision rounds: it is measured only.
 
-    Returns:
-        How many rows.
+    Args:
+        request: What was asked for.
+        folder: Where it was written.
+        base: The base model.
+        settings: How the run loaded it.
     """
+    whole = request.dtype in (None, "f32") and settings.dtype == "float32" and settings.quantise is None
+    dtype, trust = _TORCH.get(request.dtype or "", settings.dtype), settings.trust_remote_code
+    if request.form == "peft":
+        return [Reading("PEFT", dtype, base=base.location, revision=base.commit, trust=trust, exact=whole)]
+    if request.form == "hf":
+        return [Reading("transformers", dtype, without=("malora_cli", "peft"), trust=trust, exact=whole)]
+    if request.form == "gguf" and base.gguf is not None and _is_installed(_LLAMA_CPP):
+        [file] = map(str, folder.glob("*.gguf"))
+        adapter, model = (file, None) if request.to == "lora" else (None, file)
+        return [Reading(_LLAMA_CPP, dtype, base=str(base.gguf), adapter=adapter, model=model, exact=whole)]
+    return []
+
+
+def _is_installed(runtime: str) -> bool:
+    return importlib.util.find_spec(_FURTHER[runtime][0]) is not None
+
+
+@torch.no_grad()
+def keep_expected(model: PeftModel, examples: Sequence[TrainExample], file: Path, lora: StaticLora) -> None:
+    """Write rows with the logits that an export has to have at their supervised tokens, and those of the base model."""
     tensors: dict[str, torch.Tensor] = {}
-    rows = 0
-    device = next(model.parameters()).device
     with evaluating(model):
-        for example in examples:
+        for row, example in enumerate(examples):
             batch = collate([example])
-            logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[0]
-            tensors[f"ids.{rows}"] = batch["input_ids"][0].clone()
-            tensors[f"positions.{rows}"] = batch["positions"]
-            tensors[f"logits.{rows}"] = logits[batch["positions"].to(device)].float().cpu()
-            rows += 1
+            tensors[f"ids.{row}"] = batch["input_ids"][0].clone()
+            tensors[f"positions.{row}"] = batch["positions"]
+            with applied(model, lora):
+                tensors[f"logits.{row}"] = _logits(model, batch)
+            with model.disable_adapter():
+                tensors[f"base.{row}"] = _logits(model, batch)
     save_file(tensors, file)
-    return rows
+
+
+def _logits(model: PeftModel, batch: Batch) -> torch.Tensor:
+    device = next(model.parameters()).device
+    logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[0]
+    return logits[batch["positions"].to(device)].float().cpu()
 
 
 def read_back(folder: Path, rows: Path, reading: Reading) -> dict[str, Any]:
@@ -75,7 +115,7 @@ def read_back(folder: Path, rows: Path, reading: Reading) -> dict[str, Any]:
         reading: How.
 
     Returns:
-        What was measured, for ``verify.json``.
+        What was measured, for ``verify.json``; ``unavailable`` says why the runtime does not work on this machine.
 
     Raises:
         RunError: It cannot be loaded there, or computes something else.
@@ -103,20 +143,33 @@ def read_back(folder: Path, rows: Path, reading: Reading) -> dict[str, Any]:
             fix="Add --debug and report it; --no-verify writes it all the same.",
         )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    bound = TOLERANCE * max(1.0, found["largest_logit"])
-    if reading.exact and not found["largest_difference"] <= bound:
+    if "unavailable" in found:
+        return {"runtime": reading.runtime, **found}
+    if reading.exact:
+        _check(found, reading.runtime, folder)
+    return {"runtime": reading.runtime, "exact": reading.exact, **found}
+
+
+def _check(found: Mapping[str, Any], runtime: str, folder: Path) -> None:
+    """Make sure that what was read back is what was written."""
+    if runtime == _LLAMA_CPP:
+        what, has = "divergence from the run", found["divergence"]
+        bound = OTHER_RUNTIME[0] * found["base_divergence"] + OTHER_RUNTIME[1]
+    else:
+        what, has = "logits differ by", found["largest_difference"]
+        bound = TOLERANCE * max(1.0, found["largest_logit"])
+    if not has <= bound:
         raise RunError(
-            f"read back, its logits differ by up to {found['largest_difference']:.2g}, and {bound:.2g} is rounding",
+            f"read back in {runtime}, {what} {has:.2g}, and {bound:.2g} is rounding",
             where=str(folder),
             fix="Report it; --no-verify writes it all the same.",
         )
-    return {"runtime": "PEFT" if reading.base else "transformers", "exact": reading.exact, **found}
 
 
 #: Runtimes that read exports and are not part of an installation: what is imported, and how it is installed.
 _FURTHER = {
     "vLLM": ("vllm", "pip install vllm"),
-    "llama.cpp": ("llama_cpp", "pip install llama-cpp-py-sync"),
+    "llama.cpp": ("llama_cpp_py_sync", "pip install llama-cpp-py-sync"),
     "mlx-lm": ("mlx_lm", "pip install mlx-lm"),
 }
 #: Which of them read what is written, by target and format.
@@ -130,13 +183,13 @@ _READERS = {
 }
 
 
-def not_checked(target: str, form: str, checked: Iterable[str]) -> list[dict[str, str]]:
-    """The runtimes that read such an export and that it was not checked in, each with the reason."""
-    found = []
-    for runtime in _READERS.get((target, form), []):
-        if runtime not in set(checked):
-            module, install = _FURTHER[runtime]
-            missing = importlib.util.find_spec(module) is None
-            why = f"not installed ({install})" if missing else "malora has no check for it"
-            found.append({"runtime": runtime, "why": why})
-    return found
+def sorted_out(request: Request, read: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """What was checked, and the runtimes that read such an export and that it was not checked in, with the reason."""
+    checked = [it for it in read if "unavailable" not in it]
+    missing = {it["runtime"]: f"it does not load here: {it['unavailable']}" for it in read if "unavailable" in it}
+    for runtime in _READERS.get((request.to, request.form), []):
+        if runtime not in {it["runtime"] for it in read}:
+            install = _FURTHER[runtime][1]
+            known = "malora has no check for it" if _is_installed(runtime) else f"not installed ({install})"
+            missing[runtime] = known
+    return {"checked": checked, "not_checked": [{"runtime": name, "why": why} for name, why in missing.items()]}

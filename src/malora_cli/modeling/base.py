@@ -108,6 +108,14 @@ class BaseModel:
             hub.check_weights(self.location, self.commit)
 
     @property
+    def gguf(self) -> Path | None:
+        """The GGUF file that it was converted from; None for a model that came in safetensors."""
+        if self.name in ALIASES:
+            return ALIASES[self.name].file(self.name)
+        path = Path(self.name).expanduser()
+        return path if path.suffix == ".gguf" else None
+
+    @property
     def public_name(self) -> str:
         """What to tell others of it: of a GGUF file its name, not the folder here that it was converted to."""
         is_gguf = self.name in ALIASES or Path(self.name).suffix == ".gguf"
