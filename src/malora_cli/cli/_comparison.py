@@ -6,18 +6,22 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 from rich.text import Text
 
 from malora_cli.cli._common import vocabulary
+from malora_cli.cli._statement import duration
 from malora_cli.cli._terminal import plain_table, result_console, say
 from malora_cli.compare.plan import TUNING_SEED, Plan, baseline_of, check_seeds, check_tuned_rates, shared_settings
 from malora_cli.compare.planner import Planner, parse_method_overrides, parse_seeds, parse_tuning
 from malora_cli.compare.sets import SETS
 from malora_cli.results import RunRecord
 from malora_cli.results.comparison import Comparison, Effect, Endpoint, MethodResult, Verdict
+
+if TYPE_CHECKING:
+    from malora_cli.compare.foreseen import Hours
 
 _BASELINE = "baseline"
 
@@ -112,29 +116,46 @@ def matched(planner: Planner, plan: Plan) -> Planner:
 
 
 def print_plan(planner: Planner, plan: Plan) -> None:
-    """What a comparison is going to do."""
+    """What a comparison is going to do, how long that takes and what it can find, as far as that is known."""
     from malora_cli.compare.baselines import Study
+    from malora_cli.compare.foreseen import hours_of, told_visible, visible_difference
     from malora_cli.compare.matching import parameters_of
 
     study, parameters = Study(planner, plan), parameters_of(planner, plan.methods)
+    trials = study.first_trials()
     table = plain_table(("method",), ("params", "learning rates", "trials", "runs"))
     for method in plan.methods:
-        rates = study.grid(method)
-        trials = 0 if plan.tuning == "none" else len(rates)
-        shown = " ".join(f"{rate:.3g}" for rate in rates)
-        table.add_row(Text(method), _parameters(parameters[method]), shown, str(trials), str(len(plan.seeds)))
+        shown = " ".join(f"{rate:.3g}" for rate in study.grid(method))
+        table.add_row(Text(method), _parameters(parameters[method]), shown, str(trials[method]), str(len(plan.seeds)))
     result_console().print(table)
     deviation = {m: count / parameters[plan.baseline] - 1 for m, count in parameters.items() if m != plan.baseline}
     say(f"parameters against {plan.baseline}: " + ", ".join(f"{m} {share:+.1%}" for m, share in deviation.items()))
-    trials = 0 if plan.tuning == "none" else sum(len(study.grid(method)) for method in plan.methods)
-    reported, alone = len(plan.methods) * len(plan.seeds), len(study.runs_alone({}))
-    steps = planner.own.recipe.train.steps
+    say(_amount(planner, plan, sum(trials.values()), len(study.runs_alone({}))))
+    say(f"time:     {_time(hours_of(planner, plan, trials), planner)}")
+    say(f"power:    {told_visible(plan, visible_difference(planner, plan), planner.folder.parent)}")
+    say(f"endpoint: {plan.endpoint} of test rows, mean over tasks; baseline: {plan.baseline}; margin: {plan.margin:g}")
+    say(f"plan:     sha256 {plan.sha256[:16]}, to be kept in {planner.folder}")
+
+
+def _amount(planner: Planner, plan: Plan, trials: int, alone: int) -> str:
+    """How many runs there are, and how many steps in all."""
+    reported, steps = len(plan.methods) * len(plan.seeds), planner.own.recipe.train.steps
     length = "" if steps is None else f", {(trials + reported + alone) * steps:,} training steps"
     length += f" ({alone} runs on one task alone among them)" if alone else ""
     more = " (more where a best rate lies at an edge)" if trials else ""
-    say(f"{trials} trials{more} and {reported} reported runs{length}")
-    say(f"endpoint: {plan.endpoint} of test rows, mean over tasks; baseline: {plan.baseline}; margin: {plan.margin:g}")
-    say(f"plan:     sha256 {plan.sha256[:16]}, to be kept in {planner.folder}")
+    return f"{trials} trials{more} and {reported} reported runs{length}"
+
+
+def _time(hours: Hours, planner: Planner) -> str:
+    """How long training takes, and which runs say so."""
+    measured = ", ".join(f"{method} {pace.seconds:.2f} in {pace.run}" for method, pace in hours.paces.items())
+    known = f"; seconds a step: {measured}" if measured else ""
+    if hours.seconds is not None:
+        return f"{duration(hours.seconds)} of training, one run after another, evaluations aside{known}"
+    if not hours.unknown:
+        return f"not known, since train.steps is not set{known}"
+    place = planner.folder.parent
+    return f"not known yet, since {place} has no finished run of {', '.join(hours.unknown)} with these settings{known}"
 
 
 def missing_lines(

@@ -138,12 +138,13 @@ def print_cost(cost: StepCost, statement: Statement, console: SafeConsole) -> No
     seconds = cost.training_seconds(statement.step_tokens * statement.steps)
     line = (
         f"The longest step: {cost.tokens:,} tokens in {cost.seconds:.2f} s, peak memory "
-        f"{cost.peak_bytes / _GIB:.2f} GiB; at its pace training takes {_duration(seconds)}, evaluations aside"
+        f"{cost.peak_bytes / _GIB:.2f} GiB; at its pace training takes {duration(seconds)}, evaluations aside"
     )
     console.print(Text(line), soft_wrap=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from malora_cli.compare.foreseen import told_visible, visible_difference
 from malora_cli.compare.outcome import Evaluated
 from malora_cli.compare.plan import Plan
 from malora_cli.compare.planner import PlannedRun, Planner
@@ -47,6 +48,8 @@ class Study:
                 check_place_of(run)
             first.keep(folder)
             tuned, trials = self._tuned(crew, folder)
+            if trials and (visible := visible_difference(self.planner, plan)) is not None:
+                crew.tell(f"[tuning] {told_visible(plan, visible, folder.parent)}")
             rates = {method: it.learning_rate for method, it in tuned.items() if it.bracketed is not None}
             failed = [method for method in plan.methods if method not in tuned]
             runs = self.planner.runs([method for method in plan.methods if method in tuned], plan.seeds, rates)
@@ -132,6 +135,10 @@ class Study:
         if isinstance(self.plan.tuning, list):
             return self.plan.tuning
         return grid_around(self.planner.run(method, 0).loaded.recipe.train.learning_rate)
+
+    def first_trials(self) -> dict[str, int]:
+        """How many learning rates are tried first, by method."""
+        return {method: 0 if self.plan.tuning == "none" else len(self.grid(method)) for method in self.plan.methods}
 
     def _tuned(self, crew: Crew, folder: Path) -> tuple[dict[str, Tuned], list[Trial]]:
         """The learning rate of every method that could be tuned, and how it was found."""

@@ -56,10 +56,7 @@ class Plan(Record):
         path = self._path(folder)
         if not path.is_file():
             return self
-        try:
-            first = Plan.model_validate(read_json(path))
-        except (OSError, ValueError, TypeError) as error:
-            raise damaged(path, "plan", error, fix="Move the folder away to begin anew.") from error
+        first = Plan.load(folder)
         before, now = first.model_dump(mode="json"), self.model_dump(mode="json")
         for key in before:
             grown = key in _GROWING and set(before[key]) <= set(now[key])
@@ -72,6 +69,19 @@ class Plan(Record):
                     fix="Undo that, or take another name: output.name=NAME.",
                 )
         return first
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """The plan that a comparison began with.
+
+        Raises:
+            RunError: It is not there or damaged.
+        """
+        path = cls._path(folder)
+        try:
+            return cls.model_validate(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise damaged(path, "plan", error, fix="Move the folder away to begin anew.") from error
 
     def keep(self, folder: Path) -> None:
         """Write it down where none is yet."""

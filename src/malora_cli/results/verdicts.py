@@ -25,6 +25,7 @@ from malora_cli.results.comparison import Effect, Endpoint, Verdict
 from malora_cli.results.evaluation import ALPHA
 from malora_cli.results.statistics import Interval, Measured, compare, compare_macro, holm, macro, ratio
 from malora_cli.results.statistics.arrays import FloatArray
+from malora_cli.results.statistics.combined import detectable_by
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,30 @@ def detectable_over_runs(by_seed: FloatArray) -> float | None:
         return None
     typical = sqrt(float(chi2.ppf(0.5, seeds - 1)) / (seeds - 1))
     return noncentrality(seeds) * _error(by_seed) / typical
+
+
+def foreseen_detectable(effects: Sequence[Effect], seeds: int) -> float | None:
+    """Smallest true difference that a comparison yet to come finds 80 times in 100, by the spread in an earlier one.
+
+    The variances over seeds are pooled over its effects, and so are the widths over rows; the larger part counts.
+
+    Args:
+        effects: Of the earlier comparison, on the same rows.
+        seeds: That are to come.
+
+    Returns:
+        None with one seed, or where no effect has several.
+    """
+    several = [found for found in effects if len(found.by_seed) > 1]
+    if seeds < 2 or not several:
+        return None
+    freedom = [len(found.by_seed) - 1 for found in several]
+    variance = np.average([np.var(found.by_seed, ddof=1) for found in several], weights=freedom)
+    typical = float(chi2.ppf(0.5, sum(freedom))) / sum(freedom)
+    over_seeds = noncentrality(seeds) * sqrt(float(variance) / typical / seeds)
+    ends = [(found.rows_low, found.rows_high) for found in several]
+    over_rows = [detectable_by(Interval(low, high)) for low, high in ends if low is not None and high is not None]
+    return _larger(over_seeds, float(np.mean(over_rows)) if over_rows else None)
 
 
 @lru_cache

@@ -36,7 +36,8 @@ def paired_macro(befores: Sequence[Measured], afters: Sequence[Measured], weight
     null = sum(share * pair.swapped(stream) for stream, (share, pair) in enumerate(zip(shares, pairs, strict=True)))
     p = share_as_far(difference, np.asarray(null), exact=False)
     wins, ties, losses = (sum(counts) for counts in zip(*(pair.tally for pair in pairs), strict=True))
-    return Paired(difference, interval, p, wins, ties, losses, _detectable(interval))
+    detectable = None if interval is None else detectable_by(interval)
+    return Paired(difference, interval, p, wins, ties, losses, detectable)
 
 
 def mover(
@@ -53,10 +54,8 @@ def mover(
     return Interval(middle - below, middle + above)
 
 
-def _detectable(interval: Interval | None) -> float | None:
-    """Miller's formula with the standard error that the interval's width stands for."""
-    if interval is None:
-        return None
+def detectable_by(interval: Interval) -> float:
+    """Miller's formula with the standard error that the width of a 95% interval stands for."""
     reach, power = ndtri([0.975, 0.8])
     return float((interval.high - interval.low) / 2 * (reach + power) / reach)
 
