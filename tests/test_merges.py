@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -417,6 +418,32 @@ def test_what_is_there_is_replaced_only_by_force(run: RunRecord, own: Recipe, tm
     exported(run, own, folder, gates="task:copy", force=True)
     assert not (folder / "old").exists()
     assert read_json(folder / "merge.json")["gates"] == "task:copy"
+
+
+def test_a_dry_run_says_what_would_be_written(
+    run: RunRecord, own: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(["merge-export", str(run.path), "--out", str(tmp_path / "out"), "--dry-run", *arguments])
+        assert not caught.value.code
+        return capsys.readouterr().out
+
+    with monkeypatch.context() as patched:
+        patched.setattr(exporting, "load_base", lambda *_: pytest.fail("weights are loaded"))
+        assert "--to lora --format peft, rank 3 (the exact one is 8)\n" in shown("--to", "lora", "--rank", "3")
+        assert "each; 4 of them: copy, upper, add, mix" in shown("--to", "lora", "--gates", "each")
+        assert "byte for byte" in shown()
+    assert not (tmp_path / "out").exists()
+    for to, file in (("lora", "adapter_model.safetensors"), ("dense", "model.safetensors")):
+        planned = exporting.plan_export(run, own, Request(to), tmp_path / to)  # type: ignore[arg-type]
+        assert planned is not None
+        assert (exported(run, own, tmp_path / to, to=to) / file).stat().st_size == pytest.approx(
+            planned.bytes, rel=0.1, abs=4096
+        )
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20 // 100))
+    with pytest.raises(RunError, match=r"the export takes about 0 MiB, and 0 MiB are free"):
+        exported(run, own, tmp_path / "more")
 
 
 def test_a_merge_that_is_worse_than_the_base_is_refused() -> None:

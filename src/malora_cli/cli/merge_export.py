@@ -12,6 +12,7 @@ import typer
 from malora_cli.cli._common import MovedArgument, RunArgument, RunsOption, StepOption, TrustOption
 
 if TYPE_CHECKING:
+    from malora_cli.export.planned import Planned
     from malora_cli.export.request import Exported, Request
 
 
@@ -84,6 +85,7 @@ def merge_export(
         typer.Option(metavar="NATS", help="Most that fixed gates may cost; default: not worse than the base model."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is there already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written; load no weights.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written and measured as JSON.")] = False,
     step: StepOption = None,
     runs: RunsOption = Path("runs"),
@@ -113,13 +115,28 @@ def merge_export(
     request.check()
     record = find_and_tell(run, runs, err=as_json)
     recipe = recipe_of_run(record, moved or [], trust=trust)
-    from malora_cli.export.run import export_run
+    from malora_cli.export.run import export_run, plan_export
 
+    folder = out or record.path / "export" / request.name
     with telling_of_moves(recipe):
-        exported = export_run(
-            record, recipe, request, out or record.path / "export" / request.name, lambda line: say(line, err=True)
-        )
+        if dry_run:
+            _print_plan(plan_export(record, recipe, request, folder), request, folder)
+            return
+        exported = export_run(record, recipe, request, folder, lambda line: say(line, err=True))
     _print(exported, request, as_json=as_json)
+
+
+def _print_plan(planned: Planned | None, request: Request, folder: Path) -> None:
+    from malora_cli.cli._terminal import say
+
+    if planned is None:
+        say("the adapter as it was trained, byte for byte")
+    else:
+        exact = "exact" if planned.rank == planned.exact_rank else f"the exact one is {planned.exact_rank}"
+        several = f"{len(planned.names)} of them: {', '.join(planned.names)}" if len(planned.names) > 1 else ""
+        say(f"--to {request.to} --format {request.form}, rank {planned.rank} ({exact})")
+        say(f"about {planned.bytes_each / 2**20:,.1f} MiB{f' each; {several}' if several else ''}")
+    say(f"folder: {folder}")
 
 
 def _print(exported: Exported, request: Request, *, as_json: bool) -> None:

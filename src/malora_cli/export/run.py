@@ -26,6 +26,7 @@ from malora_cli.export.formats import FORMATS, Format, Origin
 from malora_cli.export.gates import Gates, parse_gates
 from malora_cli.export.measuring import costs_of, lora_of
 from malora_cli.export.place import appearing_whole, check_place
+from malora_cli.export.planned import Planned, planned
 from malora_cli.export.request import Exported, Request
 from malora_cli.export.static import LowRank, StaticLora, plain_lora
 from malora_cli.export.verify import keep_expected, read_back, readings, sorted_out
@@ -70,6 +71,18 @@ def export_run(
     check_place(folder, force=request.force)
     job = _Job(record, recipe, request, adapter, base_of_run(recipe.model, record.manifest), tell)
     return job.adapter_copied(folder) if request.to == "adapter" else job.merged(folder)
+
+
+def plan_export(record: RunRecord, recipe: Recipe, request: Request, folder: Path) -> Planned | None:
+    """What `export_run` would write, without any weights loaded; None for an adapter, which is copied.
+
+    Raises:
+        MaloraError: What is known by then to be in the way.
+    """
+    adapter = record.adapter_at(request.step)
+    check_place(folder, force=request.force)
+    job = _Job(record, recipe, request, adapter, base_of_run(recipe.model, record.manifest), lambda _line: None)
+    return None if request.to == "adapter" else job.planned(folder, job.choices())
 
 
 @dataclass(frozen=True)
@@ -133,10 +146,10 @@ class _Job:
 
     def merged(self, folder: Path) -> Exported:
         """LoRAs for fixed gates, or the model with one added."""
-        choices = self._choices()
+        choices = self.choices()
         form, origin = FORMATS[self.request.form], self._origin()
-        form.check(self.request.to, origin)
-        loras, left_out = self._loras(choices)
+        rank = self.planned(folder, choices, origin).rank
+        loras, left_out = self._loras(choices, rank)
         costs = self._costs(choices, loras)
         with appearing_whole(folder, force=self.request.force) as scratch:
             scratch.mkdir()
@@ -147,11 +160,10 @@ class _Job:
             checks = self._checked({name: (places[name], lora) for name, lora in loras.items()})
             self._write_merges(places, choices, costs, checks, left_out)
             if len(loras) > 1:
-                rank = max(one.rank for lora in loras.values() for one in lora.values())
                 write_serving(scratch, list(loras), rank, self.named, self.request.form)
         return Exported(folder, costs, checks, left_out, fixed=bool(choices))
 
-    def _choices(self) -> dict[str, Gates]:
+    def choices(self) -> dict[str, Gates]:
         """The gates by the name of each export; nothing for a method without a router."""
         if self._is_routed:
             found = parse_gates(self.request.gates or "mix", self.recipe.mix, self.record.manifest.task_share)
@@ -174,11 +186,19 @@ class _Job:
             )
         return {}
 
+    def planned(self, folder: Path, choices: Mapping[str, Gates], origin: Origin | None = None) -> Planned:
+        """What is going to be written, for which there is room."""
+        FORMATS[self.request.form].check(self.request.to, origin or self._origin())
+        names = list(choices) or [self.method.name]
+        found = planned(self.request, self.method, self.base, self.recipe.model, names)
+        found.check_room(folder)
+        return found
+
     def _origin(self) -> Origin:
         skeleton = empty_base(self.base, self.recipe.model)
         return Origin(self.base, self.recipe.model, skeleton, self.named, self.request.dtype)
 
-    def _loras(self, choices: Mapping[str, Gates]) -> tuple[dict[str, StaticLora], dict[str, float]]:
+    def _loras(self, choices: Mapping[str, Gates], rank: int) -> tuple[dict[str, StaticLora], dict[str, float]]:
         """The LoRAs by name, each of one rank, and what a lower rank leaves out of each."""
         model = self.model
         if choices:
@@ -187,11 +207,6 @@ class _Job:
             found = {name: lora_of(model, gates, self.tasks, rows, self.packer) for name, gates in choices.items()}
         else:
             found = {self.method.name: plain_lora(model)}
-        exact = max(one.rank for lora in found.values() for one in lora.values())
-        if self.request.rank is not None and self.request.rank > exact:
-            fix = "Leave it out for the exact LoRA."
-            raise RecipeError(f"{self.request.rank} is above the exact rank, {exact}", where="--rank", fix=fix)
-        rank = self.request.rank or exact
         at = {name: _at_rank(lora, rank) for name, lora in found.items()}
         return {name: lora for name, (lora, _) in at.items()}, {name: left for name, (_, left) in at.items()}
 
