@@ -23,6 +23,8 @@ from malora_cli.modeling.weights import weight_files
 from malora_cli.results import read_json, write_json
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+#: Rows of a weight that an update is added to at a time.
+_ROWS = 256
 _NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -119,9 +121,13 @@ def _key_of(stored: str, updates: Mapping[str, object], origin: Origin) -> str |
 
 
 def _added(weight: Tensor, one: LowRank, *, transposed: bool, dtype: torch.dtype) -> Tensor:
-    """The weight with its update, added in float32 and rounded once."""
-    update = one.up_OS @ one.down_SI
-    return (weight.float() + (update.T if transposed else update)).to(dtype).contiguous()
+    """The weight with its update, added in float32 and rounded once; some rows at a time, which stay in the cache."""
+    left, right = (one.down_SI.T, one.up_OS.T) if transposed else (one.up_OS, one.down_SI)
+    found = torch.empty(weight.shape, dtype=dtype)
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        found[rows] = torch.addmm(weight[rows].float(), left[rows], right)
+    return found
 
 
 FORMAT = HuggingFaceFormat()
