@@ -1,0 +1,67 @@
+"""What no bundle is written of, by what a recipe and the base's configuration say, before anything is loaded."""
+
+from __future__ import annotations
+
+import transformers
+from transformers import PreTrainedConfig
+
+from malora_cli.adapters.methods._base import AdapterSettings
+from malora_cli.adapters.methods._mixture import MixtureSettings
+from malora_cli.errors import ModelError, RecipeError
+from malora_cli.recipe import ModelSettings
+
+
+def check_bundle(model: ModelSettings, method: AdapterSettings, config: PreTrainedConfig) -> None:
+    """Make sure that a bundle can be written of what a recipe trains.
+
+    Args:
+        model: The base model's settings.
+        method: The method.
+        config: The base model's configuration.
+
+    Raises:
+        RecipeError: The method routes nothing.
+        ModelError: The base is quantised, or no text model of transformers' own.
+    """
+    if not isinstance(method, MixtureSettings):
+        others = "--to dense" if method.name == "dora" else "--to lora or --to dense"
+        raise RecipeError(
+            f"method '{method.name}' routes nothing, so there is no mixture to bundle",
+            where="--to",
+            fix=f"Use {others}.",
+        )
+    if model.quantise is not None or getattr(config, "quantization_config", None) is not None:
+        raise quantised(model.base)
+    check_config(config, model.base)
+
+
+def check_config(config: PreTrainedConfig, name: str) -> None:
+    """Make sure that a configuration is one of transformers' own text models.
+
+    Args:
+        config: The base model's configuration.
+        name: What the recipe calls the model.
+
+    Raises:
+        ModelError: It is not.
+    """
+    kind = config.model_type
+    if config.get_text_config() is not config:
+        raise not_bundled(f"a '{kind}' model reads more than text, and only text models are bundled", name)
+    if not is_own(type(config)):
+        raise not_bundled(f"a '{kind}' model brings Python code of its own, which a bundle does not carry", name)
+
+
+def is_own(kind: type) -> bool:
+    """Whether a class is one that transformers exports, so that a bundle's code can import it."""
+    return getattr(transformers, kind.__name__, None) is kind
+
+
+def quantised(name: str) -> ModelError:
+    """What is raised for a base in 4 or 8 bits."""
+    return not_bundled("its weights are quantised, and a bundle holds the weights themselves", name)
+
+
+def not_bundled(what: str, name: str) -> ModelError:
+    """What is raised for a model of which there is no bundle."""
+    return ModelError(what, where=f"model '{name}'", fix="Use --to adapter or --to lora.")
