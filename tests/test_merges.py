@@ -407,6 +407,16 @@ def test_an_export_is_read_back_and_a_wrong_one_removed(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora"]
 
 
+def test_a_bundle_is_read_back_without_us(run: RunRecord, own: Recipe, tmp_path: Path) -> None:
+    found = export_run(run, own, Request("bundle"), tmp_path / "bundle")
+    [checked] = found.checks["bundle"]["checked"]
+    assert checked["runtime"] == "transformers"
+    assert checked["same_top"] == 1
+    card = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert "trust_remote_code=True" in card
+    assert read_json(tmp_path / "bundle" / "verify.json")["checked"] == [checked]
+
+
 def test_what_is_there_is_replaced_only_by_force(run: RunRecord, own: Recipe, tmp_path: Path) -> None:
     folder = exported(run, own, tmp_path / "out", gates="task:add")
     (folder / "old").touch()
@@ -476,6 +486,8 @@ def test_a_merge_that_is_worse_than_the_base_is_refused() -> None:
         (["--to", "lora", "--dtype", "f16"], "--dtype: 'f16' is no number format of --format peft. Leave it out."),
         (["--to", "dense", "--dtype", "q8_0"], "--dtype: 'q8_0' is no number format of --format hf. Known: f32, bf16"),
         (["--to", "dense", "--format", "peft"], "--format: 'peft' is not a format of --to dense; known: "),
+        (["--to", "bundle", "--gates", "mix"], "--gates: a bundle keeps its routers and takes no gates. Use --to lora"),
+        (["--to", "bundle", "--dtype", "f16"], "--dtype: 'f16' is no number format of --format hf"),
         (["--to", "lora", "--gates", "task:ad"], "--gates: 'task:ad' names no gates; did you mean 'task:add'?"),
     ],
 )

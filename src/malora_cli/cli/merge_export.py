@@ -22,6 +22,7 @@ class Target(StrEnum):
     ADAPTER = "adapter"
     LORA = "lora"
     DENSE = "dense"
+    BUNDLE = "bundle"
 
 
 class Dtype(StrEnum):
@@ -45,7 +46,8 @@ def merge_export(
         Target,
         typer.Option(
             help="adapter: as trained, in PEFT's format. lora: a LoRA for fixed gates, for plain PEFT and servers. "
-            "dense: the whole model with that LoRA added."
+            "dense: the whole model with that LoRA added. "
+            "bundle: the whole model with its routed experts, for transformers."
         ),
     ] = Target.ADAPTER,
     form: Annotated[
@@ -130,7 +132,8 @@ def _print_plan(planned: Planned | None, request: Request, folder: Path) -> None
     from malora_cli.cli._terminal import say
 
     if planned is None:
-        say("the adapter as it was trained, byte for byte")
+        what = "the adapter as it was trained" if request.to == "adapter" else "the base model's files and the experts"
+        say(f"{what}, byte for byte")
     else:
         exact = "exact" if planned.rank == planned.exact_rank else f"the exact one is {planned.exact_rank}"
         several = f"{len(planned.names)} of them: {', '.join(planned.names)}" if len(planned.names) > 1 else ""

@@ -14,12 +14,13 @@ from malora_cli.registry import did_you_mean
 if TYPE_CHECKING:  # it takes torch
     from malora_cli.export.cost import Cost
 
-Target = Literal["adapter", "lora", "dense"]
+Target = Literal["adapter", "lora", "dense", "bundle"]
 #: The formats of each target, the usual one first.
 FORMATS_OF: Mapping[str, tuple[str, ...]] = {
     "adapter": ("peft",),
     "lora": ("peft", "gguf", "mlx"),
     "dense": ("hf", "gguf"),
+    "bundle": ("hf",),
 }
 #: Number formats that can be asked for, by format; none for the others.
 DTYPES_OF: Mapping[str, tuple[str, ...]] = {"hf": ("f32", "bf16", "f16"), "gguf": ("f32", "f16", "bf16", "q8_0")}
@@ -70,9 +71,16 @@ class Request:
     @property
     def name(self) -> str:
         """Name of the folder where none is given."""
+        if self.to in ("adapter", "bundle"):
+            return self.to
         gates = re.sub(r"[^\w.=]+", "-", (self.gates or "mix").removeprefix("task:")).strip("-")
         form = [] if self.form == FORMATS_OF[self.to][0] else [self.form]
-        return "-".join([self.to, *([] if self.to == "adapter" else [gates]), *form])
+        return "-".join([self.to, gates, *form])
+
+    @property
+    def _dtypes(self) -> tuple[str, ...]:
+        """Number formats that can be asked for; a bundle keeps the base model's own files."""
+        return () if self.to == "bundle" else DTYPES_OF.get(self.form, ())
 
     def check(self) -> None:
         """Make sure that its options go together.
@@ -84,14 +92,14 @@ class Request:
         if self.form not in known:
             near = did_you_mean(self.form, known)
             raise RecipeError(f"'{self.form}' is not a format of --to {self.to}; {near}", where="--format")
-        if self.dtype is not None and self.dtype not in DTYPES_OF.get(self.form, ()):
-            known = DTYPES_OF.get(self.form, ())
+        if self.dtype is not None and self.dtype not in self._dtypes:
+            known = self._dtypes
             fix = f"Known: {', '.join(known)}." if known else "Leave it out."
             raise RecipeError(f"'{self.dtype}' is no number format of --format {self.form}", where="--dtype", fix=fix)
         for name, targets in _ONLY_FOR.items():
             if getattr(self, name) is not None and self.to not in targets:
                 option, fix = f"--{name.replace('_', '-')}", f"Use --to {' or '.join(targets)}."
-                keeps = "an adapter keeps its routers and takes no gates"
+                keeps = f"{'an adapter' if self.to == 'adapter' else 'a bundle'} keeps its routers and takes no gates"
                 what = keeps if name == "gates" else f"--to {self.to} has no use for it"
                 raise RecipeError(what, where=option, fix=fix)
 

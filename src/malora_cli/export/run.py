@@ -20,6 +20,7 @@ from malora_cli.data.batch import Packer, TrainExample
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, in_lots, load_tasks
 from malora_cli.errors import RecipeError, RunError
+from malora_cli.export.bundle import check_bundle, write_bundle
 from malora_cli.export.card import write_card, write_serving
 from malora_cli.export.cost import KEPT, Cost
 from malora_cli.export.formats import FORMATS, Format, Origin
@@ -37,6 +38,7 @@ from malora_cli.modeling import (
     empty_base,
     load_adapter,
     load_base,
+    load_config,
     load_tokenizer,
 )
 from malora_cli.recipe import Recipe
@@ -70,11 +72,12 @@ def export_run(
     adapter = record.adapter_at(request.step)
     check_place(folder, force=request.force)
     job = _Job(record, recipe, request, adapter, base_of_run(recipe.model, record.manifest), tell)
-    return job.adapter_copied(folder) if request.to == "adapter" else job.merged(folder)
+    made = {"adapter": job.adapter_copied, "bundle": job.bundled}.get(request.to, job.merged)
+    return made(folder)
 
 
 def plan_export(record: RunRecord, recipe: Recipe, request: Request, folder: Path) -> Planned | None:
-    """What `export_run` would write, without any weights loaded; None for an adapter, which is copied.
+    """What `export_run` would write, without any weights loaded; None for what is copied, an adapter or a bundle.
 
     Raises:
         MaloraError: What is known by then to be in the way.
@@ -82,7 +85,9 @@ def plan_export(record: RunRecord, recipe: Recipe, request: Request, folder: Pat
     adapter = record.adapter_at(request.step)
     check_place(folder, force=request.force)
     job = _Job(record, recipe, request, adapter, base_of_run(recipe.model, record.manifest), lambda _line: None)
-    return None if request.to == "adapter" else job.planned(folder, job.choices())
+    if request.to == "bundle":
+        job.check_bundle()
+    return None if request.to in ("adapter", "bundle") else job.planned(folder, job.choices())
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,24 @@ class _Job:
     @property
     def _is_routed(self) -> bool:
         return self.method.peft_config([]).peft_type.value != "LORA"
+
+    # ------------------------------------------------------------ --to bundle
+
+    def check_bundle(self) -> None:
+        """Make sure that there is something to bundle, before anything is loaded."""
+        check_bundle(self.recipe.model, self.method, load_config(self.base, self.recipe.model))
+
+    def bundled(self, folder: Path) -> Exported:
+        """The routed model itself, with the code that computes it."""
+        self.check_bundle()
+        with appearing_whole(folder, force=self.request.force) as scratch:
+            self.tell("writing bundle")
+            write_bundle(self.model, self.base, self.tokenizer, scratch)
+            write_card(scratch, self.record, "bundle", self.named, None, [])
+            checks = self._checked({"bundle": (scratch, None)})
+            for found in checks.values():
+                write_json(scratch / "verify.json", found)
+        return Exported(folder, checks=checks)
 
     # ------------------------------------------------------------ --to lora, --to dense
 
@@ -267,7 +290,7 @@ class _Job:
 
     # ------------------------------------------------------------ reading back
 
-    def _checked(self, written: Mapping[str, tuple[Path, StaticLora]]) -> dict[str, Mapping[str, Any]]:
+    def _checked(self, written: Mapping[str, tuple[Path, StaticLora | None]]) -> dict[str, Mapping[str, Any]]:
         """Read exports back in a fresh process; what is expected is computed here, from the run."""
         found: dict[str, Mapping[str, Any]] = {}
         if not self.request.verify:

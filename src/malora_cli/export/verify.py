@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def readings(request: Request, folder: Path, base: BaseModel, settings: ModelSet
     if request.form == "peft":
         return [Reading("PEFT", dtype, base=base.location, revision=base.commit, trust=trust, exact=whole)]
     if request.form == "hf":
+        trust |= request.to == "bundle"  # whose code was written a moment ago
         return [Reading("transformers", dtype, without=("malora_cli", "peft"), trust=trust, exact=whole)]
     if request.form == "gguf" and base.gguf is not None and _is_installed(_LLAMA_CPP):
         [file] = map(str, folder.glob("*.gguf"))
@@ -85,15 +87,22 @@ def _is_installed(runtime: str) -> bool:
 
 
 @torch.no_grad()
-def keep_expected(model: PeftModel, examples: Sequence[TrainExample], file: Path, lora: StaticLora) -> None:
-    """Write rows with the logits that an export has to have at their supervised tokens, and those of the base model."""
+def keep_expected(model: PeftModel, examples: Sequence[TrainExample], file: Path, lora: StaticLora | None) -> None:
+    """Write rows with the logits that an export has to have at their supervised tokens, and those of the base model.
+
+    Args:
+        model: The wrapped model.
+        examples: The rows.
+        file: Where to.
+        lora: What is exported; None is the model with its own adapter.
+    """
     tensors: dict[str, torch.Tensor] = {}
     with evaluating(model):
         for row, example in enumerate(examples):
             batch = collate([example])
             tensors[f"ids.{row}"] = batch["input_ids"][0].clone()
             tensors[f"positions.{row}"] = batch["positions"]
-            with applied(model, lora):
+            with nullcontext() if lora is None else applied(model, lora):
                 tensors[f"logits.{row}"] = _logits(model, batch)
             with model.disable_adapter():
                 tensors[f"base.{row}"] = _logits(model, batch)
