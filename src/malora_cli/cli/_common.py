@@ -175,8 +175,13 @@ def recipe_file(recipe: str | Path) -> Path:
     return known[path.name]
 
 
-def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def read_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, model_only: bool = False) -> LoadedRecipe:
     """Read a recipe by its path or its shipped name, with overrides such as ``train.steps=5``.
+
+    Args:
+        recipe: The recipe.
+        overrides: Settings over the recipe's.
+        model_only: As in `load_recipe`.
 
     Raises:
         RecipeError: The recipe, its mix or an override is wrong; every problem is named.
@@ -184,8 +189,9 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> LoadedReci
     from malora_cli.recipe import load_recipe
 
     path = recipe_file(recipe)
-    loaded = load_recipe(path, overrides, vocabulary=vocabulary(), was=_where_it_was(path))
-    tell_of_code(loaded)
+    was = _where_it_was(path)
+    loaded = load_recipe(path, overrides, vocabulary=vocabulary(), was=was, model_only=model_only)
+    tell_of_code(loaded, metrics=not model_only)
     return loaded
 
 
@@ -197,14 +203,20 @@ def _where_it_was(recipe: Path) -> Path | None:
     return record.was_at if recipe.name == record.recipe_path.name else None
 
 
-def recipe_of_run(record: RunRecord, overrides: Sequence[str], *, trust: bool) -> Recipe:
+def recipe_of_run(record: RunRecord, overrides: Sequence[str], *, trust: bool, model_only: bool = False) -> Recipe:
     """The recipe of a run, with what the command line says of where its files lie now.
+
+    Args:
+        record: The run.
+        overrides: Where files lie now, and settings that leave the run the same.
+        trust: Whether Python code of the model may be run.
+        model_only: As in `load_recipe`.
 
     Raises:
         MaloraError: The recipe is wrong, or an override would make another run of it.
     """
     kept = [] if record.knows_validation else ["mix.validation=null"]
-    loaded = read_recipe(record.recipe_path, [*overrides, *granted(trust), *kept])
+    loaded = read_recipe(record.recipe_path, [*overrides, *granted(trust), *kept], model_only=model_only)
     prepare_libraries()
     if overrides:
         from malora_cli.train.resuming import check_same_recipe
@@ -231,9 +243,9 @@ def granted(trust: bool) -> list[str]:
     return ["model.trust_remote_code=true"] if trust else []
 
 
-def tell_of_code(loaded: LoadedRecipe) -> None:
+def tell_of_code(loaded: LoadedRecipe, *, metrics: bool = True) -> None:
     """Say whose Python code is going to be run, where a recipe allows it."""
     if loaded.recipe.model.trust_remote_code:
         say(f"trust_remote_code: Python code that comes with {loaded.recipe.model.base} is run", err=True)
-    for code in loaded.recipe.mix.code:
+    for code in loaded.recipe.mix.code if metrics else ():
         say(f"trust_metric_code: Python code of {code} is run", err=True)

@@ -100,7 +100,7 @@ def result_console(*, full: bool = True) -> SafeConsole:
     return console
 
 
-def error_console() -> Console:
+def error_console() -> SafeConsole:
     """Standard error, its long lines left whole."""
     return SafeConsole(stderr=True, soft_wrap=True, highlight=False)
 
@@ -112,6 +112,16 @@ def say(line: str, *, err: bool = False) -> None:
         print(one_line(line), file=stream, flush=True)
     except OSError as lost:
         _give_up(stream, lost)
+
+
+def write(text: str) -> bool:
+    """Print a part of a text as it is, on standard output; says whether anybody reads it."""
+    try:
+        print(visible(text), end="", flush=True)
+    except OSError as lost:
+        _give_up(sys.stdout, lost)
+        return False
+    return True
 
 
 def replace_what_cannot_be_shown() -> None:

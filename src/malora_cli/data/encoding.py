@@ -17,7 +17,7 @@ from malora_cli.data.chat.plain import plain
 from malora_cli.data.chat.rendering import shared
 from malora_cli.data.chat.template import ChatTemplate, Rendered, Segment
 from malora_cli.data.chat.traits import added_tokens, any_of, at_the_end
-from malora_cli.data.formats._base import Example, RowError
+from malora_cli.data.formats._base import Example, RowError, Turn
 from malora_cli.data.word_marks import Marks, marks_of, without_marks
 
 
@@ -67,6 +67,23 @@ class Encoder:
         if self.template is None:
             return plain(example, system, self._eos, last=last)
         return self.template.rendered(example, system, last=last)
+
+    def asked(self, turns: Sequence[Turn], system: str | None = None) -> list[Segment]:
+        """The text that asks for the next answer of a conversation, which is a model's prompt.
+
+        Args:
+            turns: What was said until now.
+            system: System prompt, where the conversation does not begin with one.
+
+        Raises:
+            RowError: The chat template refuses the conversation, or leaves out something of it.
+        """
+        *prompt, _ = self.rendered(Example((*turns, Turn("assistant", "A"))), system, last=True).rows[-1]
+        return prompt
+
+    def prompt(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
+        """Tokens of `asked`."""
+        return list(self.tokenise([self.asked(turns, system)])[0].input_ids)
 
     def choices(self, example: Example, system: str | None = None, *, last: bool = False) -> list[list[Segment]]:
         """The text of an example with each of its choices in the place of its answer, without the end of the turn.
@@ -206,8 +223,36 @@ class Encoder:
             prompt: Tokens that were to be continued.
             generated: Tokens that continue them, without the one that ends them.
         """
-        opened = self._text(prompt[-16:]).rstrip().endswith(self._thinks[0])
-        return self._said(self._text(generated).removeprefix(self._header), opened=opened)
+        return self._said(self._text(generated).removeprefix(self._header), opened=self._opens(prompt))
+
+    def so_far(self, prompt: Sequence[int], generated: Sequence[int]) -> tuple[str, str]:
+        """Reasoning and `answer` of a text that goes on, without an end that the next tokens may change.
+
+        Args:
+            prompt: Tokens that were to be continued.
+            generated: Tokens that continue them until now.
+        """
+        text = self._text(generated)
+        if self._header.startswith(text):  # which is not said
+            return "", ""
+        opening, closing = self._thinks
+        text = text.removeprefix(self._header)
+        thought, closed, _ = text.rpartition(closing)
+        if not closed and (self._opens(prompt) or text.lstrip().startswith(opening)):
+            thought = self._settled(text)
+        thought = thought.strip().removeprefix(opening).strip()
+        return self._not_text.sub("", thought), self._settled(self.answer(prompt, generated))
+
+    def _opens(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with an open block of reasoning."""
+        return self._text(prompt[-16:]).rstrip().endswith(self._thinks[0])
+
+    def _settled(self, text: str) -> str:
+        """A text without what may be the beginning of a mark, or of a character of several tokens."""
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        starts = range(max(0, len(text) - max(map(len, self._marks_in_text))), len(text))
+        begun = (at for at in starts if any(mark.startswith(text[at:]) for mark in self._marks_in_text))
+        return text[: next(begun, len(text))]
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)  # which takes spaces from before commas
@@ -227,8 +272,17 @@ class Encoder:
     @cached_property
     def _not_text(self) -> re.Pattern[str]:
         """Special tokens that a text holds none of."""
+        return any_of(self._special_texts)
+
+    @cached_property
+    def _special_texts(self) -> tuple[str, ...]:
         added = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        return any_of((*added, *self.tokenizer.all_special_tokens))
+        return *added, *self.tokenizer.all_special_tokens
+
+    @cached_property
+    def _marks_in_text(self) -> frozenset[str]:
+        """Texts that end an answer, part it from reasoning, or are taken out of it."""
+        return frozenset((*self._stops, *self._thinks, *self._special_texts))
 
     @cached_property
     def fingerprint(self) -> str:

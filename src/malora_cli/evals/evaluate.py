@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 
-from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.routing import RoutingTally, routing_of
 from malora_cli.data.batch import Packer
 from malora_cli.data.columns import CLUSTER
@@ -28,7 +27,7 @@ from malora_cli.evals.questions import Question, questions_of, sample_hash, show
 from malora_cli.evals.scoring import Scored, averaged, differences
 from malora_cli.evals.store import answers_root
 from malora_cli.evals.subject import Models, Subject
-from malora_cli.modeling import BaseModel, base_of_run, load_tokenizer
+from malora_cli.modeling import BaseModel, load_tokenizer
 from malora_cli.recipe import Recipe
 from malora_cli.results import EvalResult, RunRecord, TaskEval, utc_now, why_unwritable, write_text
 
@@ -97,12 +96,10 @@ def evaluate_run(
             others than when it was trained, or the result cannot be written.
     """
     wanted = wanted or Wanted()
-    adapter = record.adapter_at(step)
+    models = Models.of_run(record, recipe, step)
     folder = out or (record.eval_dir if mix is None else record.eval_dir / Path(mix).stem)
-    base = base_of_run(recipe.model, record.manifest)
-    models = Models(base, recipe.model, adapter, cast(AdapterSettings, recipe.method))
     own = Subject(_ADAPTER, models.adapter_key, folder / "answers", models, known=record.eval_dir / "answers")
-    evaluation = _Evaluation(recipe, wanted, base, folder)
+    evaluation = _Evaluation(recipe, wanted, models.base, folder)
     if mix is None:
         _check_same_data(record, evaluation.splits, wanted.split)
     steps = record.manifest.steps if step is None else step

@@ -23,7 +23,7 @@ import numpy as np
 
 from malora_cli.data.chat.template import Segment
 from malora_cli.data.encoding import Encoder
-from malora_cli.data.formats._base import Example, Turn
+from malora_cli.data.formats._base import Turn
 from malora_cli.data.order import Shuffle
 from malora_cli.errors import DataError, RecipeError, RunError
 from malora_cli.evals.metrics._base import Answer, Mark
@@ -237,8 +237,7 @@ def _harnessed(model: Any, encoder: Encoder, batch_size: int, system: str | None
             if not add_generation_prompt:  # the answer has begun
                 return str(super().apply_chat_template(chat_history, add_generation_prompt))
             turns = [Turn(message["role"], message["content"]) for message in chat_history]
-            *prompt, _ = encoder.rendered(Example((*turns, Turn("assistant", "A"))), system, last=True).rows[-1]
-            return "".join(segment.text for segment in prompt)
+            return "".join(segment.text for segment in encoder.asked(turns, system))
 
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
             if encoder.template is None:

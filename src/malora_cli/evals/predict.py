@@ -138,7 +138,7 @@ class _Generator:
     ) -> None:
         self.model, self.encoder, self.max_new_tokens, self.batch = model, encoder, max_new_tokens, batch
         self.decoder = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.stops = {*encoder.stop_ids, *_own_stops(self.decoder)}
+        self.stops = stops_of(encoder, self.decoder)
         self.positions = most_positions(model)
         self.made = self._decoded if can_decode(self.decoder) else self._generated
 
@@ -154,14 +154,8 @@ class _Generator:
             self.batch = Packer(self.batch.rows, tokens)  # shorter prompts may still be as many
 
     def _answer(self, prompt: Sequence[int], ids: Sequence[int]) -> Generated:
-        end = next((at for at, token in enumerate(ids) if token in self.stops), len(ids))  # then padding
-        text = self.encoder.tokenizer.decode(ids[:end])
-        stop: Stop = "length" if self._room(prompt) == self.max_new_tokens else "room"
-        if any(mark in text for mark in self.encoder.stop_texts):
-            stop = "stop string"
-        elif end < len(ids):
-            stop = "end"
-        return Generated(self.encoder.answer(prompt, ids[:end]), end, stop)
+        cut: Stop = "length" if self._room(prompt) == self.max_new_tokens else "room"
+        return as_answer(self.encoder, prompt, ids, self.stops, cut)
 
     def _room(self, prompt: Sequence[int]) -> int:
         """Tokens that an answer may have."""
@@ -196,18 +190,10 @@ class _Generator:
         return found
 
     def _continued(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        greedy = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self.stops) or None,
-            stop_strings=self.encoder.stop_texts or None,
-            # Padding is masked, and so of any token; some models have none for it, or one that they cannot embed.
-            pad_token_id=min(self.stops, default=0),
-        )
-
+        greedy = generation(self.encoder, self.stops, max_new_tokens)
         padded = _padded(prompts, greedy.pad_token_id).to(self.decoder.device)
         ids = padded["input_ids"]
-        with _generating_by(self.decoder, greedy):
+        with generating_by(self.decoder, greedy):
             output = self.decoder.generate(
                 input_ids=ids, attention_mask=padded["attention_mask"], tokenizer=self.encoder.tokenizer
             )
@@ -222,15 +208,48 @@ def _padded(prompts: Sequence[Sequence[int]], pad: int) -> BatchEncoding:
     return BatchEncoding({"input_ids": ids, "attention_mask": mask}, tensor_type="pt")
 
 
-def _own_stops(decoder: PreTrainedModel) -> list[int]:
-    """Tokens that end an answer by the model's own word; chat models have marks there that their tokenizer lacks."""
+def stops_of(encoder: Encoder, decoder: PreTrainedModel) -> set[int]:
+    """Tokens that end an answer, also by the model's own word: chat models have marks that their tokenizer lacks."""
     ends = decoder.generation_config.eos_token_id
     known = decoder.get_input_embeddings().weight.shape[0]  # a default may be of a larger model
-    return [end for end in ([ends] if isinstance(ends, int) else ends or []) if end < known]
+    own = [ends] if isinstance(ends, int) else ends or []
+    return {*encoder.stop_ids, *(end for end in own if end < known)}
+
+
+def as_answer(
+    encoder: Encoder, prompt: Sequence[int], ids: Sequence[int], stops: Collection[int], cut: Stop
+) -> Generated:
+    """Generated tokens as an answer.
+
+    Args:
+        encoder: The model's.
+        prompt: Tokens that were continued.
+        ids: Tokens that continue them; padding may stand behind the end.
+        stops: Tokens that end an answer.
+        cut: What has ended it where no token or text has.
+    """
+    end = next((at for at, token in enumerate(ids) if token in stops), len(ids))
+    text = encoder.tokenizer.decode(ids[:end])
+    marked = any(mark in text for mark in encoder.stop_texts)
+    stop: Stop = "stop string" if marked else "end" if end < len(ids) else cut
+    return Generated(encoder.answer(prompt, ids[:end]), end, stop)
+
+
+def generation(encoder: Encoder, stops: Collection[int], max_new_tokens: int, **sampling: float) -> GenerationConfig:
+    """What transformers generates by: greedily, unless it is told how to sample."""
+    return GenerationConfig(
+        do_sample=bool(sampling),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stops) or None,
+        stop_strings=encoder.stop_texts or None,
+        # Padding is masked, and so of any token; some models have none for it, or one that they cannot embed.
+        pad_token_id=min(stops, default=0),
+        **sampling,
+    )
 
 
 @contextmanager
-def _generating_by(decoder: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def generating_by(decoder: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Put ``config`` in the place of the model's own.
 
     An argument to ``generate`` would only be laid over the model's own, and many models ship a repetition penalty

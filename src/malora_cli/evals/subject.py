@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.errors import ModelError, RunError
 from malora_cli.evals.store import key_of
-from malora_cli.modeling import BaseModel, check_adapter, load_adapter, load_base, resolve_base
+from malora_cli.modeling import BaseModel, base_of_run, check_adapter, load_adapter, load_base, resolve_base
 from malora_cli.modeling.device import own_device
-from malora_cli.recipe import ModelSettings
-from malora_cli.results import file_sha256, read_json
+from malora_cli.recipe import ModelSettings, Recipe
+from malora_cli.results import RunRecord, file_sha256, read_json
 
 #: Libraries whose versions may change an answer.
 _LIBRARIES = ("torch", "transformers", "peft")
@@ -43,6 +43,22 @@ class Models:
     settings: ModelSettings
     adapter: Path | None = None
     method: AdapterSettings | None = None
+
+    @classmethod
+    def of_run(cls, record: RunRecord, recipe: Recipe, step: int | None = None) -> Models:
+        """The base model of a run and its adapter.
+
+        Args:
+            record: The run.
+            recipe: The run's own.
+            step: Take the checkpoint of this step instead of the finished adapter.
+
+        Raises:
+            MaloraError: The run is not finished, or the model is not there.
+        """
+        adapter = record.adapter_at(step)
+        base = base_of_run(recipe.model, record.manifest)
+        return cls(base, recipe.model, adapter, cast(AdapterSettings, recipe.method))
 
     @classmethod
     def named(cls, settings: ModelSettings) -> Models:

@@ -51,7 +51,12 @@ class LoadedRecipe:
 
 
 def load_recipe(
-    path: Path, overrides: Sequence[str] = (), *, vocabulary: Vocabulary, was: Path | None = None
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    vocabulary: Vocabulary,
+    was: Path | None = None,
+    model_only: bool = False,
 ) -> LoadedRecipe:
     """Read a recipe, put its mix inside, apply overrides and check everything.
 
@@ -64,6 +69,7 @@ def load_recipe(
             current folder, paths in a file to the folder of that file.
         vocabulary: The names a recipe may use.
         was: Of a run's own recipe, where the run lay when it was written.
+        model_only: No data are going to be read and nothing is going to be scored: what only that takes may be missing.
 
     Raises:
         InvalidRecipeError: Something is wrong in it; every problem has its line.
@@ -74,7 +80,7 @@ def load_recipe(
         raise _is_a_mix(path)
     if was is not None:
         follow(document.data, was, path.resolve().parent)
-    return _checked(document, path, overrides, vocabulary)
+    return _checked(document, path, overrides, vocabulary, model_only=model_only)
 
 
 def recipe_of_model(model: str, mix: str, overrides: Sequence[str] = (), *, vocabulary: Vocabulary) -> LoadedRecipe:
@@ -94,11 +100,13 @@ def recipe_of_model(model: str, mix: str, overrides: Sequence[str] = (), *, voca
     return _checked(document, Path(f"{file_name_from(Path(model).name)}.yaml"), overrides, vocabulary)
 
 
-def _checked(document: Document, path: Path, overrides: Sequence[str], vocabulary: Vocabulary) -> LoadedRecipe:
+def _checked(
+    document: Document, path: Path, overrides: Sequence[str], vocabulary: Vocabulary, *, model_only: bool = False
+) -> LoadedRecipe:
     """The recipe of a document, with overrides."""
     parsed, problems = parse_overrides(overrides)
     document.problems += problems
-    has_mix = _assemble(document, parsed)
+    has_mix = _assemble(document, parsed, data=not model_only)
     _fill_name(document, path)
     kind = recipe_type(vocabulary)
     try:
@@ -109,7 +117,7 @@ def _checked(document: Document, path: Path, overrides: Sequence[str], vocabular
         told = {problem.path for problem in document.problems}
         raise InvalidRecipeError([*document.problems, *(p for p in wrong if p.path not in told)]) from None
     if _is_of_a_run(path):
-        _require_grants(document, recipe)
+        _require_grants(document, recipe, metrics=not model_only)
     if document.problems:
         raise InvalidRecipeError(document.problems)
     return LoadedRecipe(recipe, path, _provenance(recipe, document))
@@ -121,7 +129,7 @@ def _is_a_mix(path: Path) -> RecipeError:
     return RecipeError("this is a mix, and a recipe is wanted", where=shown_path(path), fix=fix)
 
 
-def _assemble(document: Document, overrides: Sequence[Override]) -> bool:
+def _assemble(document: Document, overrides: Sequence[Override], *, data: bool) -> bool:
     """Put the mix and the overrides into the document; says whether there is a mix to check."""
     for override in overrides:
         if override.path == ("mix",):  # before the others, which may go into it
@@ -132,7 +140,7 @@ def _assemble(document: Document, overrides: Sequence[Override]) -> bool:
         if override.path != ("mix",) and (has_mix or override.path[0] != "mix"):
             apply_override(document, override)
     spell_out_tasks(document)
-    resolve_sources(document)
+    resolve_sources(document, needed=data)
     _resolve_model_paths(document)
     # A section whose lines are all commented out is null; it says no more than one that is left out.
     for section in [name for name, value in document.data.items() if value is None and name in Recipe.model_fields]:
@@ -161,12 +169,12 @@ def _is_of_a_run(path: Path) -> bool:
     return any((folder / "manifest.json").is_file() for folder in (path.parent, path.resolve().parent))
 
 
-def _require_grants(document: Document, recipe: Recipe) -> None:
+def _require_grants(document: Document, recipe: Recipe, *, metrics: bool) -> None:
     """Make sure that whoever typed the command lets code be run that a recipe names, not the file alone."""
     asked: list[tuple[DataPath, str, str]] = []
     if recipe.model.trust_remote_code:
         asked.append((("model", "trust_remote_code"), recipe.model.base, "--trust-remote-code"))
-    if recipe.mix.code:
+    if recipe.mix.code and metrics:
         asked.append((("eval", "trust_metric_code"), recipe.mix.code[0], "eval.trust_metric_code=true"))
     for place, code, grant in asked:
         origin = document.origin(place)

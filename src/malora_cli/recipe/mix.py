@@ -72,12 +72,16 @@ def spell_out_tasks(document: Document) -> None:
                 document.origins |= {(*section, key): document.origin(section) for key in task[name]}
 
 
-def resolve_sources(document: Document) -> None:
+def resolve_sources(document: Document, *, needed: bool = True) -> None:
     """Make data paths absolute that exist, each relative to the file (or command line) that gives it.
 
     Environment variables stay in them.
 
     What does not exist there may be a hub id, so it stays; only the data room can tell. A metric's file is never one.
+
+    Args:
+        document: The recipe.
+        needed: Whether they are going to be read, so that every variable has to be there.
     """
     for path, task in _tasks(document):
         metric = task.get("metric")
@@ -89,7 +93,7 @@ def resolve_sources(document: Document) -> None:
             if isinstance(source, dict) and isinstance(source.get("path"), str):
                 place = (*path, name, "path")
                 unset = next((name for name in _VARIABLE.findall(source["path"]) if name not in os.environ), None)
-                if unset is not None:
+                if unset is not None and needed:
                     text = f"got {show(source['path'])}; there is no environment variable {unset}"
                     document.problems.append(Problem(document.origin(place), place, text))
                 source["path"] = _located(source["path"], document.origin(place).folder)
