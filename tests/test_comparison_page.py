@@ -20,6 +20,8 @@ from malora_cli.results.comparison import Comparison, Trial, Tuned, Verdict
 from report_runs import Page
 
 ORDER = ["headline", "methods", "tuning", "tasks", "seesaw", "tradeoffs", "seeds", "failures", "repeat"]
+#: Sections on what lies in the folders of runs: test_comparison_runs.py.
+OF_RUNS = {"routing", "rows"}
 CSV = "data:text/csv;charset=utf-8;base64,"
 EVIL = "<script>alert(1)</script>\"'&$x$ {{ 7 * 7 }}"
 LONG = "long" * 50
@@ -61,7 +63,8 @@ def test_a_page_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> Non
 
 
 def test_sections_stand_in_their_order_and_sentences_first(full: Page) -> None:
-    assert sorted(SECTIONS, key=lambda name: SECTIONS[name].order) == ORDER
+    assert [name for name in sorted(SECTIONS, key=lambda name: SECTIONS[name].order) if name not in OF_RUNS] == ORDER
+    assert set(SECTIONS) == {*ORDER, *OF_RUNS}
     assert list(full.texts) == ORDER
     it = comparison()
     assert full.text("headline") == " ".join(["Result", *it.sentences, *it.notes])
@@ -121,7 +124,7 @@ def test_every_name_is_escaped_and_long_ones_are_whole() -> None:
 
 
 def test_every_chart_has_its_data_as_a_table(full: Page) -> None:
-    for section in ("tuning", "tasks", "tradeoffs", "seeds"):
+    for section in ("tuning", "tasks", "seesaw", "tradeoffs", "seeds"):
         assert f'<section id="{section}">' in full.source
         inside = full.source.split(f'<section id="{section}">')[1].split("</section>")[0]
         assert '<details class="data">' in inside, section
@@ -339,3 +342,26 @@ def test_tasks_that_lose_by_being_trained_together_are_counted(full: Page) -> No
     assert sum(len(row[-1]) > 3 for row in rows.values()) > len(METHODS) - 2
     none = [it.model_copy(update={"alone": {}, "delta_m": None}) for it in comparison().methods]
     assert "seesaw" not in Page(render_comparison(comparison().model_copy(update={"methods": none}))).texts
+
+
+def test_gains_over_single_tasks_are_drawn_in_nats_whatever_the_endpoint(full: Page) -> None:
+    assert "left of the line, the mixture is better" in full.text("seesaw")
+    inside = full.source.split('<section id="seesaw">')[1].split("</section>")[0]
+    assert inside.count('<div class="forest">') == len(TASKS)
+    rows = [[" ".join(cell.split()) for cell in row] for row in full.rows["seesaw"]]
+    (row,) = [row for row in rows if row[0] == "task_b" and len(row) == 8 and row[1].endswith("zeta")]
+    assert row[2:4] == ["+0.2100", "+0.1930 to +0.2270"]
+    scored = page(endpoint="score", margin=0.01, methods=METHODS[:3], trials=[])
+    rows = [[" ".join(cell.split()) for cell in row] for row in scored.rows["seesaw"]]
+    (row,) = [row for row in rows if row[0] == "task_b" and len(row) == 8 and row[1].endswith("beta")]
+    assert row[2] == "−0.0100"
+
+
+def test_a_task_whose_run_alone_is_missing_is_not_drawn() -> None:
+    methods = [
+        it.model_copy(update={"alone": {name: found for name, found in it.alone.items() if name != "task_a"}})
+        for it in comparison().methods
+    ]
+    shown = Page(render_comparison(comparison().model_copy(update={"methods": methods})))
+    inside = shown.source.split('<section id="seesaw">')[1].split("</section>")[0]
+    assert inside.count('<div class="forest">') == len(TASKS) - 1

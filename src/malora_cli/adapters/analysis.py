@@ -10,8 +10,7 @@ Source: MALoRA (arXiv 2410.22782), Fig. 2 (similarity) and Fig. 3 (singular valu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from statistics import fmean
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -145,18 +144,7 @@ def analyse_experts(model: PeftModel, weights: Mapping[str, Tensor] | None = Non
     with one_thread():
         for (group, target), listed in found.items():
             groups[group][target] = {
-                "down": _mean(_projection(experts.down_ERI) for experts in listed),
-                "up": _mean(_projection(experts.up_ERO) for experts in listed),
+                "down": ProjectionGeometry.mean_of(_projection(experts.down_ERI) for experts in listed),
+                "up": ProjectionGeometry.mean_of(_projection(experts.up_ERO) for experts in listed),
             }
     return ExpertGeometry(groups=groups)
-
-
-def _mean(projections: Iterable[ProjectionGeometry]) -> ProjectionGeometry:
-    listed = list(projections)
-    similarities = [p.similarity for p in listed if p.similarity is not None]
-    return ProjectionGeometry(
-        similarity=fmean(similarities) if similarities else None,
-        effective_rank=fmean(p.effective_rank for p in listed),
-        rank=fmean(p.rank for p in listed),
-        spectrum=[fmean(values) for values in zip(*(p.spectrum for p in listed), strict=True)],
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,6 +29,12 @@ class Side:
     score: float
     unread: bool
     outcome: str
+
+    @property
+    def said(self) -> str:
+        """What the answer is worth, and why where that is known."""
+        why = self.outcome or ("could not be read" if self.unread else "")
+        return f"{self.score:.2g}" + (f" ({why})" if why else "")
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,33 @@ class Differing:
         """
         if not predictions_path(evaluation).is_file():
             return None
+        return cls._of(read_predictions(evaluation), tasks)
+
+    @classmethod
+    def between(cls, before: Path, after: Path, tasks: Collection[str]) -> Differing | None:
+        """The same of two runs that were evaluated on the same rows; the first stands in the place of the base.
+
+        Args:
+            before: The ``.json`` file of the one's evaluation.
+            after: That of the other's.
+            tasks: Names of the tasks of which rows may be chosen.
+
+        Returns:
+            None where the predictions of one are not there.
+
+        Raises:
+            RunError: They are damaged.
+        """
+        if not all(predictions_path(evaluation).is_file() for evaluation in (before, after)):
+            return None
+        known = {_asked(row): row for row in read_predictions(before)}
+        both = ((known.get(_asked(row)), row) for row in read_predictions(after))
+        return cls._of((_beside(one, other) for one, other in both if one is not None), tasks)
+
+    @classmethod
+    def _of(cls, rows: Iterable[Mapping[str, Any]], tasks: Collection[str]) -> Differing:
         worse, better, total = _Draw(), _Draw(), 0
-        for row in read_predictions(evaluation):
+        for row in rows:
             change = _change(row)
             total += change is not None
             if change:
@@ -107,7 +138,7 @@ class _Draw:
         self.count += 1
         if not shown:
             return
-        asked = f"{row['task']}\0{row.get('row')}\0{row['prompt']}".encode(errors="surrogatepass")
+        asked = _asked(row).encode(errors="surrogatepass")
         luck, heap = int.from_bytes(hashlib.sha256(asked).digest()[:8]), self._heaps[row["task"]]
         if len(heap) < ROWS:
             heapq.heappush(heap, (luck, self.count, _row(row)))
@@ -119,6 +150,17 @@ class _Draw:
         ranked = (enumerate(sorted(heap, key=lambda item: -item[0])) for heap in self._heaps.values())
         drawn = sorted(chain.from_iterable(ranked), key=lambda item: (item[0], -item[1][0]))
         return [row for _, (_, _, row) in drawn[:ROWS]]
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """Which row it is, whoever answers."""
+    return f"{row['task']}\0{row.get('row')}\0{row['prompt']}"
+
+
+def _beside(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the answers of two adapters, the first in the place of the base's."""
+    shared = {key: value for key, value in after.items() if not key.startswith("base")}
+    return shared | {f"base{key[7:]}": value for key, value in before.items() if key.startswith("adapter")}
 
 
 def _change(row: Mapping[str, Any]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from base64 import b64encode
 from functools import cache
 from pathlib import Path
 
@@ -91,6 +92,11 @@ def shell(word: str) -> str:
     return shlex.quote(visible(word))
 
 
+def base64(content: bytes) -> str:
+    """Content of a file as a data URI has it."""
+    return b64encode(content).decode("ascii")
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -101,7 +107,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     numbers = (percent, css, points, about, probability, nats, signed, count, short, rate)
-    for function in (*numbers, duration, plural, shell):
+    for function in (*numbers, duration, plural, shell, base64):
         environment.filters[function.__name__] = function
     return environment
 

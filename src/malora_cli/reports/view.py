@@ -131,18 +131,12 @@ class RunView:
     @cached_property
     def expert_load(self) -> tuple[int, dict[str, ExpertShare]] | None:
         """Step and shares by task of the newest measurement, which what `malora eval` found is of equals."""
-        found = self.log.expert_load
-        for result in self.evaluations:
-            found = newer(found, result.step, result.expert_load)
-        return found
+        return newest_routing(self.log, self.evaluations)[0]
 
     @cached_property
     def gate_entropy(self) -> tuple[int, dict[str, GateEntropy]] | None:
         """Step and entropies by task, likewise."""
-        found = self.log.gate_entropy
-        for result in self.evaluations:
-            found = newer(found, result.step, result.gate_entropy)
-        return found
+        return newest_routing(self.log, self.evaluations)[1]
 
     @cached_property
     def step(self) -> int:
@@ -188,3 +182,14 @@ class RunView:
         if scores is None or scores.against is None or scores.model.loss is None or scores.against.loss is None:
             return None
         return scores.model.loss - scores.against.loss
+
+
+def newest_routing(
+    log: Digest, evaluations: Iterable[EvalResult]
+) -> tuple[tuple[int, dict[str, ExpertShare]] | None, tuple[int, dict[str, GateEntropy]] | None]:
+    """Expert load and gate entropy by task, each with its step: of training or of `malora eval`, the newest."""
+    load, entropy = log.expert_load, log.gate_entropy
+    for result in evaluations:
+        load = newer(load, result.step, result.expert_load)
+        entropy = newer(entropy, result.step, result.gate_entropy)
+    return load, entropy

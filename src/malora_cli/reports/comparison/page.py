@@ -23,9 +23,14 @@ _ABOUT = """
 """
 
 
-def render_comparison(comparison: Comparison) -> str:
-    """The page as text. It holds no time of its own: the same comparison gives the same bytes."""
-    view = ComparisonView(comparison)
+def render_comparison(comparison: Comparison, runs: Path | None = None) -> str:
+    """The page as text. It holds no time of its own: the same comparison gives the same bytes.
+
+    Args:
+        comparison: What it shows.
+        runs: Where the folders of its runs lie, of which it shows some things besides.
+    """
+    view = ComparisonView(comparison, runs)
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     about = render(_ABOUT, view=view, it=comparison)
     return document(view, SECTIONS, name=comparison.name, about=about, origin="comparison.json", style=style)
@@ -45,7 +50,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> Path:
         RunError: The page cannot be written.
     """
     page = folder / "report" / "index.html"
-    text = render_comparison(comparison)
+    text = render_comparison(comparison, folder.absolute().parent)
     try:
         write_text(page, text)
     except OSError as error:

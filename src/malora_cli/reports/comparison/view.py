@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 
 from malora_cli.reports.charts import Axis
+from malora_cli.reports.comparison.runs import Routing, routing_of
 from malora_cli.reports.html import MINUS, percent, points, signed
 from malora_cli.reports.paths import shared
 from malora_cli.reports.view import COLOURS
@@ -115,9 +116,15 @@ class Scale:
 
 @dataclass(frozen=True)
 class ComparisonView:
-    """Everything that the page of a comparison shows."""
+    """Everything that the page of a comparison shows.
+
+    Args:
+        comparison: Its record.
+        runs: Where the folders of its runs lie; None where they are not looked at.
+    """
 
     comparison: Comparison
+    runs: Path | None = None
 
     @cached_property
     def methods(self) -> dict[str, Method]:
@@ -143,6 +150,19 @@ class ComparisonView:
         domains = self.comparison.domains
         order = list(dict.fromkeys(domains.values()))
         return sorted(self.comparison.rows, key=lambda name: order.index(domains[name]) if name in domains else -1)
+
+    @cached_property
+    def routing(self) -> dict[Method, Routing]:
+        """How the methods that have routers use their experts."""
+        if self.runs is None:
+            return {}
+        found = {method: routing_of(result.runs, self.runs) for method, result in self.known}
+        return {method: routing for method, routing in found.items() if routing is not None}
+
+    @property
+    def as_losses(self) -> ComparisonView:
+        """The same with losses as its endpoint, for what is always told of losses."""
+        return replace(self, comparison=self.comparison.model_copy(update={"endpoint": "loss"}))
 
     def lacks(self, result: MethodResult) -> bool:
         """Whether a method lacks seeds: it is shown and not compared."""

@@ -13,19 +13,8 @@ _TEMPLATE = """
 <p class="lead">Routers are at <b>{{ mean|percent }}</b> of the entropy of an even choice; surest about
 {{ m.chip(surest) }} ({{ by_task[surest.name]|percent }}){% if tasks|length > 1 %}, least sure about
 {{ m.chip(least) }} ({{ by_task[least.name]|percent }}){% endif %}.</p>
-<div class="scroll"><table class="heat load">
-<thead><tr><th>Task</th>{% for group in groups %}<th class="num">{{ group }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for task in view.shown(tasks) %}
-<tr><th scope="row">{{ m.chip(task) }}</th>
-{% for group in groups %}
-{% if group in entropy[task.name] %}
-<td class="cell load" style="--heat:{{ (70 * entropy[task.name][group])|round|int }}%">
-{{- (100 * entropy[task.name][group])|round|int }}</td>
-{% else %}<td></td>{% endif %}
-{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
+{% call(task) m.entropies(groups, rows) %}{{ m.chip(task) }}{% endcall %}
+
 {{ m.some(view) -}}
 <p class="note">Entropy of a router's softmax over all its experts, in percent of the most it can be, mean over the
 tokens of rows that were not trained on and over routers, after {{ step|count }} steps. 100 is an even choice; 0 is a
@@ -46,7 +35,7 @@ def _render(run: RunView) -> str | None:
         view=run,
         tasks=tasks,
         groups=list(dict.fromkeys(group for task in tasks for group in entropy[task.name])),
-        entropy=entropy,
+        rows=[(task, entropy[task.name]) for task in run.shown(tasks)],
         by_task=by_task,
         mean=fmean(by_task.values()),
         surest=min(tasks, key=lambda task: by_task[task.name]),

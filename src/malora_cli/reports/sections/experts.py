@@ -9,31 +9,13 @@ from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
 from malora_cli.reports.view import RunView
 
-#: More experts than this and the cells are too narrow for a number.
-_NUMBERED = 16
-
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
 <p class="lead">To spread evenly over the experts, a task would have to move <b>{{ mean_far|percent }}</b> of its
 assignments on average; most of all {{ m.chip(far_task) }} in {{ far_group }} ({{ most_far|percent }}).
 {% if tasks|length > 1 %}Two tasks differ in {{ apart|percent }} of theirs.{% endif %}</p>
-<div class="groups" style="--narrowest:{{ 140 + 25 * most_experts }}px">
-{% for group, experts, rows in groups %}
-<figure><figcaption><b>{{ group }}</b>
-<span class="num">{{ experts|plural("expert") }}, even load {{ (1 / experts)|percent }}</span></figcaption>
-<div class="scroll"><table class="heat load">
-<thead><tr><th>Task</th>{% for i in range(experts) %}<th class="num">{{ i + 1 }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for task in view.shown(rows) %}{% set shares = rows[task] %}
-<tr><th scope="row">{{ m.chip(task) }}</th>
-{% for share in shares %}
-<td class="cell load" style="--heat:{{ (70 * share / top)|round|int }}%"
-  title="rank {{ loop.index }}: {{ share|percent }}">
-{%- if experts <= numbered %}{{ (100 * share)|round|int }}{% endif %}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div></figure>
-{% endfor %}
-</div>
+{% call(task) m.loads(groups, top) %}{{ m.chip(task) }}{% endcall %}
+
 {{ m.some(view) -}}
 <p class="note">Share of a task's (token, slot) assignments that each expert gets, in percent, on rows that
 were not trained on, after {{ step|count }} steps. The experts of every router are ranked by their load over all tasks,
@@ -81,15 +63,16 @@ def _render(run: RunView) -> str | None:
         return None
     (far_task, far_group), most_far = max(far.items(), key=lambda item: item[1])
     rows = {group: {task: load[task.name][group] for task in tasks if group in load[task.name]} for group in names}
-    groups = [(group, len(next(iter(found.values()))), found) for group, found in rows.items()]
+    groups = [
+        (group, len(next(iter(found.values()))), [(task, found[task]) for task in run.shown(found)])
+        for group, found in rows.items()
+    ]
     return render(
         _TEMPLATE,
         view=run,
         tasks=tasks,
         groups=groups,
         top=max(share for found in rows.values() for shares in found.values() for share in shares),
-        most_experts=max(experts for _, experts, _ in groups),
-        numbered=_NUMBERED,
         mean_far=fmean(far.values()),
         far_task=far_task,
         far_group=far_group,

@@ -14,6 +14,7 @@ from malora_cli.reports.view import RunView
 from malora_cli.results import ExpertGeometry, ProjectionGeometry, Sides
 
 _TEMPLATE = """
+{% import "macros.html.j2" as m %}
 <p class="lead">Two experts of a linear share
 {% if down is not none %}<b>{{ down|percent }}</b> of their down-projections' directions and
 <b>{{ up|percent }}</b> of their up-projections'{% else %}nothing: there is one{% endif %}. All together amount to
@@ -26,20 +27,7 @@ up-projections'.</p>
 <figure><figcaption><b>{{ group }}</b><span class="num">singular values</span></figcaption>{{ svg }}</figure>
 {% endfor %}
 </div>
-<div class="scroll"><table class="heat load">
-<thead><tr><th>Linears</th><th>Layers</th><th class="num">down: similarity</th><th class="num">rank</th>
-<th class="num">up: similarity</th><th class="num">rank</th></tr></thead>
-<tbody>
-{% for target, group, sides in rows %}
-<tr><th scope="row">{{ target }}</th><td>{{ group }}</td>
-{% for side in sides %}
-{% if side.similarity is none %}<td></td>{% else %}
-<td class="cell load" style="--heat:{{ (70 * side.similarity)|round|int }}%">
-{{- "%.2f"|format(side.similarity) }}</td>{% endif %}
-<td class="num">{{ "%.0f"|format(side.effective_rank) }} of {{ "%.0f"|format(side.rank) }}</td>
-{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
+{{ m.projections(rows) }}
 <p class="note">Similarity is the mean canonical correlation of two experts, 1 where they read or write the same
 directions and 0 where they share none. Singular values are those of all experts of a linear together, largest on the
 left, over their mean; the rank beside them is the effective one. Where down-projections share few directions and
@@ -48,15 +36,37 @@ up-projections have each their own, a shared subspace costs the experts little: 
 """
 
 
-def _sides(geometry: ExpertGeometry) -> dict[str, list[ProjectionGeometry]]:
+def both_sides(geometry: ExpertGeometry) -> dict[str, list[ProjectionGeometry]]:
     """All down- and all up-projections."""
     linears = [linear for group in geometry.groups.values() for linear in group.values()]
     return {"down": [linear["down"] for linear in linears], "up": [linear["up"] for linear in linears]}
 
 
-def _similarity(sides: Iterable[ProjectionGeometry]) -> float | None:
+def mean_similarity(sides: Iterable[ProjectionGeometry]) -> float | None:
+    """How alike two experts are; None where there is one."""
     known = [side.similarity for side in sides if side.similarity is not None]
     return fmean(known) if known else None
+
+
+def filled(sides: Iterable[ProjectionGeometry]) -> float:
+    """The directions that experts amount to, as a share of those that they could; mean over linears."""
+    return fmean(side.effective_rank / max(side.rank, 1) for side in sides)
+
+
+def by_linear(geometry: ExpertGeometry) -> list[tuple[str, str, tuple[ProjectionGeometry, ProjectionGeometry]]]:
+    """Name of the linears, layer group, and both sides, those of one name next to each other."""
+    targets = dict.fromkeys(target for linears in geometry.groups.values() for target in linears)
+    return [
+        (target, group, (linears[target]["down"], linears[target]["up"]))
+        for target in targets
+        for group, linears in geometry.groups.items()
+        if target in linears
+    ]
+
+
+def mean_spectrum(sides: Iterable[ProjectionGeometry]) -> list[float]:
+    """Singular values over their mean, largest first; mean over linears."""
+    return [fmean(values) for values in zip(*(side.spectrum for side in sides), strict=True)]
 
 
 def _chart(index: int, group: str, linears: Collection[Sides]) -> tuple[str, Markup]:
@@ -70,7 +80,7 @@ def _chart(index: int, group: str, linears: Collection[Sides]) -> tuple[str, Mar
 
 
 def _line(sides: Iterable[ProjectionGeometry], ink: str) -> Line:
-    heights = [fmean(values) for values in zip(*(side.spectrum for side in sides), strict=True)]
+    heights = mean_spectrum(sides)
     return Line([100 * i / (len(heights) - 1) for i in range(len(heights))], heights, ink=ink)
 
 
@@ -78,22 +88,16 @@ def _render(run: RunView) -> str | None:
     if run.experts is None or not run.experts.groups:
         return None
     groups = run.experts.groups
-    sides = _sides(run.experts)
-    share = {name: fmean(p.effective_rank / max(p.rank, 1) for p in found) for name, found in sides.items()}
-    targets = dict.fromkeys(target for linears in groups.values() for target in linears)
+    sides = both_sides(run.experts)
+    share = {name: filled(found) for name, found in sides.items()}
     return render(
         _TEMPLATE,
-        down=_similarity(sides["down"]),
-        up=_similarity(sides["up"]) or 0.0,
+        down=mean_similarity(sides["down"]),
+        up=mean_similarity(sides["up"]) or 0.0,
         down_rank=share["down"],
         up_rank=share["up"],
         charts=[_chart(index, group, linears.values()) for index, (group, linears) in enumerate(groups.items())],
-        rows=[
-            (target, group, (linears[target]["down"], linears[target]["up"]))
-            for target in targets
-            for group, linears in groups.items()
-            if target in linears
-        ],
+        rows=by_linear(run.experts),
     )
 
 

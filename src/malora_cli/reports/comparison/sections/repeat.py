@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-
 from malora_cli.reports.comparison.view import ComparisonView
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
 
 _TEMPLATE = """
 {% import "macros.html.j2" as m %}
+{% import "comparison/macros.html.j2" as c %}
 <p class="lead">Every difference has two 95% intervals: one over test rows, which is about these runs, and one over
 seeds, which is about new runs. The wider one is shown and counts, and so does the larger of the two p-values. p-values
 are corrected by Holm’s method, over all methods and over all tasks of all methods.
@@ -31,8 +30,7 @@ are corrected by Holm’s method, over all methods and over all tasks of all met
 {{- it.domains[task] }}</span>{% endif %}</dt><dd>{{ it.rows[task]|count }}</dd></div>
 {% endfor %}</dl></div>
 </div>
-<p><a class="download" download="comparison.csv" href="data:text/csv;charset=utf-8;base64,{{ csv }}">Download all
-figures as CSV ({{ size|short }}B)</a></p>
+{{ c.download("comparison.csv", "all figures", csv) }}
 """
 
 
@@ -41,7 +39,7 @@ def _render(view: ComparisonView) -> str:
     # The same bytes as comparison.csv, whose halves of characters are written so too.
     csv = it.csv().encode("utf-8", errors="backslashreplace")
     margin = view.around(it.margin)[1:]
-    return render(_TEMPLATE, view=view, it=it, margin=margin, csv=base64.b64encode(csv).decode("ascii"), size=len(csv))
+    return render(_TEMPLATE, view=view, it=it, margin=margin, csv=csv)
 
 
 SECTION = Section(title="Repeat", order=80, render=_render)

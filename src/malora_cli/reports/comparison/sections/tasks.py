@@ -42,34 +42,11 @@ its own scale; ‹ and › lie beyond it.
 {% if view.comparison.margin %}Shaded: the margin.
 {% endif %}
 {% if not view.one_seed %}+ better, − worse, = equal, ? cannot be told apart.{% endif %}</p>
-<div class="groups" style="--narrowest:420px;margin-top:14px">
-{% for task, scale, found in plots %}
-<figure><figcaption><span class="chip">{{ m.broken(task) }}</span></figcaption>
-<div class="forest">
-{% for method, effect in found %}
-<div>{{ m.chip(method) }}{{ c.plot(view, method, effect, scale) }}<span class="num">{{ c.gap(view, effect) }}
-<b>{{ effect.verdict.sign.replace("-", "−") }}</b></span></div>
-{% endfor %}
-{{ c.ends(view, scale) }}
-</div></figure>
-{% endfor %}
-</div>
+{{ c.forests(view, plots) }}
 {% if left_out %}<p class="note">The {{ plots|length }} tasks with the largest differences are drawn; all
 {{ effects|length }} are in the table.</p>{% endif %}
 <details class="data"><summary>Data<span class="quiet">every difference, with both intervals</span></summary>
-<div class="scroll"><table class="compared">
-<thead><tr><th>Task</th><th>method</th><th class="num">difference</th><th class="num">95% interval</th>
-<th class="num">over rows</th><th class="num">over seeds</th><th class="num">p (Holm)</th><th>verdict</th></tr></thead>
-<tbody>
-{% for task, found in effects %}{% for method, effect in found %}
-<tr><th scope="row"><span class="chip">{{ m.broken(task) }}</span></th><td>{{ m.chip(method) }}</td>
-<td class="num">{{ view.gap(effect.value) }}</td><td class="num">{{ view.interval(effect) }}</td>
-<td class="num">{{ both(effect.rows_low, effect.rows_high) }}</td>
-<td class="num">{{ both(effect.seeds_low, effect.seeds_high) }}</td>
-<td class="num">{{ "–" if effect.p_holm is none else effect.p_holm|probability }}</td>
-<td>{{ c.verdict(view, effect) }}</td></tr>
-{% endfor %}{% endfor %}
-</tbody></table></div></details>
+{{ c.differences(view, effects) }}</details>
 {% endif %}
 """
 
@@ -89,6 +66,12 @@ def drawn(found: list[tuple[str, Effects]]) -> list[tuple[str, Effects]]:
     return [item for item in found if item[0] in names]
 
 
+def plots(view: ComparisonView, shown: list[tuple[str, Effects]]) -> list[tuple[str, Scale, Effects]]:
+    """Every task with a line through zero that has room for its methods."""
+    margin = view.comparison.margin
+    return [(task, Scale.over([effect for _, effect in found], margin), found) for task, found in shown]
+
+
 def _render(view: ComparisonView) -> str | None:
     measured = {
         name: any(getattr(run, name) for _, it in view.known for run in it.runs) for name in ("losses", "scores")
@@ -98,19 +81,13 @@ def _render(view: ComparisonView) -> str | None:
         return None
     found = effects(view)
     shown = drawn(found)
-    margin = view.comparison.margin
-
-    def both(low: float | None, high: float | None) -> str:
-        return "–" if low is None or high is None else f"{view.gap(low)} to {view.gap(high)}"
-
     return render(
         _TEMPLATE,
         view=view,
         figures=figures,
         effects=found,
-        plots=[(task, Scale.over([effect for _, effect in methods], margin), methods) for task, methods in shown],
+        plots=plots(view, shown),
         left_out=len(shown) < len(found),
-        both=both,
     )
 
 
