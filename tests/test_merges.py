@@ -104,6 +104,10 @@ def test_gates_by_name_by_domain_and_blended(own: Recipe) -> None:
     assert shares("mix=1,task:add=1") == pytest.approx({"copy": 0.25, "upper": 0.15, "add": 0.6})
     assert [gates.name for gates in parse_gates("each", own.mix, share)] == [*TASKS, "mix"]
     assert [gates.fit for gates in parse_gates("fit:mix", own.mix, share)] == [True]
+    assert [gates.text for gates in parse_gates("fit:each", own.mix, share)] == [
+        *(f"fit:task:{task}" for task in TASKS),
+        "fit:mix",
+    ]
     assert parse_gates("uniform", own.mix, share) == [Gates("uniform", None)]
 
 
@@ -122,6 +126,15 @@ def test_gates_by_name_by_domain_and_blended(own: Recipe) -> None:
 def test_gates_that_mean_nothing(own: Recipe, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=f"^--gates: {message}"):
         parse_gates(text, own.mix, dict.fromkeys(TASKS, 1 / 3))
+
+
+def test_exports_have_folders_of_their_own_inside_the_folder(own: Recipe) -> None:
+    tasks = {"..": own.mix.tasks["add"], "a/b": own.mix.tasks["copy"], "mix": own.mix.tasks["upper"]}
+    mix = own.mix.model_copy(update={"tasks": tasks})
+    names = {text: parse_gates(text, mix, dict.fromkeys(tasks, 1 / 3))[0].name for text in ("task:..", "task:a/b")}
+    assert names == {"task:..": "gates", "task:a/b": "a-b"}
+    with pytest.raises(RecipeError, match="two exports would be called 'mix'"):
+        parse_gates("each", mix, dict.fromkeys(tasks, 1 / 3))
 
 
 @given(
@@ -381,12 +394,12 @@ def test_an_export_is_read_back_and_a_wrong_one_removed(
         main(["merge-export", *given, "--to", "lora", "--out", str(tmp_path / "lora"), "--json"])
     assert caught.value.code == 0
     told = json.loads(capsys.readouterr().out)
-    [checked] = told["checks"]["mix"]["checked"]
+    [checked] = told["checks"]["fit"]["checked"]
     assert checked["runtime"] == "PEFT"
     assert 0 <= checked["largest_difference"] < 1e-4
     assert checked["tokens"] > 0
     assert checked["same_top"] == 1
-    assert told["validation"]["mix"]["add"]["base"] > 0
+    assert told["validation"]["fit"]["add"]["base"] > 0
     kept = read_json(tmp_path / "lora" / "verify.json")
     assert kept["checked"] == [checked]
     assert [it["runtime"] for it in kept["not_checked"]] == ["vLLM"]

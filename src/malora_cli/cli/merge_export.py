@@ -60,8 +60,9 @@ def merge_export(
         str | None,
         typer.Option(
             metavar="GATES",
-            help="Gates to hold fixed: mix (the default), task:NAME, domain:NAME, task:A=0.7,task:B=0.3, uniform, fit, "
-            "fit:task:NAME, or each for a LoRA a task.",
+            help="fit (the default): nearest to the routed mixture; fit:task:NAME, fit:domain:NAME on these rows. "
+            "Gates held fixed: mix, task:NAME, domain:NAME, task:A=0.7,task:B=0.3, uniform. "
+            "each or fit:each: a LoRA a task.",
         ),
     ] = None,
     rank: Annotated[

@@ -52,7 +52,9 @@ def write_card(
         pipeline_tag="text-generation",
         tags=["malora", target],
     )
-    of = "" if gates is None else f", for gates held fixed (`{gates.text}`)"
+    fitted = gates is not None and gates.fit
+    held = "fitted to its routed experts by least squares" if fitted else "for gates held fixed"
+    of = "" if gates is None else f", {held} (`{gates.text}`)"
     code = _PEFT_CODE if target == "lora" else _HF_CODE
     parts = [
         f"# {record.name}",
@@ -61,17 +63,16 @@ def write_card(
         *([_cost_table(costs)] if costs else []),
         "## Loading it",
         f"```python\n{code.format(base=base, trust=', trust_remote_code=True' if target == 'bundle' else '')}\n```",
-        *([_LIMIT] if gates is not None else []),
+        *([_FITTED if gates.fit else _HELD] if gates is not None else []),
         "The licence of the base model, and those of the data, hold for this as well.",
     ]
     body = "\n\n".join(parts)
     write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
 
-_LIMIT = (
-    "The run that this comes from routes: every token takes its own experts. Here all tokens take the same mixture of "
-    "them, which is exact for these gates and approximates the routing."
-)
+_ROUTES = "The run that this comes from routes: every token takes its own experts. Here all tokens take "
+_HELD = f"{_ROUTES}the same mixture of them, which is exact for these gates and approximates the routing."
+_FITTED = f"{_ROUTES}one LoRA, which approximates the routing as nearly as one can on rows of these tasks."
 
 
 def _trained_on(record: RunRecord) -> str:
@@ -111,7 +112,8 @@ def write_serving(folder: Path, names: Sequence[str], rank: int, base: str, form
     highest = next((known for known in _RANKS if known >= rank), rank)
     described: dict[str, Any] = {"base": base, "format": form, "rank": rank, "max_lora_rank": highest}
     write_json(folder / "serve.json", {**described, "loras": {name: name for name in names}})
-    write_text(folder / "SERVE.md", _SERVE[form](base, names, highest) if form in _SERVE else "")
+    if form in _SERVE:
+        write_text(folder / "SERVE.md", _SERVE[form](base, names, highest))
 
 
 def _serve_peft(base: str, names: Sequence[str], rank: int) -> str:

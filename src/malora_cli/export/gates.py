@@ -38,7 +38,7 @@ class Gates:
     @property
     def name(self) -> str:
         """A name for a folder."""
-        return re.sub(r"[^\w.=]+", "-", self.text.removeprefix(_TASK)).strip("-")
+        return folder_name(self.text)
 
     @property
     def tasks(self) -> list[str]:
@@ -51,16 +51,18 @@ def parse_gates(text: str, mix: MixSettings, task_share: Mapping[str, float]) ->
 
     Args:
         text: ``mix``, ``task:NAME``, ``domain:NAME``, a blend such as ``task:a=0.7,task:b=0.3``, ``uniform``, ``fit``
-            or ``fit:`` with any of these but the last two, or ``each``, which is every task and the mix.
+            or ``fit:`` with any of these but the last two, or ``each`` or ``fit:each``, which is every task and the
+            mix.
         mix: The run's.
         task_share: Share of the mix of each task, as the run had it.
 
     Raises:
         RecipeError: It names no gates.
     """
-    if text == _EACH:
-        names = [*(f"{_TASK}{task}" for task in mix.tasks), _MIX]
-        return [gates for name in names for gates in parse_gates(name, mix, task_share)]
+    if text in (_EACH, f"{_FIT}:{_EACH}"):
+        fit = text.removesuffix(_EACH)
+        names = [*(f"{fit}{_TASK}{task}" for task in mix.tasks), f"{fit}{_MIX}"]
+        return _distinct([gates for name in names for gates in parse_gates(name, mix, task_share)])
     if text == _UNIFORM:
         return [Gates(text, None)]
     if text == _FIT:
@@ -73,6 +75,24 @@ def parse_gates(text: str, mix: MixSettings, task_share: Mapping[str, float]) ->
     if "=" in text:
         return [Gates(text, _blend(text, mix, task_share))]
     return [Gates(text, _shares_of(text, mix, task_share))]
+
+
+def folder_name(text: str) -> str:
+    """Gates as the name of a folder, without what leads out of it."""
+    return re.sub(r"[^\w.=]+", "-", text.removeprefix(_TASK)).strip("-.") or "gates"
+
+
+def _distinct(found: list[Gates]) -> list[Gates]:
+    """Make sure that each has a folder of its own.
+
+    Raises:
+        RecipeError: Two have one name, as a task that is called "mix".
+    """
+    for gates in found:
+        if sum(other.name == gates.name for other in found) > 1:
+            fix = "Export them one at a time, each with --out."
+            raise RecipeError(f"two exports would be called '{gates.name}'", where=_WHERE, fix=fix)
+    return found
 
 
 def _blend(text: str, mix: MixSettings, task_share: Mapping[str, float]) -> dict[str, float]:

@@ -24,6 +24,8 @@ FORMATS_OF: Mapping[str, tuple[str, ...]] = {
 }
 #: Number formats that can be asked for, by format; none for the others.
 DTYPES_OF: Mapping[str, tuple[str, ...]] = {"hf": ("f32", "bf16", "f16"), "gguf": ("f32", "f16", "bf16", "q8_0")}
+#: The LoRA nearest to the routed mixture, which keeps more of a run than any gates held fixed (docs/exporting.md).
+DEFAULT_GATES = "fit"
 #: Options that only some targets have a meaning for.
 _ONLY_FOR = {
     "gates": ("lora", "dense"),
@@ -39,7 +41,7 @@ class Request:
     Args:
         to: What is written.
         format: Its format; None is the usual one.
-        gates: Gates to hold fixed, as text; None is the mean over the mix.
+        gates: Gates to hold fixed, as text; None is `DEFAULT_GATES`.
         rank: Rank of the LoRA, below the exact one; None is exact.
         dtype: Number format; None keeps what there is.
         base: What the export calls its base model; None is where it was found.
@@ -73,7 +75,7 @@ class Request:
         """Name of the folder where none is given."""
         if self.to in ("adapter", "bundle"):
             return self.to
-        gates = re.sub(r"[^\w.=]+", "-", (self.gates or "mix").removeprefix("task:")).strip("-")
+        gates = re.sub(r"[^\w.=]+", "-", (self.gates or DEFAULT_GATES).removeprefix("task:")).strip("-.")
         form = [] if self.form == FORMATS_OF[self.to][0] else [self.form]
         return "-".join([self.to, gates, *form])
 

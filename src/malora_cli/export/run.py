@@ -28,7 +28,7 @@ from malora_cli.export.gates import Gates, parse_gates
 from malora_cli.export.measuring import costs_of, lora_of
 from malora_cli.export.place import appearing_whole, check_place
 from malora_cli.export.planned import Planned, planned
-from malora_cli.export.request import Exported, Request
+from malora_cli.export.request import DEFAULT_GATES, Exported, Request
 from malora_cli.export.static import LowRank, StaticLora, plain_lora
 from malora_cli.export.verify import keep_expected, read_back, readings, sorted_out
 from malora_cli.modeling import (
@@ -189,7 +189,7 @@ class _Job:
     def choices(self) -> dict[str, Gates]:
         """The gates by the name of each export; nothing for a method without a router."""
         if self._is_routed:
-            found = parse_gates(self.request.gates or "mix", self.recipe.mix, self.record.manifest.task_share)
+            found = parse_gates(self.request.gates or DEFAULT_GATES, self.recipe.mix, self.record.manifest.task_share)
             if len(found) > 1 and self.request.to == "dense":
                 fix = "Name one task, or use --to lora."
                 raise RecipeError("a whole model is written for one choice of gates", where="--gates", fix=fix)

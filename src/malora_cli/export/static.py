@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import routing_of
+from malora_cli.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ def plain_lora(model: PeftModel) -> StaticLora:
     found, adapter = {}, model.active_adapter
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
+            if adapter not in layer.lora_A:
+                what = f"{name} is adapted, which is no linear"
+                raise RunError(what, where="--to", fix="Use --to adapter, which PEFT merges.")
             up = layer.lora_B[adapter].weight.float() * layer.scaling[adapter]
             found[name] = LowRank(_plain(layer.lora_A[adapter].weight), _plain(up))
     return found
