@@ -76,6 +76,7 @@ def result(method: str, seeds: tuple[int, ...], tasks: dict[str, str], endpoint:
         value=value,
         low=value - 0.02,
         high=value + 0.021,
+        interquartile=value - 0.003,
         effect=None if verdict is None or not whole else effect(gap, verdict, seeds),
         tasks={}
         if verdict is None or not whole

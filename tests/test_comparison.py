@@ -96,6 +96,9 @@ def test_the_record_holds_what_the_runs_measured(tuned: Path) -> None:
     assert malora.tasks["add"].value == pytest.approx(
         (malora.mean("losses", "add") or 0) - (lora.mean("losses", "add") or 0)
     )
+    for it in (lora, malora):
+        values = sorted(loss for run in it.runs for loss in run.losses.values())
+        assert it.interquartile == pytest.approx(sum(values[1:5]) / 4)
     assert (lora.rank or 0) + (malora.rank or 0) == pytest.approx(3)
     [sentence] = comparison.sentences
     assert sentence.startswith("malora ")
@@ -110,6 +113,7 @@ def test_every_figure_is_in_the_csv(tuned: Path) -> None:
     found = {(row["method"], row["seed"], row["task"], row["metric"]): row["value"] for row in rows}
     assert float(found["malora", "1", "add", "loss"]) == comparison.of("malora").runs[1].losses["add"]
     assert float(found["lora", "", "", "loss"]) == comparison.of("lora").value
+    assert float(found["lora", "", "", "loss, interquartile mean"]) == comparison.of("lora").interquartile
     assert sum(row["phase"] == "tuning" for row in rows) == len(comparison.trials)
 
 

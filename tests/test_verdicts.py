@@ -55,6 +55,14 @@ def of_seeds(by_seed: Sequence[float], reach: float = 1e-6) -> Effect:
     return Effect(value=middle, by_seed=list(by_seed), p=0.0, **ends)
 
 
+def test_the_interquartile_mean_is_that_of_the_middle_half_of_tasks_and_seeds() -> None:
+    several = runs([0.0, 0.1, 5.0, 0.3])
+    values = sorted(several.values.ravel())
+    assert len(values) == 8
+    assert several.interquartile() == pytest.approx(np.mean(values[2:6]))
+    assert several.interquartile() < several.level()[0] / 2, "one run that stands out does not move it"
+
+
 def test_a_difference_is_that_of_means_over_tasks_rows_and_seeds() -> None:
     method, baseline = runs([0.1, 0.12, 0.11]), runs([0, 0.01, -0.01], seed=2)
     found = effect(method, baseline)

@@ -120,7 +120,8 @@ def _method(
     *,
     added: bool,
 ) -> MethodResult:
-    value, interval = SeveralRuns([rows[method, seed] for seed in found], plan.endpoint).level()
+    runs = SeveralRuns([rows[method, seed] for seed in found], plan.endpoint)
+    value, interval = runs.level()
     return MethodResult(
         method=method,
         parameters=next(iter(found.values())).record.manifest.trainable_parameters,
@@ -129,6 +130,7 @@ def _method(
         value=value,
         low=None if interval is None else interval.low,
         high=None if interval is None else interval.high,
+        interquartile=runs.interquartile(),
         added=added,
     )
 

@@ -114,6 +114,9 @@ class MethodResult(Record):
     value: float | None = Field(description="the endpoint, mean over tasks and seeds; None without runs")
     low: float | None = Field(default=None, description="lower end of its 95% interval, the wider of rows and seeds")
     high: float | None = None
+    interquartile: float | None = Field(
+        default=None, description="mean of the middle half of the endpoint's values, one a task and seed"
+    )
     effect: Effect | None = Field(default=None, description="against the baseline; None for that itself")
     tasks: dict[str, Effect] = Field(default={}, description="the same of every task, for the endpoint")
     rank: float | None = Field(default=None, description="mean over tasks and seeds, 1 is best; ties share")
@@ -229,6 +232,9 @@ class Comparison(Record):
                         yield (it.method, run.seed, "report", rate, task, metric, value, "", "", rows, run.run)
             total = sum(self.rows.values())
             yield (it.method, "", "report", rate, "", self.endpoint, it.value, it.low, it.high, total, "")
+            if it.interquartile is not None:
+                middle = f"{self.endpoint}, interquartile mean"
+                yield (it.method, "", "report", rate, "", middle, it.interquartile, "", "", total, "")
             for task, gap in it.alone.items():
                 against = "loss less that of the task alone"
                 ends = (_plus(gap, -1), _plus(gap, 1))

@@ -18,7 +18,7 @@ from math import sqrt
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
-from scipy.stats import chi2, nct, rankdata, t
+from scipy.stats import chi2, nct, rankdata, t, trim_mean
 
 from malora_cli.errors import DataError
 from malora_cli.results.comparison import Effect, Endpoint, Verdict
@@ -93,6 +93,10 @@ class SeveralRuns:
         found = [macro(list(self.measured.values())), _over_runs(by_seed)]
         known = [interval for interval in found if interval is not None]
         return float(by_seed.mean()), max(known, key=lambda interval: interval.high - interval.low, default=None)
+
+    def interquartile(self) -> float:
+        """The mean of the middle half of the values, one a run and task: single ones that stand out do not move it."""
+        return float(trim_mean(self.values.ravel(), 0.25))
 
 
 def effect(method: SeveralRuns, baseline: SeveralRuns, task: str | None = None) -> Effect:

@@ -19,6 +19,7 @@ interval.</p>
 <th class="num">difference, {{ view.gap_unit }}</th><th>verdict</th>
 {% if not view.is_score %}<th class="num">mean score</th>{% endif %}
 <th class="num" title="tasks on which it is better, neither and worse">tasks +&nbsp;/&nbsp;=&nbsp;/&nbsp;−</th>
+<th class="num" title="mean of the middle half of all tasks and seeds">interquartile mean</th>
 <th class="num">mean rank</th><th class="num">seconds a step</th></tr></thead>
 <tbody>
 {% for method, it in view.known %}
@@ -42,7 +43,8 @@ interval.</p>
 {% endif %}
 {% if not view.is_score %}<td class="num">{% set score = it.mean("scores") %}
 {{- "–" if score is none else score|percent }}</td>{% endif %}
-<td class="num">{{ tally(it) }}</td><td class="num">{{ "–" if it.rank is none else "%.2f"|format(it.rank) }}</td>
+<td class="num">{{ tally(it) }}</td><td class="num">{{ view.written(it.interquartile) }}</td>
+<td class="num">{{ "–" if it.rank is none else "%.2f"|format(it.rank) }}</td>
 <td class="num">{% set pace = it.seconds_per_step %}{{ "–" if pace is none else "%.3g"|format(pace) }}</td></tr>
 {% endfor %}
 </tbody></table></div>
@@ -63,7 +65,8 @@ Verdicts are against {{ m.broken(view.comparison.baseline) }} alone; other pairs
 {% endif %}
 {% if beyond %}‹ and › lie beyond the ends of the line.
 {% endif %}
-+ / = / − are tasks on which it is better, neither and worse.</p>
++ / = / − are tasks on which it is better, neither and worse. The interquartile mean is that of the middle half of the
+{{ view.measure }}{{ "s" if view.is_score else "es" }} of all tasks and seeds; no verdict goes by it.</p>
 """
 
 
