@@ -32,7 +32,7 @@ from malora_cli.export.formats.peft import suffixes
 from malora_cli.export.gates import Gates, parse_gates, uniform_gates
 from malora_cli.export.request import Request
 from malora_cli.export.run import export_run
-from malora_cli.export.static import LowRank, applied, static_lora, static_up
+from malora_cli.export.static import LowRank, StaticLora, applied, static_lora, static_up
 from malora_cli.modeling import BaseModel, load_adapter, wrap
 from malora_cli.recipe import ModelSettings, Recipe
 from malora_cli.results import RunRecord, read_json
@@ -296,6 +296,7 @@ def test_a_lower_rank_is_the_best_of_its_kind() -> None:
 def test_one_rank_and_one_alpha_whatever_the_experts_are(recipe: Path, tmp_path: Path) -> None:
     settings = (*PACE, "method={name: mola, r: 2, num_experts: [2, 4], lora_alpha: 4}", "output.name=mola")
     run = train_run(recipe, *settings)
+    energies: dict[int, float] = {}
     for asked, rank in (({}, 8), ({"rank": 3}, 3)):
         folder = exported(run, load(recipe, *settings).recipe, tmp_path / str(rank), **asked)
         config = read_json(folder / "adapter_config.json")
@@ -308,8 +309,15 @@ def test_one_rank_and_one_alpha_whatever_the_experts_are(recipe: Path, tmp_path:
         weights = load_file(folder / "adapter_model.safetensors")
         assert {weight.shape[0] for key, weight in weights.items() if "lora_A" in key} == {rank}
         assert {weight.shape[1] for key, weight in weights.items() if "lora_B" in key} == {rank}
+        updates = [
+            torch.linalg.svdvals(weights[key.replace("lora_A", "lora_B")] @ weights[key])
+            for key in weights
+            if "lora_A" in key
+        ]
+        energies[rank] = sum(float(values.square().sum()) for values in updates)
         left_out = read_json(folder / "merge.json")["left_out_by_rank"]
-        assert left_out == 0 if rank == 8 else 0 < left_out < 0.5
+        assert left_out == pytest.approx(1 - energies[rank] / energies[8], abs=1e-5)
+    assert energies[3] < energies[8]
 
 
 def test_targets_are_names_and_match_nothing_else() -> None:
@@ -420,6 +428,27 @@ def test_an_export_is_read_back_and_a_wrong_one_removed(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora"]
 
 
+def test_a_model_stored_in_half_precision_rounds_and_is_read_back(
+    run: RunRecord, own: Recipe, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(tiny_model).bfloat16().save_pretrained(half)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(half)
+    monkeypatch.setattr(exporting, "base_of_run", lambda *_: BaseModel(str(half), str(half)))
+    request = Request("dense", gates="task:add", accept_loss=ANY_LOSS)
+    [checked] = export_run(run, own, request, tmp_path / "out").checks["add"]["checked"]
+    assert checked["exact"] is False
+    assert 0 < checked["mean_difference"] < checked["mean_effect"] / 4
+    plain = type(FORMATS["hf"]).write
+
+    def without(self: object, target: str, lora: StaticLora, origin: object, folder: Path) -> None:
+        plain(self, target, {n: LowRank(x.down_SI, -x.up_OS) for n, x in lora.items()}, origin, folder)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(FORMATS["hf"]), "write", without)
+    with pytest.raises(RunError, match="logits differ on the average by"):
+        export_run(run, own, request, tmp_path / "wrong")
+
+
 def test_a_bundle_is_read_back_without_us(run: RunRecord, own: Recipe, tmp_path: Path) -> None:
     found = export_run(run, own, Request("bundle"), tmp_path / "bundle")
     [checked] = found.checks["bundle"]["checked"]
@@ -440,6 +469,14 @@ def test_what_is_there_is_replaced_only_by_force(run: RunRecord, own: Recipe, tm
     assert (folder / "old").exists(), "nothing is removed before the new one is whole"
     exported(run, own, folder, gates="task:copy", force=True)
     assert not (folder / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").touch()
+    (tmp_path / "link").symlink_to(folder)
+    for other in (run.path, tmp_path / "mine", tmp_path / "link", tmp_path):
+        with pytest.raises(RunError, match="what is there is not an export, and is not replaced"):
+            exported(run, own, other, gates="task:copy", force=True)
+    assert (run.adapter_dir / "adapter_model.safetensors").is_file()
     assert read_json(folder / "merge.json")["gates"] == "task:copy"
 
 
@@ -486,6 +523,9 @@ def test_a_merge_that_is_worse_than_the_base_is_refused() -> None:
         judge([cost(1.2)], mine, 0.1)
     with pytest.warns(UserWarning, match="keeps -50%"):
         judge([cost(2.5)], mine, 2.0)
+    with pytest.raises(RunError, match="task 'a' has a NaN or infinite loss"):
+        judge([cost(math.nan)], mine, None)
+    judge([cost(2.5, task="b")], Gates("mix", {"a": 1.0, "b": 0.0}), None)  # which was not trained
     assert cost(1.25).kept == 0.75
     assert math.isnan(cost(1.0, base=1.0).kept)
 
@@ -501,6 +541,12 @@ def test_a_merge_that_is_worse_than_the_base_is_refused() -> None:
         (["--to", "dense", "--format", "peft"], "--format: 'peft' is not a format of --to dense; known: "),
         (["--to", "bundle", "--gates", "mix"], "--gates: a bundle keeps its routers and takes no gates. Use --to lora"),
         (["--to", "bundle", "--dtype", "f16"], "--dtype: 'f16' is no number format of --format hf"),
+        (
+            ["--to", "lora", "--format", "gguf", "--dtype", "q8_0"],
+            "--dtype: rows of q8_0 are multiples of 32 long",
+        ),
+        (["--to", "lora", "--accept-loss", "nan"], "--accept-loss: got nan, not a finite number"),
+        (["--to", "lora", "--gates", "fit:fit:each"], "--gates: 'fit:fit:each' is fitted to no rows."),
         (["--to", "lora", "--gates", "task:ad"], "--gates: 'task:ad' names no gates; did you mean 'task:add'?"),
     ],
 )

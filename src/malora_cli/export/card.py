@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,35 @@ from huggingface_hub import ModelCardData
 
 from malora_cli.export.cost import Cost
 from malora_cli.export.gates import Gates
+from malora_cli.export.request import Request
+from malora_cli.modeling import BaseModel
 from malora_cli.results import RunRecord, write_json, write_text
 
 #: Ranks that vLLM takes as --max-lora-rank.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-_PEFT_CODE = """from peft import PeftModel
+_PEFT_CODE = """```python
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained("{base}")
+base = AutoModelForCausalLM.from_pretrained("{base}"{revision})
 model = PeftModel.from_pretrained(base, "FOLDER")  # where this file lies
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
-_HF_CODE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```"""
+_HF_CODE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})  # where this file lies
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```"""
+_CODE = {
+    ("lora", "peft"): _PEFT_CODE,
+    ("lora", "gguf"): "```\nllama-server -m {base} --lora adapter.gguf\n```",
+    ("lora", "mlx"): "```\nmlx_lm.generate --model {base} --adapter-path FOLDER --prompt ...\n```",
+    ("dense", "hf"): _HF_CODE,
+    ("dense", "gguf"): "```\nllama-server -m model.gguf\n```",
+    ("bundle", "hf"): _HF_CODE,
+}
 _WHAT = {
     "lora": "A LoRA of {base}{of}, written by `malora merge-export`.",
     "dense": "{base} with the LoRA of a run added{of}, written by `malora merge-export`.",
@@ -33,36 +47,48 @@ _WHAT = {
 
 
 def write_card(
-    folder: Path, record: RunRecord, target: str, base: str, gates: Gates | None, costs: Sequence[Cost]
+    folder: Path,
+    record: RunRecord,
+    request: Request,
+    base: BaseModel,
+    named: str,
+    gates: Gates | None,
+    costs: Sequence[Cost],
 ) -> None:
     """Write ``README.md``: what this is, what it was trained on and how well it keeps that, and how it is loaded.
 
     Args:
         folder: The export.
         record: The run that it is of.
-        target: ``lora``, ``dense`` or ``bundle``.
-        base: What others know the base model by.
+        request: What was asked for.
+        base: The base model.
+        named: What the export calls it.
         gates: Those that were held fixed; None where nothing was.
         costs: What that costs each task.
     """
-    local = Path(base).is_absolute() or base.endswith(".gguf")
+    on_hub = base.commit is not None and named == base.location
     data = ModelCardData(
-        library_name="peft" if target == "lora" else "transformers",
-        base_model=None if local else base,  # a path of this machine, which the hub would refuse
+        library_name="peft" if request.to == "lora" else "transformers",
+        base_model=named if on_hub else None,  # the hub refuses a path of this machine
         pipeline_tag="text-generation",
-        tags=["malora", target],
+        tags=["malora", request.to],
     )
     fitted = gates is not None and gates.fit
     held = "fitted to its routed experts by least squares" if fitted else "for gates held fixed"
     of = "" if gates is None else f", {held} (`{gates.text}`)"
-    code = _PEFT_CODE if target == "lora" else _HF_CODE
+    of += "" if request.rank is None else f", at rank {request.rank}"
+    code = _CODE[request.to, request.form].format(
+        base=named,
+        revision=f', revision="{base.commit}"' if on_hub else "",
+        trust=", trust_remote_code=True" if request.to == "bundle" else "",
+    )
     parts = [
         f"# {record.name}",
-        _WHAT[target].format(base=f"`{base}`", of=of),
+        _WHAT[request.to].format(base=f"`{named}`", of=of),
         _trained_on(record),
         *([_cost_table(costs)] if costs else []),
         "## Loading it",
-        f"```python\n{code.format(base=base, trust=', trust_remote_code=True' if target == 'bundle' else '')}\n```",
+        code,
         *([_FITTED if gates.fit else _HELD] if gates is not None else []),
         "The licence of the base model, and those of the data, hold for this as well.",
     ]
@@ -71,7 +97,7 @@ def write_card(
 
 
 _ROUTES = "The run that this comes from routes: every token takes its own experts. Here all tokens take "
-_HELD = f"{_ROUTES}the same mixture of them, which is exact for these gates and approximates the routing."
+_HELD = f"{_ROUTES}the same mixture of them, which approximates the routing."
 _FITTED = f"{_ROUTES}one LoRA, which approximates the routing as nearly as one can on rows of these tasks."
 
 
@@ -99,7 +125,7 @@ def _cost_table(costs: Sequence[Cost]) -> str:
     return "\n".join(lines)
 
 
-def write_serving(folder: Path, names: Sequence[str], rank: int, base: str, form: str) -> None:
+def write_serving(folder: Path, names: Sequence[str], rank: int, base: str, form: str, *, shares_down: bool) -> None:
     """Write ``serve.json`` and ``SERVE.md``: how all LoRAs of a folder are served at once.
 
     Args:
@@ -108,12 +134,18 @@ def write_serving(folder: Path, names: Sequence[str], rank: int, base: str, form
         rank: Their rank.
         base: What a server is started with.
         form: Their format: ``peft``, ``gguf`` or ``mlx``.
+        shares_down: Whether all have the same ``lora_A``.
     """
     highest = next((known for known in _RANKS if known >= rank), rank)
-    described: dict[str, Any] = {"base": base, "format": form, "rank": rank, "max_lora_rank": highest}
-    write_json(folder / "serve.json", {**described, "loras": {name: name for name in names}})
-    if form in _SERVE:
-        write_text(folder / "SERVE.md", _SERVE[form](base, names, highest))
+    inside = "/adapter.gguf" if form == "gguf" else ""
+    described: dict[str, Any] = {"base": base, "format": form, "rank": rank}
+    described |= {"max_lora_rank": highest} if form == "peft" else {}
+    write_json(folder / "serve.json", {**described, "loras": {name: name + inside for name in names}})
+    if form == "peft":
+        blend = _BLEND if shares_down else ""
+        write_text(folder / "SERVE.md", _serve_peft(base, names, highest) + blend)
+    elif form == "gguf":
+        write_text(folder / "SERVE.md", _serve_gguf(base, names))
 
 
 def _serve_peft(base: str, names: Sequence[str], rank: int) -> str:
@@ -128,14 +160,18 @@ vllm serve {base} --enable-lora --max-lora-rank {rank} --max-loras {len(names)} 
 python -m sglang.launch_server --model-path {base} --max-lora-rank {rank} --lora-paths {modules}
 ```
 
-vLLM takes one LoRA a request. All of them share `lora_A`: the sum of their `lora_B`, each times a share, over that
-`lora_A` is exactly the blend of their updates, and `malora merge-export --gates task:A=0.7,task:B=0.3` writes it.
-PEFT's `add_weighted_adapter` with `combination_type="linear"` is not: it multiplies a sum of `lora_A` by one of
-`lora_B`. Take `"cat"` there.
+vLLM takes one LoRA a request.
 """
 
 
-def _serve_gguf(base: str, names: Sequence[str], _rank: int) -> str:
+_BLEND = """
+All of them share `lora_A`: the sum of their `lora_B`, each times a share, over that `lora_A` is exactly the blend of
+their updates. PEFT's `add_weighted_adapter` with `combination_type="linear"` is not: it multiplies a sum of `lora_A`
+by one of `lora_B`. Take `"cat"` there.
+"""
+
+
+def _serve_gguf(base: str, names: Sequence[str]) -> str:
     files = ",".join(f"{name}/adapter.gguf" for name in names)
     numbered = ", ".join(f"{number} is {name}" for number, name in enumerate(names))
     return f"""# Serving these LoRAs
@@ -149,6 +185,3 @@ llama-server -m {base} --lora {files} --lora-init-without-apply
 A request chooses by `"lora": [{{"id": 0, "scale": 1.0}}]`; several, each with a scale, are a blend. Of the ids,
 {numbered}.
 """
-
-
-_SERVE: Mapping[str, Any] = {"peft": _serve_peft, "gguf": _serve_gguf}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from malora_cli.data.batch import Batch
 from malora_cli.export.static import StaticLora, applied
+from malora_cli.modeling.device import exact
 from malora_cli.modeling.loss import target_logits
 from malora_cli.modeling.modes import as_trained, evaluating
 
@@ -88,7 +89,7 @@ def costs(model: PeftModel, task: str, batches: Iterable[Batch], loras: Mapping[
 
 
 def _nats(log_KV: Tensor, targets_K: Tensor) -> float:
-    return float(-log_KV.gather(1, targets_K.unsqueeze(1)).double().sum())
+    return float(-exact(log_KV.gather(1, targets_K.unsqueeze(1))).sum())
 
 
 def _against(routed_KV: Tensor, merged_KV: Tensor, batch: Mapping[str, Any]) -> tuple[float, float, float]:

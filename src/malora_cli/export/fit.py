@@ -19,6 +19,7 @@ from torch import Tensor
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import observed
 from malora_cli.export.static import LowRank, StaticLora, routed_linears
+from malora_cli.modeling.device import exact
 from malora_cli.modeling.loss import example_nats
 
 #: Candidates for lambda, in units of the mean eigenvalue of Z; the best on rows that were not fitted to is taken.
@@ -43,9 +44,9 @@ class Moments:
     def of(cls, layer: MixtureLinear, adapter: str, x_TI: Tensor, gate_TE: Tensor) -> Moments:
         """The moments of some tokens."""
         down_SI, coefficient_QS, up_OQ = layer.factors(adapter)
-        z_TS = (x_TI.flatten(0, -2).to(down_SI) @ down_SI.T).double()
-        h_TQ = z_TS if coefficient_QS is None else z_TS @ coefficient_QS.double().T
-        gate_TE = gate_TE.flatten(0, -2).double()
+        z_TS = exact(x_TI.flatten(0, -2).to(down_SI) @ down_SI.T)
+        h_TQ = z_TS if coefficient_QS is None else z_TS @ exact(coefficient_QS).T
+        gate_TE = exact(gate_TE.flatten(0, -2))
         gate_TQ = gate_TE.repeat_interleave(up_OQ.shape[1] // gate_TE.shape[1], dim=1)
         return cls(((gate_TQ * h_TQ).T @ z_TS).cpu(), (z_TS.T @ z_TS).cpu(), len(z_TS))
 

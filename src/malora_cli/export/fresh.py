@@ -12,9 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-#: Tokens of a row that llama.cpp is given at most.
-_CONTEXT = 2048
-
 
 def main() -> None:
     """Print what was found as JSON."""
@@ -57,9 +54,14 @@ def _in_llama_cpp(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
     """The same in llama.cpp, and how far it is from transformers on the base model alone: it computes otherwise."""
     from importlib.metadata import version
 
-    base, adapter, model = (asked[name] for name in ("base", "adapter", "model"))
-    alone = _compare(_llama_cpp(base, None, asked["threads"]), asked["rows"], "base")
-    found = _compare(_llama_cpp(model or base, adapter, asked["threads"]), asked["rows"])
+    from safetensors import safe_open
+
+    base, adapter, model, rows = (asked[name] for name in ("base", "adapter", "model", "rows"))
+    with safe_open(rows, framework="pt") as tensors:
+        names = [name for name in tensors.keys() if name.startswith("ids.")]  # noqa: SIM118 - it is no mapping
+        longest = max(len(tensors.get_tensor(name)) for name in names)
+    alone = _compare(_llama_cpp(base, None, asked["threads"], longest), rows, "base")
+    found = _compare(_llama_cpp(model or base, adapter, asked["threads"], longest), rows)
     return {**found, "base_divergence": alone["divergence"]}, {"llama-cpp-py-sync": version("llama-cpp-py-sync")}
 
 
@@ -74,7 +76,7 @@ def _library() -> tuple[Any, Any]:
         sys.exit(0)
 
 
-def _llama_cpp(file: str, adapter: str | None, threads: int) -> Logits:
+def _llama_cpp(file: str, adapter: str | None, threads: int, context_length: int) -> Logits:
     """The logits of a GGUF file, with a LoRA or without, in float32 wherever llama.cpp lets one choose."""
     import torch
 
@@ -86,7 +88,7 @@ def _llama_cpp(file: str, adapter: str | None, threads: int) -> Logits:
     if model == ffi.NULL:
         raise RuntimeError(f"llama.cpp cannot load {file}")
     settings = lib.llama_context_default_params()
-    settings.n_ctx = settings.n_batch = settings.n_ubatch = _CONTEXT
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = context_length
     settings.type_k = settings.type_v = settings.flash_attn_type = 0  # float32 keys and values, plain attention
     settings.n_threads = settings.n_threads_batch = threads or 1
     context = lib.llama_init_from_model(model, settings)
@@ -117,14 +119,15 @@ def _llama_cpp(file: str, adapter: str | None, threads: int) -> Logits:
 def _compare(logits_of: Logits, rows: str, expected_as: str = "logits") -> dict[str, Any]:
     import torch
     import torch.nn.functional as F
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    tensors = load_file(rows)
-    count = sum(name.startswith("ids.") for name in tensors)
-    sums, largest, tokens, size = [0.0] * 4, 0.0, 0, 0.0
-    with torch.no_grad():
+    sums, largest, tokens, size = [0.0] * 5, 0.0, 0, 0.0
+    with torch.no_grad(), safe_open(rows, framework="pt") as tensors:
+        count = sum(name.startswith("ids.") for name in tensors.keys())  # noqa: SIM118 - it is no mapping
         for row in range(count):
-            ids, at, expected = (tensors[f"{name}.{row}"] for name in ("ids", "positions", expected_as))
+            ids, at, expected, base = (
+                tensors.get_tensor(f"{name}.{row}") for name in ("ids", "positions", expected_as, "base")
+            )
             logits = logits_of(ids, at)
             change = (logits - expected).abs()
             wanted, found = F.log_softmax(expected, -1), F.log_softmax(logits, -1)
@@ -133,16 +136,18 @@ def _compare(logits_of: Logits, rows: str, expected_as: str = "logits") -> dict[
             sums[0] += float(change.mean(1).sum())
             sums[1] += float(F.kl_div(found, wanted, reduction="sum", log_target=True))
             sums[2] += float((found.argmax(1) == wanted.argmax(1)).sum())
-            sums[3] += float(change.isnan().sum())
-    mean, divergence, same, unknown = (total / max(tokens, 1) for total in sums)
+            sums[3] += float((expected - base).abs().mean(1).sum())
+            sums[4] += float((~logits.isfinite()).sum())
+    mean, divergence, same, effect, unknown = (total / max(tokens, 1) for total in sums)
     if unknown:
-        largest = float("inf")
+        raise ValueError("NaN or infinite logits")
     return {
         "rows": count,
         "tokens": tokens,
         "largest_difference": largest,
         "largest_logit": size,
         "mean_difference": mean,
+        "mean_effect": effect,
         "divergence": divergence,
         "same_top": same,
     }

@@ -43,7 +43,7 @@ class Gates:
     @property
     def tasks(self) -> list[str]:
         """The tasks that they are meant for."""
-        return list(self.shares or ())
+        return [task for task, share in (self.shares or {}).items() if share]
 
 
 def parse_gates(text: str, mix: MixSettings, task_share: Mapping[str, float]) -> list[Gates]:
@@ -68,8 +68,8 @@ def parse_gates(text: str, mix: MixSettings, task_share: Mapping[str, float]) ->
     if text == _FIT:
         return [Gates(text, _shares_of(_MIX, mix, task_share), fit=True)]
     if text.startswith(f"{_FIT}:"):
-        [inner] = parse_gates(text.removeprefix(f"{_FIT}:"), mix, task_share)
-        if inner.shares is None or inner.fit:
+        inner, *others = parse_gates(text.removeprefix(f"{_FIT}:"), mix, task_share)
+        if inner.shares is None or inner.fit or others:
             raise RecipeError(f"'{text}' is fitted to no rows", where=_WHERE, fix="Write fit or fit:task:NAME.")
         return [replace(inner, text=text, fit=True)]
     if "=" in text:

@@ -15,20 +15,36 @@ from malora_cli.results import why_unwritable
 _ANOTHER = "Name another by --out FOLDER."
 
 
+#: What tells that a folder is an export: `--force` replaces nothing else.
+_MARKS = ("merge.json", "verify.json", "serve.json", "adapter_config.json")
+
+
 def check_place(folder: Path, *, force: bool) -> None:
     """Make sure that there is somewhere to put an export, before anything slow happens.
 
     Raises:
         RunError: Something is in the way, or nothing can be written there.
     """
+    folder = folder.absolute()
     if folder.exists() and not force:
         fix = "Name another by --out FOLDER, or replace it with --force."
         raise RunError("this folder exists already", where=str(folder), fix=fix)
-    if folder.exists() and not folder.is_dir():
-        raise RunError("a file is in the way", where=str(folder), fix=_ANOTHER)
-    beside = folder.with_name(f".{folder.name}.writing")
+    if folder.is_symlink() or (folder.exists() and not _is_export(folder)):
+        raise RunError("what is there is not an export, and is not replaced", where=str(folder), fix=_ANOTHER)
+    beside = _beside(folder, "writing")
     if (why := why_unwritable(beside if folder.exists() else folder)) is not None:
         raise RunError(f"the export cannot be written ({why})", where=str(folder), fix=_ANOTHER)
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder is empty, or holds what an export leaves."""
+    return folder.is_dir() and (
+        any((folder / mark).is_file() for mark in _MARKS) or next(folder.iterdir(), None) is None
+    )
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
 
 
 @contextmanager
@@ -37,16 +53,18 @@ def appearing_whole(folder: Path, *, force: bool = False) -> Iterator[Path]:
 
     Args:
         folder: Where the export is going to lie.
-        force: Remove what lies there, once the block has ended well.
+        force: Remove the export that lies there, once the new one has its place.
     """
-    scratch = folder.with_name(f".{folder.name}.writing")
+    folder = folder.absolute()
+    scratch, old = _beside(folder, "writing"), _beside(folder, "old")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
-        if force:
-            shutil.rmtree(folder, ignore_errors=True)
+        if force and folder.exists():
+            folder.rename(old)
         scratch.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # which is what a full disk is to safetensors
         why = error.strerror or error if isinstance(error, OSError) else error
         fix = "Free some space there, or name another folder by --out FOLDER."

@@ -21,6 +21,8 @@ from malora_cli.recipe import ModelSettings
 
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
 _MIB = 2**20
+#: Values that q8_0 rounds together.
+_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ def planned(
         fix = "Leave it out for the exact LoRA."
         raise RecipeError(f"{request.rank} is above the exact rank, {exact}", where="--rank", fix=fix)
     rank = request.rank or exact
+    odd = rank % _BLOCK or any(inner % _BLOCK for _, inner, _ in shapes)
+    if request.dtype == "q8_0" and (odd if request.to == "lora" else any(inner % _BLOCK for _, inner, _ in shapes)):
+        what = f"rows of q8_0 are multiples of {_BLOCK} long, which the rank ({rank}) or the model's inputs are not"
+        raise RecipeError(what, where="--dtype", fix="Use f16.")
     if request.to == "lora":
         values = sum(rank * (inner + outer) for _, inner, outer in shapes)
         size = values * _BYTES[request.dtype or "f32"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,6 +99,8 @@ class Request:
             known = self._dtypes
             fix = f"Known: {', '.join(known)}." if known else "Leave it out."
             raise RecipeError(f"'{self.dtype}' is no number format of --format {self.form}", where="--dtype", fix=fix)
+        if self.accept_loss is not None and not isfinite(self.accept_loss):
+            raise RecipeError(f"got {self.accept_loss}, not a finite number", where="--accept-loss")
         for name, targets in _ONLY_FOR.items():
             if getattr(self, name) is not None and self.to not in targets:
                 option, fix = f"--{name.replace('_', '-')}", f"Use --to {' or '.join(targets)}."

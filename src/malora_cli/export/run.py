@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -124,7 +125,12 @@ class _Job:
 
     @property
     def named(self) -> str:
-        return self.request.base or self.base.public_name
+        """What the export calls its base model: what PEFT and servers are given."""
+        if self.request.to != "lora" or self.request.base is not None:
+            return self.request.base or self.base.public_name
+        if self.request.form == "gguf" and self.base.gguf is not None:
+            return self.base.gguf.name
+        return self.base.location
 
     # ------------------------------------------------------------ --to adapter
 
@@ -159,7 +165,7 @@ class _Job:
         with appearing_whole(folder, force=self.request.force) as scratch:
             self.tell("writing bundle")
             write_bundle(self.model, self.base, self.tokenizer, scratch)
-            write_card(scratch, self.record, "bundle", self.named, None, [])
+            write_card(scratch, self.record, self.request, self.base, self.named, None, [])
             checks = self._checked({"bundle": (scratch, None)})
             for found in checks.values():
                 write_json(scratch / "verify.json", found)
@@ -171,6 +177,10 @@ class _Job:
         """LoRAs for fixed gates, or the model with one added."""
         choices = self.choices()
         form, origin = FORMATS[self.request.form], self._origin()
+        if self.request.to == "lora" and self.request.base is None and self.base.commit is None:
+            warnings.warn(
+                "the export names its base model as this machine has it; --base NAME names it for others", stacklevel=2
+            )
         rank = self.planned(folder, choices, origin).rank
         loras, left_out = self._loras(choices, rank)
         costs = self._costs(choices, loras)
@@ -183,7 +193,8 @@ class _Job:
             checks = self._checked({name: (places[name], lora) for name, lora in loras.items()})
             self._write_merges(places, choices, costs, checks, left_out)
             if len(loras) > 1:
-                write_serving(scratch, list(loras), rank, self.named, self.request.form)
+                shared = self.request.rank is None
+                write_serving(scratch, list(loras), rank, self.named, self.request.form, shares_down=shared)
         return Exported(folder, costs, checks, left_out, fixed=bool(choices))
 
     def choices(self) -> dict[str, Gates]:
@@ -255,7 +266,7 @@ class _Job:
         self.tell(f"writing {self.request.to}{'' if gates is None else f' for {gates.text}'}")
         form.write(self.request.to, lora, origin, folder)
         self.tokenizer.save_pretrained(folder)
-        write_card(folder, self.record, self.request.to, self.named, gates, costs)
+        write_card(folder, self.record, self.request, self.base, self.named, gates, costs)
 
     def _write_merges(
         self,
@@ -299,7 +310,8 @@ class _Job:
             rows = Path(place) / "rows.safetensors"
             for name, (folder, lora) in written.items():
                 self.tell(f"checking {name}")
-                keep_expected(self.model, list(self._some_rows()), rows, lora)
+                itself = not self._is_routed and self.request.rank is None  # a LoRA, whose adapter is what is expected
+                keep_expected(self.model, list(self._some_rows()), rows, None if itself else lora)
                 asked = readings(self.request, folder, self.base, self.recipe.model)
                 found[name] = sorted_out(self.request, [read_back(folder, rows, one) for one in asked])
         return found
@@ -317,12 +329,10 @@ def _at_rank(lora: StaticLora, rank: int) -> tuple[StaticLora, float]:
     found: dict[str, LowRank] = {}
     lost = whole = 0.0
     for name, one in lora.items():
-        if one.rank <= rank:
-            found[name] = one.padded(rank)
-            continue
-        found[name], left_out = one.reduced(rank)
-        kept = float((found[name].up_OS.double().T @ found[name].up_OS.double()).trace())
-        lost, whole = lost + kept * left_out / (1 - left_out), whole + kept / (1 - left_out)
+        reduced, left_out = one.reduced(rank)
+        found[name] = reduced.padded(rank)
+        energy = one.energy
+        lost, whole = lost + energy * left_out, whole + energy
     return found, lost / whole if whole else 0.0
 
 
@@ -333,6 +343,8 @@ def _judge(costs: Sequence[Cost], gates: Gates | None, accepted: float | None) -
         RunError: It is worse than the base model, or than the run by more than is accepted.
     """
     for cost in costs:
+        if not isfinite(cost.merged):
+            raise RunError(f"task '{cost.task}' has a NaN or infinite loss", where="--to", fix="Use --to adapter.")
         own = gates is None or not gates.tasks or cost.task in gates.tasks
         told = f"task '{cost.task}' has {cost.merged:.4f} nats a token"
         if own and accepted is not None and cost.merged - cost.routed > accepted:

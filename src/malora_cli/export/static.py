@@ -32,6 +32,12 @@ class LowRank:
         """S."""
         return len(self.down_SI)
 
+    @property
+    def energy(self) -> float:
+        """Squared norm of the update."""
+        up_SS, down_SS = self.up_OS.double().T @ self.up_OS.double(), self.down_SI.double() @ self.down_SI.double().T
+        return float((up_SS * down_SS.T).sum())
+
     def padded(self, rank: int) -> LowRank:
         """The same update at a larger rank, with rows and columns of zeros."""
         more = rank - self.rank

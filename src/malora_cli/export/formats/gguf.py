@@ -122,6 +122,7 @@ def _write_model(updates: Mapping[str, LowRank], source: Path, kind: GGMLQuantiz
     if missing := set(updates) - {tensor.name for tensor in reader.tensors}:
         raise ModelError(f"it has no tensor {min(missing)}", where=str(source), fix="Use --to lora.")
     writer = GGUFWriter(file, str(reader.fields["general.architecture"].contents()), endianess=reader.endianess)
+    writer.data_alignment = reader.alignment
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
             sub = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None

@@ -34,7 +34,8 @@ class PeftFormat(Format):
             target_modules=suffixes(lora, origin.skeleton),
             task_type="CAUSAL_LM",
             base_model_name_or_path=origin.named,
-            revision=origin.base.commit,
+            # Of the hub's own model; what else it is called is pinned by nobody.
+            revision=origin.base.commit if origin.named == origin.base.location else None,
             inference_mode=True,
         )
         config.save_pretrained(str(folder))
