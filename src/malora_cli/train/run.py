@@ -127,7 +127,7 @@ def _open(record: RunRecord, loaded: LoadedRecipe, manifest: Manifest, checkpoin
         try:
             record.write_recipe(loaded.to_yaml())
             record.write_manifest(manifest)
-        except OSError:
+        except BaseException:  # a full disk, or Ctrl-C: a recipe without a manifest would be in the way of the next try
             if not record.exists:
                 record.recipe_path.unlink(missing_ok=True)
             raise
