@@ -455,7 +455,7 @@ def test_a_bundle_is_read_back_without_us(run: RunRecord, own: Recipe, tmp_path:
     assert checked["runtime"] == "transformers"
     assert checked["same_top"] == 1
     card = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
-    assert "trust_remote_code=True" in card
+    assert card.count("trust_remote_code=True") == 2
     assert read_json(tmp_path / "bundle" / "verify.json")["checked"] == [checked]
 
 

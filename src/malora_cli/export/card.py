@@ -29,7 +29,7 @@ _HF_CODE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})  # where this file lies
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})
 ```"""
 _CODE = {
     ("lora", "peft"): _PEFT_CODE,
