@@ -22,10 +22,13 @@ from malora_cli.evals import predict as predict_module
 from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.evals.predict import Generated, predict
 from malora_cli.evals.store import answers_root
-from malora_cli.export import merge
+from malora_cli.export import cost as cost_module
+from malora_cli.export.gates import uniform_gates
+from malora_cli.export.measuring import costs_of
+from malora_cli.export.static import static_lora
 from malora_cli.modeling import loss as loss_module
 from malora_cli.modeling.heldout import held_out
-from malora_cli.modeling.loss import token_nats
+from malora_cli.modeling.loss import target_logits, token_nats
 from malora_cli.modeling.memory import Attempt, fitting, out_of_memory
 from malora_cli.modeling.modes import evaluating
 from malora_cli.train import conflict as conflict_module
@@ -175,21 +178,22 @@ def test_training_goes_on_where_memory_does_not_suffice_to_measure_it(monkeypatc
 
 def test_an_export_packs_by_tokens_and_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     model, task = routed("malora"), cast(Any, OneTask())
+    loras = {"mean": static_lora(model, uniform_gates(model))}
     seen: list[int] = []
     whole = held_out(model, [collate(examples())]).loss.loss
 
     def counted(model: nn.Module, batch: Any) -> Tensor:
         seen.append(batch["input_ids"].numel())
-        return limited(token_nats, 24)(model, batch)
+        return limited(target_logits, 24)(model, batch)
 
-    monkeypatch.setattr(loss_module, "token_nats", counted)
-    assert merge._losses(model, [task], None, Packer(99, 24))["task"] == pytest.approx(whole, rel=1e-5)
+    monkeypatch.setattr(cost_module, "target_logits", counted)
+    assert costs_of(model, task, loras, None, Packer(99, 24))["mean"].routed == pytest.approx(whole, rel=1e-5)
     assert max(seen) <= 24
-    assert len(seen) < len(examples())
-    assert merge._losses(model, [task], None, Packer(99))["task"] == pytest.approx(whole, rel=1e-5)
-    monkeypatch.setattr(loss_module, "token_nats", limited(token_nats, 3))
+    assert len(seen) < 3 * len(examples()), "base, routed and merged, of several rows at once"
+    assert costs_of(model, task, loras, None, Packer(99))["mean"].routed == pytest.approx(whole, rel=1e-5)
+    monkeypatch.setattr(cost_module, "target_logits", limited(target_logits, 3))
     with pytest.raises(RunError, match=r"^rows of file: .* one row does not fit into memory\. Export on a device"):
-        merge._losses(model, [task], None, Packer(99))
+        costs_of(model, task, loras, None, Packer(99))
 
 
 def test_a_comparison_of_gradients_halves(monkeypatch: pytest.MonkeyPatch) -> None:
