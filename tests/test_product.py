@@ -78,6 +78,14 @@ def test_onednn_is_for_products_that_are_worth_a_call(monkeypatch: pytest.Monkey
     assert not product._by_onednn(torch.empty(512, 576), torch.empty(192, 576))
 
 
+def test_products_can_be_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "prefers_onednn", lambda: True)
+    pair = torch.empty(512, 576), torch.empty(192, 576)
+    with product.by_pytorch():
+        assert not product._by_onednn(*pair)
+    assert product._by_onednn(*pair)
+
+
 @pytest.mark.parametrize(("vendor", "expected"), [("AuthenticAMD", True), ("GenuineIntel", False)])
 def test_the_processor_decides(vendor: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product.Path, "read_text", lambda *_, **__: f"vendor_id\t: {vendor}\n")

@@ -8,7 +8,9 @@ time for the products of a training step (``benchmarks/adapters.py products``), 
 from __future__ import annotations
 
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +20,21 @@ from torch import Tensor
 
 #: Multiplications below which what a call of oneDNN costs by itself, some 10 microseconds, is more than it saves.
 _WORTH_IT = 1 << 21
+#: See `by_pytorch`.
+_BY_PYTORCH = ContextVar("_BY_PYTORCH", default=False)
+
+
+@contextmanager
+def by_pytorch() -> Iterator[None]:
+    """Within the block products are PyTorch's own, as they are for those who load a model without this package.
+
+    Rounding alone, but in a router it can turn a near tie between two experts.
+    """
+    before = _BY_PYTORCH.set(True)
+    try:
+        yield
+    finally:
+        _BY_PYTORCH.reset(before)
 
 
 @cache
@@ -35,6 +52,7 @@ def _by_onednn(a_MK: Tensor, b_NK: Tensor) -> bool:
         a_MK.numel() * b_NK.shape[0] >= _WORTH_IT
         and a_MK.device.type == "cpu"
         and a_MK.dtype == b_NK.dtype == torch.float32
+        and not _BY_PYTORCH.get()
         and prefers_onednn()
     )
 

@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 
+from malora_cli.adapters.product import by_pytorch
 from malora_cli.data.batch import Batch, TrainExample, collate
 from malora_cli.errors import RunError
 from malora_cli.export.bundle.shards import Stored
@@ -112,7 +113,7 @@ def keep_expected(model: PeftModel, examples: Sequence[TrainExample], file: Path
         lora: What is exported; None is the model with its own adapter.
     """
     tensors: dict[str, torch.Tensor] = {}
-    with evaluating(model):
+    with evaluating(model), by_pytorch():
         for row, example in enumerate(examples):
             batch = collate([example])
             batch["positions"] = batch["positions"][:_POSITIONS].clone()
