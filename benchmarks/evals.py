@@ -14,7 +14,6 @@ import argparse
 import copy
 import logging
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from machine import processor
 from peft import PeftModel
 from rich.console import Console
 
@@ -67,16 +67,6 @@ def keep(name: str, figures: Mapping[str, Any]) -> None:
         **{library: version(library) for library in libraries},
     }
     write_json(RESULTS / f"evals-{name}.json", {"machine": machine, **figures})
-
-
-def processor() -> str:
-    """What the machine calls its processor."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    return names[0] if names else platform.machine()
 
 
 # ---------------------------------------------------------------- choices

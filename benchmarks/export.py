@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evals import processor
+from machine import processor
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 

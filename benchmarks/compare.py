@@ -1,0 +1,185 @@
+"""Whether comparisons of real runs are honest, and what `malora compare` costs beside its runs.
+
+    python benchmarks/compare.py honesty    LoRA against itself under other seeds, and against a tenth of its rate
+    python benchmarks/compare.py overhead   `malora compare baselines` against its runs' own seconds, and a shell loop
+
+All on the tiny model of the tests and the mix `quickstart_pairs`. Figures are printed and kept in
+``benchmarks/results/compare.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from machine import processor
+from rich.console import Console
+
+from conftest import write_model
+from malora_cli.cli._common import prepare_libraries, vocabulary
+from malora_cli.compare.planner import Planner
+from malora_cli.compare.record import rows_of
+from malora_cli.compare.run import Crew
+from malora_cli.results import runs_under, write_json
+from malora_cli.results.comparison import Verdict
+from malora_cli.results.verdicts import RunRows, SeveralRuns, decided, effect
+from train_runs import SilentView
+
+RESULTS = Path(__file__).parent / "results" / "compare.json"
+#: Seeds of the runs that are compared with one another, pairs of disjoint threes, and verdicts that chance may give.
+SEEDS, PAIRS, MOST = 12, 20, 3
+RATE, STEPS = 1e-2, 60
+SEVERAL = ("lora", "malora")
+console = Console(width=120)
+
+
+def write_recipe(folder: Path, **train: Any) -> Path:
+    """A recipe on the tiny model, with its runs beside it."""
+    settings = {"steps": STEPS, "batch_size": 16, "micro_batch_size": 16, "learning_rate": RATE, **train}
+    recipe = {
+        "model": {"base": str(write_model(folder / "model"))},
+        "method": {"name": "lora", "r": 8, "lora_alpha": 16},
+        "mix": "quickstart_pairs",
+        "train": {"eval_every": settings["steps"], "eval_rows": 8, "checkpoint_every": settings["steps"], **settings},
+        "eval": {"rows": 50},
+        "output": {"folder": str(folder / "runs"), "name": "tiny"},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+# ---------------------------------------------------------------- honesty
+
+
+def honesty(_rounds: int) -> dict[str, Any]:
+    """Verdicts on threes of LoRA's own seeds, and on a tenth of its learning rate."""
+    prepare_libraries()
+    with tempfile.TemporaryDirectory() as name:
+        recipe = write_recipe(Path(name))
+        full = measured(recipe, RATE, range(SEEDS))
+        tenth = measured(recipe, RATE / 10, range(3))
+    chance, seen = random.Random(0), list[Verdict]()
+    for _ in range(PAIRS):
+        drawn = chance.sample(range(SEEDS), 6)
+        seen.append(verdict([full[seed] for seed in drawn[:3]], [full[seed] for seed in drawn[3:]]))
+    told = sum(one in (Verdict.BETTER, Verdict.WORSE) for one in seen)
+    slow = verdict(tenth, full[:3])
+    console.print(
+        f"LoRA against LoRA: {told} verdicts of {PAIRS}, at most {MOST}; at a tenth of its rate: {slow.value}"
+    )
+    losses = [float(SeveralRuns([run], "loss").values.mean()) for run in [*full, *tenth]]
+    if told > MOST or slow is not Verdict.WORSE:
+        raise SystemExit("these verdicts are not honest")
+    return {
+        "seeds": SEEDS,
+        "steps": STEPS,
+        "pairs": PAIRS,
+        "verdicts": told,
+        "a tenth of its rate": slow.value,
+        "losses": losses[:SEEDS],
+        "losses at a tenth": losses[SEEDS:],
+    }
+
+
+def measured(recipe: Path, rate: float, seeds: range) -> list[RunRows]:
+    """The rows of LoRA's runs at one learning rate."""
+    planner = Planner(recipe, [], {}, vocabulary())
+    runs = [planner.run("lora", seed, rate=rate) for seed in seeds]
+    outcome = Crew(SilentView, console.print).carry_out(runs)
+    assert not outcome.failures
+    return [rows_of(it.file, "loss") for it in outcome.evaluated]
+
+
+def verdict(method: list[RunRows], baseline: list[RunRows]) -> Verdict:
+    """What a comparison of two methods alone would say, without a margin."""
+    [found] = decided([effect(SeveralRuns(method, "loss"), SeveralRuns(baseline, "loss"))], "loss", 0.0)
+    return found.verdict
+
+
+# ---------------------------------------------------------------- overhead
+
+
+def overhead(rounds: int) -> dict[str, Any]:
+    """Wall of a comparison, the seconds of its runs by their own account, and wall of a shell loop, in turns."""
+    whole, own, loop = [], [], []
+    for number in range(rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            one, other = (write_recipe(make(folder / part), steps=30) for part in ("compare", "loop"))
+            whole.append(timed(["compare", "baselines", str(one), *options()], folder / "cache"))
+            own.append(seconds_of(one.parent / "runs"))
+            lines = listed(["compare", "plan", str(other), *options(), "--phase", "report"])
+            loop.append(sum(timed(command, folder / "other-cache") for command in lines))
+        console.print(f"{number + 1}: compare {whole[-1]:.1f} s, its runs {own[-1]:.1f} s, loop {loop[-1]:.1f} s")
+    return {
+        "runs": len(SEVERAL) * 3,
+        "steps": 30,
+        "compare_seconds": whole,
+        "own_seconds": own,
+        "loop_seconds": loop,
+        "over_own": median(a / b for a, b in zip(whole, own, strict=True)),
+        "times_as_fast": median(b / a for a, b in zip(whole, loop, strict=True)),
+    }
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def options() -> list[str]:
+    return ["--methods", ",".join(SEVERAL), "--seeds", "0,1,2", "--tune", "none"]
+
+
+def timed(arguments: list[str], cache: Path) -> float:
+    """Seconds that a command takes in a process of its own, with a cache of its own."""
+    since = time.perf_counter()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    subprocess.run([sys.executable, "-m", "malora_cli", *arguments], check=True, capture_output=True, env=environment)
+    return time.perf_counter() - since
+
+
+def listed(arguments: list[str]) -> list[list[str]]:
+    """The commands that `malora compare plan` prints, without the name of the program."""
+    done = subprocess.run(
+        [sys.executable, "-m", "malora_cli", *arguments], check=True, capture_output=True, text=True, env=os.environ
+    )
+    return [shlex.split(part)[1:] for line in done.stdout.splitlines() for part in line.split(" && ")]
+
+
+def seconds_of(runs: Path) -> float:
+    """Seconds of training and evaluation by the runs' own account."""
+    return sum(
+        record.manifest.train_seconds + sum(result.seconds for result in record.evaluations())
+        for record in runs_under(runs)
+    )
+
+
+def main() -> None:
+    """Run one scenario."""
+    scenarios = {"honesty": honesty, "overhead": overhead}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", choices=scenarios)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    found = scenarios[arguments.scenario](arguments.rounds)
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    write_json(RESULTS, known | {arguments.scenario: {"processor": processor(), "cores": os.cpu_count(), **found}})
+
+
+if __name__ == "__main__":
+    main()
