@@ -433,6 +433,18 @@ def test_a_base_model_has_neither_experts_nor_another_base(
         assert capsys.readouterr().err.startswith(f"error: {option[0]}: this ")
 
 
+def test_a_model_with_code_of_its_own_is_not_run_unasked(
+    here: Path, talkative: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(talkative, tmp_path / "coded")
+    code = {"AutoConfig": "coded.Config", "AutoModelForCausalLM": "coded.Model"}
+    rewrite(folder / "config.json", lambda config: config.update(model_type="coded", auto_map=code))
+    (folder / "coded.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
+    assert chat([str(folder)], io.StringIO("hello"), monkeypatch) == 2
+    line = r"error: model '\S+coded': it comes with Python code of its own, .* add --trust-remote-code\.\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+
+
 def test_a_question_may_be_too_long_or_none(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,6 +206,12 @@ def _unavailable(name: str, error: Exception) -> ModelError:
     reason = first_line(error)
     if out_of_memory(error):
         return does_not_fit("it", error, where=f"model '{name}'")
+    if "custom code" in reason:
+        return ModelError(
+            "it comes with Python code of its own, which is not run unless you allow it",
+            where=f"model '{name}'",
+            fix="If you trust it, add --trust-remote-code.",
+        )
     if "attention" in reason.lower():
         return ModelError(
             f"its attention cannot be had ({reason})",
