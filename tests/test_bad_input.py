@@ -383,7 +383,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(work: Path, capsys: pytest.
         (["merge-export"], r"runs: there is no run yet\. "),
         (
             ["merge-export", "--gates", "mix"],
-            r"--gates: an adapter keeps its routers and takes no gates\. Use --to lora\.",
+            r"--gates: an adapter keeps its routers and takes no gates\. Use --to lora or dense\.",
         ),
         (["compare", "runs", "none"], r"none: there is no run here\. "),
         (

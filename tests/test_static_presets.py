@@ -11,7 +11,10 @@ from torch import Tensor
 
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import routing_of
-from malora_cli.export.static import export_static_lora
+from malora_cli.export.formats import FORMATS, Origin
+from malora_cli.export.static import static_lora
+from malora_cli.modeling import BaseModel
+from malora_cli.recipe import ModelSettings
 from presets import ROUTED, routed
 from tiny_models import tiny, tokens
 
@@ -37,7 +40,7 @@ def test_the_exported_lora_is_the_mixture_with_its_gates_held(
     monkeypatch.setattr(MixtureLinear, "_router", lambda *_: None)
     with torch.no_grad():
         expected = model(input_ids=IDS).logits
-    export_static_lora(model, gate_LE, tmp_path / "lora", base="tiny")
+    _write(model, gate_LE, tmp_path / "lora")
     loaded = PeftModel.from_pretrained(tiny("llama"), tmp_path / "lora")
     assert type(loaded.peft_config["default"]) is LoraConfig
     with torch.no_grad():
@@ -45,12 +48,9 @@ def test_the_exported_lora_is_the_mixture_with_its_gates_held(
     assert not torch.allclose(expected, routed_logits, atol=1e-2)
 
 
-def test_layers_with_other_numbers_of_experts_have_other_ranks(tmp_path: Path) -> None:
-    model = routed("mola")
-    routing = routing_of(model)
-    assert routing is not None
-    export_static_lora(model, torch.ones(len(routing.names), 4), tmp_path / "lora", base="tiny")
-    config = LoraConfig.from_pretrained(tmp_path / "lora")
-    assert config.r == 4 * 3
-    assert set(config.rank_pattern.values()) == {3 * 3}
-    assert all(".layers.0." in name for name in config.rank_pattern)
+def _write(model: PeftModel, gate_LE: Tensor, folder: Path) -> None:
+    lora = static_lora(model, gate_LE)
+    rank = max(one.rank for one in lora.values())
+    folder.mkdir()
+    origin = Origin(BaseModel("tiny", "tiny"), ModelSettings(base="tiny"), tiny("llama"), "tiny")
+    FORMATS["peft"].write("lora", {name: one.padded(rank) for name, one in lora.items()}, origin, folder)

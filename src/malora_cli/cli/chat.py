@@ -62,7 +62,7 @@ def chat(
     On a terminal: /new starts a new conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer. Otherwise all of
     standard input is one question, and its answer is all that is printed.
 
-    Example: echo "What is 2 + 3?" | malora chat runs/quickstart --task chain_sum
+    Example: malora chat runs/quickstart --task chain_sum
     """
     from malora_cli.cli._chat import Asked, opened
     from malora_cli.cli._conversation import hold, piped_question, tell_of_loading
