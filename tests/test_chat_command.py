@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
@@ -373,6 +374,15 @@ def wait_for(terminal: int, text: str, seconds: float = 120) -> str:
     return seen
 
 
+def exit_of_ctrl_c(process: subprocess.Popen[bytes]) -> int:
+    """The exit code after Ctrl-C; pressed again, since CPython misses one between readline's prompt and its wait."""
+    for _ in range(12):
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(5)
+    return process.wait(0)
+
+
 def test_a_conversation_on_a_terminal(here: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "malora_cli", "chat", "tiny", "--max-new-tokens", "3"]
@@ -383,8 +393,7 @@ def test_a_conversation_on_a_terminal(here: Path) -> None:
         assert re.search(r"runs/tiny at step 6, on \S+\. /new .*Ctrl-D leaves, Ctrl-C stops an answer", title)
         os.write(ours, b"copy bel\n")
         assert "cut off at 3 tokens" in wait_for(ours, "> ")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert exit_of_ctrl_c(process) == 130
     finally:
         process.kill()
         process.wait()
