@@ -560,12 +560,6 @@ def test_what_cannot_be_asked_for(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_whole_model_needs_the_bases_own_weights(run: RunRecord, own: Recipe, tmp_path: Path) -> None:
-    quantised = own.model_copy(update={"model": own.model.model_copy(update={"quantise": "nf4"})})
-    with pytest.raises(MaloraError, match=r"--to dense: the run trained on its base in nf4.* Use --to lora"):
-        exported(run, quantised, tmp_path / "out", to="dense")
-
-
 def test_the_code_of_a_card_runs(run: RunRecord, own: Recipe, tmp_path: Path) -> None:
     for to in ("lora", "dense"):
         folder = exported(run, own, tmp_path / to, to=to)

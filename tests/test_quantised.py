@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.methods import METHODS
 from malora_cli.errors import ModelError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
+from malora_cli.export.request import Request
+from malora_cli.export.run import export_run
 from malora_cli.modeling import count_parameters, load_base, resolve_base, wrap
+from malora_cli.modeling.quantised import dequantised, quantised_linears
 from malora_cli.recipe import ModelSettings
 from tiny_models import randomise, tokens
 from train_runs import Killed, kill_at, load, same_weights, train_run, workplace
@@ -98,3 +102,27 @@ def test_a_recipe_trains_and_evaluates_on_a_quantised_base(
     with pytest.raises(Killed):
         train_run(recipe, *settings, "output.name=killed", at_step=kill_at(5))
     assert same_weights(whole, train_run(recipe, *settings, "output.name=killed", resume=True))
+
+
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+def test_a_whole_model_of_a_quantised_base(quantise: str, tmp_path: Path, tiny_model: Path) -> None:
+    """It has the rounded weights that the adapter was trained on, or the base's own where these are asked for."""
+    recipe = workplace(tmp_path, tiny_model)
+    settings = (f"model.quantise={quantise}", "method={name: lora, r: 4}", "train.learning_rate=0.02")
+    run, own = train_run(recipe, *settings, "output.name=x"), load(recipe, *settings).recipe
+
+    def exported(name: str, **asked: Any) -> Path:
+        export_run(run, own, Request("dense", **asked), tmp_path / name)
+        return tmp_path / name
+
+    for name, folder in (("rounded", exported("rounded")), ("original", exported("original", onto="original"))):
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)
+        if name == "rounded":
+            loaded = load_base(resolve_base(own.model), own.model)
+            with torch.no_grad():
+                for linear, module in quantised_linears(loaded).items():
+                    base.get_submodule(linear).weight.copy_(dequantised(module))
+            assert not torch.equal(base(IDS).logits, AutoModelForCausalLM.from_pretrained(tiny_model)(IDS).logits)
+        expected = PeftModel.from_pretrained(base, run.adapter_dir).eval()(input_ids=IDS).logits
+        found = AutoModelForCausalLM.from_pretrained(folder).eval()(input_ids=IDS).logits
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

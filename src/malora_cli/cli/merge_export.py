@@ -34,6 +34,13 @@ class Dtype(StrEnum):
     Q8_0 = "q8_0"
 
 
+class Onto(StrEnum):
+    """Weights of a quantised base."""
+
+    QUANTISED = "quantised"
+    ORIGINAL = "original"
+
+
 def register(app: typer.Typer) -> None:
     """Add ``malora merge-export``."""
     app.command("merge-export")(merge_export)
@@ -90,6 +97,23 @@ def merge_export(
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is there already.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written; load no weights.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written and measured as JSON.")] = False,
+    onto: Annotated[
+        Onto | None,
+        typer.Option(help="Of a run on a base in 4 or 8 bits: which weights the export is for; default: quantised."),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Also send it to the hub, into a private repository."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository of the hub public.")] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Check an export, or any LoRA in PEFT's format: is it unchanged, and which runtimes load it? "
+            "Takes no RUN; the exit code is 1 where one does not.",
+        ),
+    ] = None,
     step: StepOption = None,
     runs: RunsOption = Path("runs"),
     trust: TrustOption = False,
@@ -98,6 +122,10 @@ def merge_export(
 
     Example: malora merge-export runs/quickstart --to lora --gates task:chain_sum
     """
+    if check is not None:
+        from malora_cli.cli._export_check import check_export
+
+        raise typer.Exit(check_export(check, run, as_json=as_json))
     from malora_cli.cli._common import find_and_tell, recipe_of_run, telling_of_moves
     from malora_cli.cli._terminal import say
     from malora_cli.export.request import Request
@@ -114,6 +142,9 @@ def merge_export(
         verify=verify,
         accept_loss=accept_loss,
         force=force,
+        onto=None if onto is None else onto.value,
+        push=push,
+        public=public,
     )
     request.check()
     record = find_and_tell(run, runs, err=as_json)
@@ -149,7 +180,8 @@ def _print(exported: Exported, request: Request, *, as_json: bool) -> None:
 
     if as_json:
         costs = {name: {cost.task: cost.as_json() for cost in found} for name, found in exported.costs.items()}
-        say(json.dumps({"folder": str(exported.folder), "validation": costs, "checks": exported.checks}))
+        told = {"folder": str(exported.folder), "validation": costs, "checks": exported.checks}
+        say(json.dumps(told | ({} if exported.pushed is None else {"pushed": exported.pushed})))
         return
     if any(exported.costs.values()):
         say("validation loss, nats a token; kept: share of the run's gain over the base model")
@@ -169,3 +201,5 @@ def _print(exported: Exported, request: Request, *, as_json: bool) -> None:
     for line in dict.fromkeys(f"not checked in {it['runtime']}: {it['why']}" for it in missing):
         say(line)
     say(f"exported: {exported.folder}")
+    if exported.pushed is not None:
+        say(f"pushed: {exported.pushed}")

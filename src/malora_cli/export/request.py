@@ -32,6 +32,7 @@ _ONLY_FOR = {
     "gates": ("lora", "dense"),
     "rank": ("lora", "dense"),
     "accept_loss": ("lora", "dense"),
+    "onto": ("lora", "dense", "bundle"),
 }
 
 
@@ -52,6 +53,10 @@ class Request:
         accept_loss: Nats a token that the tasks of the gates may lose against the run; None refuses what is worse than
             the base model on them.
         force: Replace what is in the way, once the new one is whole.
+        onto: The base model that it is for, of a run on one in 4 or 8 bits: ``quantised``, as it was trained on, or
+            ``original``; None is the first.
+        push: Name of a repository of the hub to send it to.
+        public: Whether everybody can see that repository, where it is new.
     """
 
     to: Target
@@ -65,6 +70,9 @@ class Request:
     verify: bool = True
     accept_loss: float | None = None
     force: bool = False
+    onto: Literal["quantised", "original"] | None = None
+    push: str | None = None
+    public: bool = False
 
     @property
     def form(self) -> str:
@@ -99,6 +107,8 @@ class Request:
             known = self._dtypes
             fix = f"Known: {', '.join(known)}." if known else "Leave it out."
             raise RecipeError(f"'{self.dtype}' is no number format of --format {self.form}", where="--dtype", fix=fix)
+        if self.public and self.push is None:
+            raise RecipeError("nothing is pushed", where="--public", fix="Add --push-to-hub OWNER/NAME.")
         if self.accept_loss is not None and not isfinite(self.accept_loss):
             raise RecipeError(f"got {self.accept_loss}, not a finite number", where="--accept-loss")
         for name, targets in _ONLY_FOR.items():
@@ -119,6 +129,7 @@ class Exported:
         checks: What reading each back came to, by the same names.
         left_out: Share of the squared norm of all updates that a lower rank leaves out, likewise.
         fixed: Whether gates were held fixed.
+        pushed: Where it lies on the hub.
     """
 
     folder: Path
@@ -126,3 +137,4 @@ class Exported:
     checks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     left_out: Mapping[str, float] = field(default_factory=dict)
     fixed: bool = False
+    pushed: str | None = None

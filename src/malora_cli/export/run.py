@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
@@ -26,11 +26,13 @@ from malora_cli.export.card import write_card, write_serving
 from malora_cli.export.cost import KEPT, Cost
 from malora_cli.export.formats import FORMATS, Format, Origin
 from malora_cli.export.gates import Gates, parse_gates
+from malora_cli.export.hub import check_push, push
 from malora_cli.export.measuring import costs_of, lora_of
 from malora_cli.export.place import appearing_whole, check_place
 from malora_cli.export.planned import Planned, planned
 from malora_cli.export.request import DEFAULT_GATES, Exported, Request
 from malora_cli.export.static import LowRank, StaticLora, plain_lora
+from malora_cli.export.sums import write_sums
 from malora_cli.export.verify import keep_expected, read_back, readings, sorted_out
 from malora_cli.modeling import (
     BaseModel,
@@ -42,6 +44,7 @@ from malora_cli.modeling import (
     load_config,
     load_tokenizer,
 )
+from malora_cli.modeling.quantised import quantised_linears
 from malora_cli.recipe import Recipe
 from malora_cli.results import RunRecord, read_json, write_json
 from malora_cli.results.contents import ADAPTER_FILES
@@ -70,11 +73,14 @@ def export_run(
         MaloraError: The run is not finished, nothing of the kind can be made of it, the folder is in the way, or what
             was written is not what the run computes.
     """
-    adapter = record.adapter_at(request.step)
-    check_place(folder, force=request.force)
-    job = _Job(record, recipe, request, adapter, base_of_run(recipe.model, record.manifest), tell)
+    job = _job(record, recipe, request, folder, tell)
+    if request.push is not None:
+        check_push(request.push, job.named)
     made = {"adapter": job.adapter_copied, "bundle": job.bundled}.get(request.to, job.merged)
-    return made(folder)
+    exported = made(folder)
+    if request.push is None:
+        return exported
+    return replace(exported, pushed=push(folder, request.push, public=request.public, tell=tell))
 
 
 def plan_export(record: RunRecord, recipe: Recipe, request: Request, folder: Path) -> Planned | None:
@@ -83,12 +89,19 @@ def plan_export(record: RunRecord, recipe: Recipe, request: Request, folder: Pat
     Raises:
         MaloraError: What is known by then to be in the way.
     """
-    adapter = record.adapter_at(request.step)
-    check_place(folder, force=request.force)
-    job = _Job(record, recipe, request, adapter, base_of_run(recipe.model, record.manifest), lambda _line: None)
+    job = _job(record, recipe, request, folder, lambda _line: None)
     if request.to == "bundle":
         job.check_bundle()
     return None if request.to in ("adapter", "bundle") else job.planned(folder, job.choices())
+
+
+def _job(record: RunRecord, recipe: Recipe, request: Request, folder: Path, tell: Callable[[str], None]) -> _Job:
+    adapter = record.adapter_at(request.step)
+    check_place(folder, force=request.force)
+    base = base_of_run(recipe.model, record.manifest)
+    if request.onto == "original":  # from here on the base is what its files say
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantise": None})})
+    return _Job(record, recipe, request, adapter, base, tell)
 
 
 @dataclass(frozen=True)
@@ -147,6 +160,7 @@ class _Job:
                 (scratch / card.name).write_text(text.replace(self.base.location, self.named), encoding="utf-8")
             config = read_json(scratch / "adapter_config.json")
             write_json(scratch / "adapter_config.json", {**config, "base_model_name_or_path": self.named})
+            write_sums(scratch)
         return Exported(folder)
 
     @property
@@ -169,6 +183,7 @@ class _Job:
             checks = self._checked({"bundle": (scratch, None)})
             for found in checks.values():
                 write_json(scratch / "verify.json", found)
+            write_sums(scratch)
         return Exported(folder, checks=checks)
 
     # ------------------------------------------------------------ --to lora, --to dense
@@ -195,6 +210,7 @@ class _Job:
             if len(loras) > 1:
                 shared = self.request.rank is None
                 write_serving(scratch, list(loras), rank, self.named, self.request.form, shares_down=shared)
+            write_sums(scratch)
         return Exported(folder, costs, checks, left_out, fixed=bool(choices))
 
     def choices(self) -> dict[str, Gates]:
@@ -264,7 +280,9 @@ class _Job:
         self, folder: Path, form: Format, origin: Origin, lora: StaticLora, gates: Gates | None, costs: Sequence[Cost]
     ) -> None:
         self.tell(f"writing {self.request.to}{'' if gates is None else f' for {gates.text}'}")
-        form.write(self.request.to, lora, origin, folder)
+        rounded = quantised_linears(self.model) if self.recipe.model.quantise is not None else {}
+        task = next(iter(gates.tasks)) if gates is not None and len(gates.tasks) == 1 else None
+        form.write(self.request.to, lora, replace(origin, rounded=rounded, task=task), folder)
         self.tokenizer.save_pretrained(folder)
         write_card(folder, self.record, self.request, self.base, self.named, gates, costs)
 

@@ -81,7 +81,7 @@ def readings(request: Request, folder: Path, base: BaseModel, settings: ModelSet
         return [Reading("PEFT", dtype, base=base.location, revision=base.commit, trust=trust, exact=exact)]
     if request.form == "hf":
         if request.to == "dense":
-            exact &= _is_float32(folder)
+            exact &= _is_float32(folder) and settings.quantise != "int8"  # which rounds the inputs as well
         trust |= request.to == "bundle"  # whose code was written a moment ago
         return [Reading("transformers", dtype, without=("malora_cli", "peft"), trust=trust, exact=exact)]
     if request.form == "gguf" and base.gguf is not None and _is_installed(_LLAMA_CPP):

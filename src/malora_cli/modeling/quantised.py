@@ -6,7 +6,8 @@ import importlib.util
 from typing import Any
 
 import torch
-from torch import nn
+from peft.utils.integrations import dequantize_bnb_weight
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from malora_cli.errors import ModelError
@@ -57,3 +58,18 @@ def values_in(parameter: nn.Parameter) -> int:
     """Weights that a parameter stands for: two a byte where it has been packed into 4 bits."""
     packed = type(parameter).__name__ == "Params4bit" and not parameter.is_floating_point()
     return 2 * parameter.numel() if packed else parameter.numel()
+
+
+def quantised_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """The linears of a model that hold 4 or 8 bits, by their names in the base model, also where PEFT wraps them."""
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if type(getattr(module, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+    }
+
+
+@torch.no_grad()
+def dequantised(linear: nn.Module) -> Tensor:
+    """The weight that a quantised linear multiplies by, in float32 on the CPU."""
+    return dequantize_bnb_weight(linear.weight, state=getattr(linear, "state", None)).detach().float().cpu()

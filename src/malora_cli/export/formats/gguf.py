@@ -52,6 +52,12 @@ class GgufFormat(Format):
                 where="--format gguf",
                 fix="Export --to dense --format hf, and convert it with llama.cpp's convert_hf_to_gguf.py.",
             )
+        if target == "dense" and origin.settings.quantise is not None:
+            raise ModelError(
+                f"the run trained on its base in {origin.settings.quantise}, which is not what the file holds",
+                where="--format gguf",
+                fix="Add --onto original to take the file's own weights, or use --to lora.",
+            )
 
     def write(self, target: str, lora: StaticLora, origin: Origin, folder: Path) -> None:
         """Write the file."""
@@ -59,7 +65,7 @@ class GgufFormat(Format):
         updates = {named.of(name): named.in_order(name, one) for name, one in lora.items()}
         kind = _TYPES[origin.dtype] if origin.dtype else None
         if target == "lora":
-            _write_lora(updates, named.architecture, _TYPES[origin.dtype or "f32"], folder / _LORA)
+            _write_lora(updates, named.architecture, _TYPES[origin.dtype or "f32"], origin.task, folder / _LORA)
         else:
             assert origin.base.gguf is not None
             _write_model(updates, origin.base.gguf, kind, folder / _MODEL)
@@ -101,12 +107,16 @@ class _Names:
         return LowRank(one.down_SI, up.contiguous())
 
 
-def _write_lora(updates: Mapping[str, LowRank], architecture: str, kind: GGMLQuantizationType, file: Path) -> None:
+def _write_lora(
+    updates: Mapping[str, LowRank], architecture: str, kind: GGMLQuantizationType, task: str | None, file: Path
+) -> None:
     [rank] = {one.rank for one in updates.values()}
     writer = GGUFWriter(file, architecture)
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(rank))  # llama.cpp multiplies by alpha / rank
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))  # llama.cpp multiplies by alpha / rank
+    if task is not None:
+        writer.add_string(gguf.Keys.Adapter.LORA_TASK_NAME, task)
     for name, one in updates.items():
         for part, weight in (("lora_a", one.down_SI), ("lora_b", one.up_OS)):
             writer.add_tensor(f"{name}.{part}", _stored(_array(weight), kind), raw_dtype=kind)

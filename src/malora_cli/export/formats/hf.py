@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
@@ -19,6 +19,7 @@ from malora_cli.errors import ModelError
 from malora_cli.export.formats._base import Format, Origin
 from malora_cli.export.static import LowRank, StaticLora
 from malora_cli.modeling import BaseModel
+from malora_cli.modeling.quantised import dequantised
 from malora_cli.modeling.weights import weight_files
 from malora_cli.results import read_json, write_json
 
@@ -35,11 +36,10 @@ class HuggingFaceFormat(Format):
     dtypes = tuple(_DTYPES)
 
     def check(self, target: str, origin: Origin) -> None:
-        """Refuse a base in 4 or 8 bits, whose rounded weights are nowhere on disk."""
-        if origin.settings.quantise is not None:
+        """Refuse a base whose files hold 4 or 8 bits: a sum has no place in them."""
+        if getattr(origin.skeleton.config, "quantization_config", None) is not None:
             raise ModelError(
-                f"the run trained on its base in {origin.settings.quantise}, and whole models are written from the "
-                "base's own weights",
+                f"the files of '{origin.base.name}' are quantised, and a whole model is written as they are",
                 where="--to dense",
                 fix="Use --to lora, and load it on the quantised base.",
             )
@@ -100,8 +100,10 @@ def _write_shard(source: Path, target: Path, updates: Mapping[str, tuple[str, Lo
     with safe_open(source, framework="pt") as tensors:
         for stored in tensors.keys():  # noqa: SIM118 - it is no mapping
             weight = tensors.get_tensor(stored)
-            key = _key_of(stored, updates, origin)
-            if key is not None:
+            key = _key_of(stored, origin)
+            if (rounded := origin.rounded.get(key.removesuffix(".weight"))) is not None:
+                weight = dequantised(rounded).to(weight.dtype)
+            if key in updates:
                 name, one = updates[key]
                 transposed = isinstance(origin.skeleton.get_submodule(name), Conv1D)
                 weight = _added(weight, one, transposed=transposed, dtype=dtype or weight.dtype)
@@ -112,12 +114,18 @@ def _write_shard(source: Path, target: Path, updates: Mapping[str, tuple[str, Lo
     return met
 
 
-def _key_of(stored: str, updates: Mapping[str, object], origin: Origin) -> str | None:
-    """The key under which a stored weight is adapted; older files leave the model's own prefix out."""
-    if stored in updates:
-        return stored
+def _key_of(stored: str, origin: Origin) -> str:
+    """The model's own name of a stored weight; older files leave its prefix out."""
     prefixed = f"{origin.skeleton.base_model_prefix}.{stored}"
-    return prefixed if prefixed in updates else None
+    return prefixed if _has(origin.skeleton, prefixed) and not _has(origin.skeleton, stored) else stored
+
+
+def _has(model: nn.Module, weight: str) -> bool:
+    module, _, name = weight.rpartition(".")
+    try:
+        return hasattr(model.get_submodule(module), name)
+    except AttributeError:
+        return False
 
 
 def _added(weight: Tensor, one: LowRank, *, transposed: bool, dtype: torch.dtype) -> Tensor:
