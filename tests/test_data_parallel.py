@@ -16,7 +16,7 @@ from presets import routed
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have written the gradients of every case."""
     folder = tmp_path_factory.mktemp("gradients")
-    torch.multiprocessing.spawn(data_parallel.run, (str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(data_parallel.run, (str(folder),), nprocs=2, start_method="fork")
     return folder
 
 

@@ -332,7 +332,7 @@ def test_measuring_says_in_which_micro_batches_it_fitted(measured: Any, monkeypa
 
 def test_two_processes_halve_together_and_a_spread_head_runs_in_chunks(tmp_path: Path) -> None:
     """Memory does not suffice in one of them, whose routers would exchange their loads with the other's."""
-    torch.multiprocessing.spawn(memory_processes.run, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(memory_processes.run, (str(tmp_path),), nprocs=2, start_method="fork")
     model = routed("malora")
     nats_K = token_nats(model, collate(memory_processes.rows()))
     nats_K.sum().backward()

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+import dying
+from forked import together
+from malora_cli.cli import main
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.results import RunRecord
 from malora_cli.train import checkpoints, processes
@@ -112,11 +115,11 @@ def test_shares_and_weights_change_alike_in_every_process(recipe: Path) -> None:
     settings = [*SAME, "remedies.bandit.every=2", "remedies.uncertainty={}"]
     settings += ["remedies.patience.evaluations=2", "train.eval_every=2", "method={name: lora, r: 4, lora_dropout: 0}"]
     one = train_run(recipe, *settings, "output.name=one-adapts")
-    result = malora(recipe, *settings, "output.name=two-adapts", "--nproc", "2")
-    assert result.returncode == 0, result.stderr
+    ended = together(lambda: main(["train", str(recipe), *settings, "output.name=two-adapts"]), recipe.parent)
+    assert [one.code for one in ended] == [0, 0], ended
     two = record_of(recipe, "two-adapts")
-    for alone, together in zip(losses(one), losses(two), strict=True):
-        assert alone == pytest.approx(together, abs=1e-5)
+    for alone, shared in zip(losses(one), losses(two), strict=True):
+        assert alone == pytest.approx(shared, abs=1e-5)
     for first, second in zip(one.metrics.train(), two.metrics.train(), strict=True):
         assert second.task_share == pytest.approx(first.task_share, abs=1e-4)
         assert second.loss_weight == pytest.approx(first.loss_weight, abs=1e-5)
@@ -126,10 +129,11 @@ def test_shares_and_weights_change_alike_in_every_process(recipe: Path) -> None:
 
 def test_sharded_weights_train_as_whole_ones_and_resume(recipe: Path, one: RunRecord, start: RunRecord) -> None:
     """FSDP2 in two processes that were killed between: the losses and weights of one process that was not."""
-    assert die_at_step_5(recipe, *MALORA, "train.shard=true", "output.name=sharded").returncode != 0
-    resumed = malora(recipe, *MALORA, "train.shard=true", "--nproc", "2", "output.name=sharded", "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stderr == ""
+    arguments = ["train", str(recipe), *MALORA, "train.shard=true", "output.name=sharded"]
+    assert [one.code for one in together(lambda: dying.run(arguments), recipe.parent)] == [9, 9]
+    first, second = together(lambda: main([*arguments, "--resume"]), recipe.parent)
+    assert (first.code, second.code) == (0, 0), (first, second)
+    assert second.out == ""  # one of them talks
     two = record_of(recipe, "sharded")
     agree(one, two, start)
     for first, second in zip(one.metrics.evals(), two.metrics.evals(), strict=True):
@@ -148,26 +152,6 @@ def test_one_process_has_nothing_to_spread(recipe: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(RunError, match=r"DeepSpeed keeps optimiser states as pickles.* train.shard \(FSDP2\) instead"):
         train_run(recipe, "output.name=deep")
-
-
-def die_at_step_5(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Two processes by torchrun that are gone after four steps."""
-    script = recipe.parent / "killed.py"
-    script.write_text(
-        "import os, sys\nfrom malora_cli.train import trainer\nfrom torch.distributed.tensor import DTensor\n"
-        "plain = trainer.MaloraTrainer.training_step\n"
-        "def dying(self, *a, **o):\n"
-        "    spread = [isinstance(p, DTensor) for p in self.model.parameters()]\n"
-        "    assert any(spread) == self.pace.settings.shard\n"
-        "    if self.state.global_step == 5: os._exit(9)\n"
-        "    return plain(self, *a, **o)\n"
-        "trainer.MaloraTrainer.training_step = dying\n"
-        "from malora_cli.cli import main\nmain(sys.argv[1:])\n"
-    )
-    command = [sys.executable, *TORCHRUN, str(script), "train", str(recipe), *arguments]
-    ended = subprocess.run(command, capture_output=True, check=False)
-    assert b"exitcode  : 9" in ended.stderr, ended.stderr.decode()
-    return ended
 
 
 def test_a_process_that_dies_ends_all_with_a_line(recipe: Path) -> None:
@@ -202,13 +186,16 @@ def test_torchrun_and_a_resumed_run(recipe: Path, whole: RunRecord) -> None:
 
     The losses that the bandit has not taken in yet are each process's own.
     """
-    assert die_at_step_5(recipe, BANDIT, "output.name=killed").returncode != 0
+    command = [sys.executable, *TORCHRUN, dying.__file__, "train", str(recipe), BANDIT, "output.name=killed"]
+    ended = subprocess.run(command, capture_output=True, check=False)
+    assert b"exitcode  : 9" in ended.stderr, ended.stderr.decode()
     killed = record_of(recipe, "killed")
     assert not killed.finished
     with pytest.raises(RunError, match=r"the run was trained in 2 processes, and these are 1\. Resume it in as many\."):
         train_run(recipe, BANDIT, "output.name=killed", resume=True)
-    resumed = malora(recipe, BANDIT, "output.name=killed", "--resume", "--nproc", "2")
-    assert resumed.returncode == 0, resumed.stderr
+    arguments = ["train", str(recipe), BANDIT, "output.name=killed", "--resume"]
+    resumed = together(lambda: main(arguments), recipe.parent)
+    assert [one.code for one in resumed] == [0, 0], resumed
     shares = [[event.task_share for event in run.metrics.train()] for run in (whole, killed)]
     assert shares[0] == shares[1]
     assert same_weights(whole, killed)
@@ -256,8 +243,9 @@ def test_what_one_process_cannot_do_is_a_line(
 
 def test_a_run_is_still_never_overwritten(recipe: Path, whole: RunRecord) -> None:
     before = whole.manifest
-    result = malora(recipe, "output.name=whole", "--nproc", "2")
-    assert result.returncode == 2
-    assert "this run folder exists already" in result.stderr
-    assert "Traceback" not in result.stderr
+    first, second = together(lambda: main(["train", str(recipe), "output.name=whole"]), recipe.parent)
+    assert first.code == 2
+    assert second.code != 0  # the first is gone, by whichever line that is met
+    assert "this run folder exists already" in first.out
+    assert "Traceback" not in first.out + second.out
     assert whole.manifest == before

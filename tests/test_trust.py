@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import resource
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from forked import forked, started
 from malora_cli.data.batch import Packer
 from malora_cli.errors import RunError, StoppedError
 from malora_cli.results import RunRecord
@@ -23,8 +24,6 @@ from malora_cli.train import checkpoints
 from malora_cli.train import trainer as trainer_module
 from malora_cli.train.run import train
 from train_runs import SilentView, adapter, load, losses, measured, same_weights, train_run, workplace
-
-HERE = str(Path(__file__).parent)
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +92,17 @@ def test_a_signal_in_the_last_step_ends_nothing(recipe: Path, name: str, whole: 
 
 # ---------------------------------------------------------------- a kill at any moment
 
-_KILLED = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from train_runs import train_run\n"
-    "print('up', flush=True)\ntrain_run(Path(sys.argv[2]), sys.argv[3], resume=sys.argv[4] == 'True')"
-)
 
-
-@pytest.mark.parametrize("after", [3.0])
-def test_a_kill_at_any_moment_loses_nothing(after: float, recipe: Path, whole: RunRecord, name: str) -> None:
+@pytest.mark.parametrize("after", [0.8])
+def test_a_kill_at_any_moment_loses_nothing(
+    after: float, recipe: Path, whole: RunRecord, name: str, tmp_path: Path
+) -> None:
     """The benchmark does this thirty times; where the clock stands when it comes is chance."""
     record = record_of(recipe, name)
-    arguments = [sys.executable, "-c", _KILLED, HERE, str(recipe), name, "False"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(after)
-        process.kill()
+    process = started(lambda: train_run(recipe, name), tmp_path / "said")
+    time.sleep(after)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
     resumed = record if record.finished else train_run(recipe, name, resume=record.exists)
     assert same_weights(whole, resumed)
     assert measured(whole) == measured(resumed)
@@ -161,22 +155,20 @@ def test_where_every_checkpoint_is_damaged_the_run_begins_anew(recipe: Path, who
     assert same_weights(whole, resumed)
 
 
-_FULL = (
-    "import resource, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-    "from train_runs import train_run\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    "def fill(step):\n    if step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, -1))\n"
-    "try:\n    train_run(Path(sys.argv[2]), sys.argv[3], at_step=fill)\n"
-    "except Exception as error:\n    print(type(error).__name__, error)\n    sys.exit(3)"
-)
-
-
-def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(recipe: Path, whole: RunRecord, name: str) -> None:
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
+    recipe: Path, whole: RunRecord, name: str, tmp_path: Path
+) -> None:
     """Files cannot grow beyond a limit from step 3 on, so the checkpoint of step 4 does not fit."""
-    arguments = [sys.executable, "-c", _FULL, HERE, str(recipe), name]
-    ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert ended.returncode == 3, ended.stderr
-    line = ended.stdout.splitlines()[-1]
-    assert line.startswith("RunError ")
+
+    def fill(step: int) -> None:
+        if step == 3:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, -1))
+
+    ended = forked(lambda: train_run(recipe, name, at_step=fill), tmp_path)
+    assert ended.code == 1
+    line = ended.out.splitlines()[-1]
+    assert line.startswith("malora_cli.errors.RunError: ")
     record = record_of(recipe, name)
     assert "cannot be read or written (File too large). The checkpoint of step 2 is whole. Free some space" in line
     assert line.endswith(f"and go on with: malora train {record.recipe_path} --resume")

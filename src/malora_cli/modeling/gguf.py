@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf as library
 import torch
 from gguf import GGUFReader
 from platformdirs import user_cache_path
@@ -56,9 +60,28 @@ def converted_folder(gguf: Path) -> Path:
     return folder
 
 
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Files that are read here are parsed once.
+
+    For one model transformers parses a file three times and makes a map of names for every module, which is most of
+    the time that a conversion takes: a vocabulary is read number by number.
+    """
+    names = ("GGUFReader", "get_tensor_name_map")
+    plain = {name: getattr(library, name) for name in names}
+    try:
+        for name in names:
+            setattr(library, name, cache(plain[name]))
+        yield
+    finally:
+        for name in names:
+            setattr(library, name, plain[name])
+
+
+@_parsed_once()
 def _convert(gguf: Path, source: str, folder: Path) -> dict[str, Any]:
     try:
-        reader = GGUFReader(gguf)
+        reader = library.GGUFReader(str(gguf))  # as transformers names it
         parts = reader.get_field("split.count")
         if parts is not None and int(parts.contents()) > 1:
             raise _is_a_part(gguf, int(parts.contents()))
