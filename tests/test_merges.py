@@ -378,15 +378,15 @@ def test_a_plain_lora_is_exported_as_it_is(recipe: Path, tiny_model: Path, tmp_p
     for name in ("lora", "rslora", "dora"):
         settings = (*PACE, f"method={{name: {name}, r: 4}}", f"output.name={name}")
         run, recipe_of = train_run(recipe, *settings), load(recipe, *settings).recipe
+        expected = logits(with_lora(tiny_model, run.adapter_dir))
         if name == "dora":
-            with pytest.raises(RunError, match=r"what method 'dora' adds is not a LoRA.* Use --to adapter"):
+            with pytest.raises(RunError, match=r"what method 'dora' adds is not a LoRA.* Use --to dense"):
                 exported(run, recipe_of, tmp_path / name)
             assert not (tmp_path / name).exists()
-            continue
-        expected = logits(with_lora(tiny_model, run.adapter_dir))
-        folder = exported(run, recipe_of, tmp_path / name)
-        assert read_json(folder / "adapter_config.json")["use_rslora"] is False
-        torch.testing.assert_close(logits(with_lora(tiny_model, folder)), expected, atol=1e-5, rtol=1e-5)
+        else:
+            folder = exported(run, recipe_of, tmp_path / name)
+            assert read_json(folder / "adapter_config.json")["use_rslora"] is False
+            torch.testing.assert_close(logits(with_lora(tiny_model, folder)), expected, atol=1e-5, rtol=1e-5)
         dense = exported(run, recipe_of, tmp_path / f"{name}-dense", to="dense")
         torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(dense)), expected, atol=1e-4, rtol=1e-4)
 

@@ -34,6 +34,7 @@ from malora_cli.export.request import DEFAULT_GATES, Exported, Request
 from malora_cli.export.static import LowRank, StaticLora, plain_lora
 from malora_cli.export.sums import write_sums
 from malora_cli.export.verify import keep_expected, read_back, readings, sorted_out
+from malora_cli.export.weights import own_weights
 from malora_cli.modeling import (
     BaseModel,
     base_of_run,
@@ -44,7 +45,6 @@ from malora_cli.modeling import (
     load_config,
     load_tokenizer,
 )
-from malora_cli.modeling.quantised import quantised_linears
 from malora_cli.recipe import Recipe
 from malora_cli.results import RunRecord, read_json, write_json
 from malora_cli.results.contents import ADAPTER_FILES
@@ -228,13 +228,18 @@ class _Job:
                 where=str(self.record.path),
                 fix="Leave out --gates.",
             )
-        if getattr(self.method.peft_config([]), "use_dora", False):
+        whole = (self.request.to, self.request.form, self.request.rank) == ("dense", "hf", None)
+        if self._is_dora and not (whole and self.recipe.model.quantise is None):
             raise RunError(
                 f"what method '{name}' adds is not a LoRA: it changes the length of the weights",
                 where=str(self.record.path),
-                fix="Use --to adapter, which PEFT merges.",
+                fix="Use --to dense (with --onto original, if its base is quantised), or --to adapter.",
             )
         return {}
+
+    @property
+    def _is_dora(self) -> bool:
+        return bool(getattr(self.method.peft_config([]), "use_dora", False))
 
     def planned(self, folder: Path, choices: Mapping[str, Gates], origin: Origin | None = None) -> Planned:
         """What is going to be written, for which there is room."""
@@ -256,7 +261,7 @@ class _Job:
             rows = self.request.rows or self.recipe.train.eval_rows
             found = {name: lora_of(model, gates, self.tasks, rows, self.packer) for name, gates in choices.items()}
         else:
-            found = {self.method.name: plain_lora(model)}
+            found = {self.method.name: {} if self._is_dora else plain_lora(model)}
         at = {name: _at_rank(lora, rank) for name, lora in found.items()}
         return {name: lora for name, (lora, _) in at.items()}, {name: left for name, (_, left) in at.items()}
 
@@ -280,9 +285,9 @@ class _Job:
         self, folder: Path, form: Format, origin: Origin, lora: StaticLora, gates: Gates | None, costs: Sequence[Cost]
     ) -> None:
         self.tell(f"writing {self.request.to}{'' if gates is None else f' for {gates.text}'}")
-        rounded = quantised_linears(self.model) if self.recipe.model.quantise is not None else {}
         task = next(iter(gates.tasks)) if gates is not None and len(gates.tasks) == 1 else None
-        form.write(self.request.to, lora, replace(origin, rounded=rounded, task=task), folder)
+        with own_weights(self.model, dora=self._is_dora) as weights:
+            form.write(self.request.to, lora, replace(origin, weights=weights, task=task), folder)
         self.tokenizer.save_pretrained(folder)
         write_card(folder, self.record, self.request, self.base, self.named, gates, costs)
 

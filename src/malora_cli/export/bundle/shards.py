@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from malora_cli.export.streamed import DTYPES, Header, rewrite
 from malora_cli.modeling.weights import weight_files
 from malora_cli.results import write_json
 
 #: What one file of weights is called: beside a `SAFE_WEIGHTS_NAME` no index would be read.
 _ONLY = "model-00001-of-00001.safetensors"
-#: Number formats in a file's header.
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -40,11 +35,8 @@ class Stored:
     @classmethod
     def of(cls, file: Path) -> Stored:
         """Read a file's header, and nothing else."""
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header: dict[str, Any] = json.loads(opened.read(length))
-        tensors = {name: about["dtype"] for name, about in header.items() if name != "__metadata__"}
-        return cls(file.name, tensors, file.stat().st_size - 8 - length)
+        header = Header.of(file)
+        return cls(file.name, {name: about["dtype"] for name, about in header.about.items()}, header.size)
 
 
 def base_shards(source: Path) -> list[Path]:
@@ -68,23 +60,17 @@ def write_shards(files: Iterable[Path], source: Path, folder: Path, dtype: torch
     for file in files:
         name = _ONLY if file.name == SAFE_WEIGHTS_NAME else str(file.relative_to(source))
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if dtype is None or {_DTYPES.get(kind) for kind in Stored.of(file).dtypes.values()} == {dtype}:
+        if dtype is None or {DTYPES.get(kind) for kind in Stored.of(file).dtypes.values()} == {dtype}:
             shutil.copyfile(file, folder / name)
         else:
-            _copy_as(file, folder / name, dtype)
+            rewrite(file, folder / name, dtype)
         written.append(replace(Stored.of(folder / name), name=name))
     return written
 
 
-def _copy_as(file: Path, target: Path, dtype: torch.dtype) -> None:
-    with safe_open(file, framework="pt") as tensors:
-        rounded = {name: tensors.get_tensor(name).to(dtype) for name in Stored.of(file).dtypes}
-    save_file(rounded, target, metadata={"format": "pt"})
-
-
 def dtype_of(shards: Iterable[Stored]) -> str | None:
     """What transformers calls the number format of some files' weights."""
-    kinds = (_DTYPES[kind] for shard in shards for kind in shard.dtypes.values() if kind in _DTYPES)
+    kinds = (DTYPES[kind] for shard in shards for kind in shard.dtypes.values() if kind in DTYPES)
     return next((str(kind).removeprefix("torch.") for kind in kinds), None)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from malora_cli.export.static import StaticLora
@@ -26,7 +26,8 @@ class Origin:
         skeleton: The base model without weights, for the names and kinds of its linears.
         named: What an adapter calls its base: what a server is started with.
         dtype: Number format to write, of those that the format knows; None is its own choice.
-        rounded: The linears whose weights the run had in 4 or 8 bits, by their names: what is added to.
+        weights: The weights of linears that are not those of the base model's files, by the linears' names: what they
+            stand for in 4 or 8 bits, or with an adapter that is no sum.
         task: The task that it is for, if it is for one.
     """
 
@@ -35,7 +36,7 @@ class Origin:
     skeleton: PreTrainedModel
     named: str
     dtype: str | None = None
-    rounded: Mapping[str, nn.Module] = field(default_factory=dict)
+    weights: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     task: str | None = None
 
 

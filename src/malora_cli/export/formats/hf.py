@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
@@ -18,8 +16,8 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from malora_cli.errors import ModelError
 from malora_cli.export.formats._base import Format, Origin
 from malora_cli.export.static import LowRank, StaticLora
+from malora_cli.export.streamed import rewrite
 from malora_cli.modeling import BaseModel
-from malora_cli.modeling.quantised import dequantised
 from malora_cli.modeling.weights import weight_files
 from malora_cli.results import read_json, write_json
 
@@ -45,7 +43,7 @@ class HuggingFaceFormat(Format):
             )
 
     def write(self, target: str, lora: StaticLora, origin: Origin, folder: Path) -> None:
-        """Write the model; at most one shard and the update of one linear are in memory."""
+        """Write the model; one weight and its update are in memory at a time."""
         source = folder_of(origin.base)
         updates = {self._key(name): (name, one) for name, one in lora.items()}
         left = set(updates)
@@ -95,22 +93,22 @@ def folder_of(base: BaseModel) -> Path:
 
 def _write_shard(source: Path, target: Path, updates: Mapping[str, tuple[str, LowRank]], origin: Origin) -> set[str]:
     """Write one file of weights; the keys of those that were updated."""
-    met, weights = set(), {}
+    met = set()
     dtype = None if origin.dtype is None else _DTYPES[origin.dtype]
-    with safe_open(source, framework="pt") as tensors:
-        for stored in tensors.keys():  # noqa: SIM118 - it is no mapping
-            weight = tensors.get_tensor(stored)
-            key = _key_of(stored, origin)
-            if (rounded := origin.rounded.get(key.removesuffix(".weight"))) is not None:
-                weight = dequantised(rounded).to(weight.dtype)
-            if key in updates:
-                name, one = updates[key]
-                transposed = isinstance(origin.skeleton.get_submodule(name), Conv1D)
-                weight = _added(weight, one, transposed=transposed, dtype=dtype or weight.dtype)
-                met.add(key)
-            weights[stored] = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
-        metadata = tensors.metadata()
-    save_file(weights, target, metadata=metadata or {"format": "pt"})
+
+    def changed(stored: str, weight: Tensor) -> Tensor:
+        key = _key_of(stored, origin)
+        kind = dtype or weight.dtype
+        if (own := origin.weights.get(key.removesuffix(".weight"))) is not None:
+            weight = own()
+        if key not in updates:
+            return weight
+        met.add(key)
+        name, one = updates[key]
+        transposed = isinstance(origin.skeleton.get_submodule(name), Conv1D)
+        return _added(weight, one, transposed=transposed, dtype=kind)
+
+    rewrite(source, target, dtype, changed)
     return met
 
 
