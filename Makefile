@@ -13,10 +13,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/quickstart
 
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test verify-exports lint format clean
 
 help:  ## Show what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 
 test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+verify-exports: $(STAMP)  ## Check GGUF exports in llama.cpp, which needs Linux with glibc 2.38 or newer
+	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/llama.cpp --no-deps llama-cpp-py-sync cffi pycparser
+	PYTHONPATH=$(VENV)/llama.cpp $(BIN)/python -m pytest tests/test_gguf_exports.py
 
 lint: $(STAMP)  ## Check style, types and the order of imports
 	$(BIN)/ruff check
