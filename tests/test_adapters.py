@@ -189,7 +189,7 @@ def test_a_picture_tower_is_left_alone() -> None:
 
 @pytest.mark.parametrize("target", ["embed_tokens", "input_layernorm"])
 def test_what_is_no_linear_is_refused(target: str) -> None:
-    with pytest.raises(TypeError, match=f"{target}: .* is no linear layer; leave it out of target_modules"):
+    with pytest.raises(TypeError, match=f"{target}: .* is not a linear layer; leave it out of target_modules"):
         get_peft_model(tiny("llama"), config(target_modules=["q_proj", target]))
 
 

@@ -240,14 +240,14 @@ def test_an_adapter_that_is_replaced_meanwhile_is_not_taken_for_the_one_before(
     models = Models(resolve_base(own.model), own.model, folder)
     assert models.adapter_key
     shutil.copy(trained.checkpoint(4) / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    with pytest.raises(RunError, match="the adapter has just been written anew"):
+    with pytest.raises(RunError, match="the adapter was rewritten in the meantime"):
         _ = models.loaded
 
 
 def test_an_adapter_without_its_base_says_where_to_name_it(recipe: Path, trained: RunRecord, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(trained.adapter_dir, tmp_path / "adapter"))
     settings = load(recipe).recipe.model.model_copy(update={"base": str(folder)})
-    for base, what in ((None, "does not say which model"), ("gone.gguf", "there is no such GGUF file")):
+    for base, what in ((None, "does not say which model"), ("gone.gguf", "GGUF file not found")):
         rewrite(folder / "adapter_config.json", lambda config, base=base: config.update(base_model_name_or_path=base))
         with pytest.raises(ModelError, match=rf"{what}.*Write into .*adapter_config\.json, as base_model_name_or_path"):
             Models.named(settings)

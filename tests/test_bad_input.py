@@ -70,29 +70,29 @@ GOOD = '{"question": "1+1=", "answer": "2"}'
 #: name: (what is changed, arguments after `train`, the line after "error: ")
 CASES: dict[str, tuple[Change, list[str], str]] = {
     # ------------------------------------------------------------ the recipe
-    "no recipe file": (nothing, ["missing.yaml"], r"missing\.yaml: there is no such file\. `malora recipes ls`"),
+    "no recipe file": (nothing, ["missing.yaml"], r"missing\.yaml: file not found\. `malora recipes ls`"),
     "no shipped recipe": (
         nothing,
         ["quickstrat"],
-        r"no recipe 'quickstrat' is shipped, .* did you mean 'quickstart'\?",
+        r"recipe 'quickstrat' not found, .* did you mean 'quickstart'\?",
     ),
     "a folder": (nothing, ["./"], r"\S+: this is a folder\. Name a \.yaml file in it\."),
-    "empty recipe": (write("tiny.yaml", ""), [], r"tiny\.yaml: the file is empty, so it is no recipe\. Start from "),
+    "empty recipe": (write("tiny.yaml", ""), [], r"tiny\.yaml: the file is empty, not a recipe\. Start from "),
     "bad yaml": (
         write("tiny.yaml", "model:\n  base: x\nmethod: [malora\n"),
         [],
-        r"tiny\.yaml:4:1: no YAML: expected ',' or ']'",
+        r"tiny\.yaml:4:1: not valid YAML: expected ',' or ']'",
     ),
     "tabs": (
         write("tiny.yaml", "model:\n\tbase: x\n"),
         [],
-        r"tiny\.yaml:2:1: no YAML: .*Indent with spaces, not tabs\.",
+        r"tiny\.yaml:2:1: not valid YAML: .*Indent with spaces, not tabs\.",
     ),
     "not text": (write("tiny.yaml", b"\xff\xfe\x00"), [], r"tiny\.yaml: not UTF-8 text .* Save it as UTF-8\."),
     "unknown key": (
         nothing,
         ["tiny.yaml", "train.learning_rat=1"],
-        r".*no such setting; did you mean 'learning_rate'\?",
+        r".*unknown setting; did you mean 'learning_rate'\?",
     ),
     "unknown section": (recipe(lambda r: r.update(trian={})), [], r"tiny\.yaml:1: trian: .*did you mean 'train'\?"),
     "wrong type": (
@@ -121,19 +121,19 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
     "no mix file": (
         nothing,
         ["tiny.yaml", "mix=other.yaml"],
-        r"command line: mix=other\.yaml: .*there is no such file in ",
+        r"command line: mix=other\.yaml: .*file not found in ",
     ),
     "no shipped mix": (
         nothing,
         ["tiny.yaml", "mix=quickstrat"],
-        r".*no such shipped mix, .*did you mean 'quickstart'\?",
+        r".*not found among the shipped mixes, .*did you mean 'quickstart'\?",
     ),
     "unknown format": (
         task(format="prompt-complete"),
         [],
-        r"mix\.yaml:1: .*no such format; did you mean 'prompt-completion'\?",
+        r"mix\.yaml:1: .*unknown format; did you mean 'prompt-completion'\?",
     ),
-    "unknown metric": (task(metric="exact_match"), [], r"mix\.yaml:1: .*no such metric; did you mean 'exact-match'\?"),
+    "unknown metric": (task(metric="exact_match"), [], r"mix\.yaml:1: .*unknown metric; did you mean 'exact-match'\?"),
     "no tasks": (
         lambda folder: rewrite(folder / "mix.yaml", lambda m: m.update(tasks={})),
         [],
@@ -145,7 +145,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         r"mix\.yaml:1: .*weights go with 'weighting: explicit', not 'uniform'; given for 'add'",
     ),
     # ------------------------------------------------------------ the data
-    "no data file": (task(train="./none.jsonl"), [], r"task 'add': \S+none\.jsonl: there is no such file or folder"),
+    "no data file": (task(train="./none.jsonl"), [], r"task 'add': \S+none\.jsonl: file or folder not found"),
     "no rows": (rows(), [], r"task 'add': \S+add\.train\.jsonl: the file is empty"),
     "no rows in a table": (
         lambda folder: (task(train="add.csv")(folder), write("add.csv", "question,answer\n")(folder))[0],
@@ -155,7 +155,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
     "no column": (
         task(columns={"prompt": "qestion", "completion": "answer"}),
         [],
-        r"task 'add': \S+: there is no column 'qestion' for 'prompt'; did you mean 'question'\?",
+        r"task 'add': \S+: column not found: 'qestion' for 'prompt'; did you mean 'question'\?",
     ),
     "no role": (task(columns={"promt": "question"}), [], r"task 'add': "),
     "a row without the column": (
@@ -225,7 +225,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
     "a mix": (
         nothing,
         ["mix.yaml"],
-        r"mix\.yaml: this is a mix, and a recipe is wanted\. Name it in a recipe, as `mix: mix\.yaml`, or over a "
+        r"mix\.yaml: this is a mix, not a recipe\. Name it in a recipe, as `mix: mix\.yaml`, or over a "
         r"shipped one's: `malora check quickstart mix=mix\.yaml`\.$",
     ),
     "groups and strata": (
@@ -246,7 +246,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
     "no environment variable": (
         task(train="$NOT_SET_ANYWHERE/add.jsonl"),
         [],
-        r"mix\.yaml:1: mix\.tasks\.add\.train\.path: got '\$NOT_\S+'; there is no environment variable NOT_SET_",
+        r"mix\.yaml:1: mix\.tasks\.add\.train\.path: got '\$NOT_\S+'; environment variable NOT_SET_",
     ),
     "no file of a pattern": (
         task(train="none-*.jsonl"),
@@ -269,13 +269,13 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         ["tiny.yaml", "model.chat_template=none.jinja"],
         r"none\.jinja: the chat template cannot be read \(No such file or directory\)",
     ),
-    "no model folder": (nothing, ["tiny.yaml", "model.base=./none"], r"model '\S+none': there is no such folder"),
+    "no model folder": (nothing, ["tiny.yaml", "model.base=./none"], r"model '\S+none': folder not found"),
     "an empty folder": (
         lambda folder: (folder / "m").mkdir(),
         ["tiny.yaml", "model.base=./m"],
-        r"model '\S+m': this folder holds no model \(no config\.json\)",
+        r"model '\S+m': no model found in this folder \(config\.json is missing\)",
     ),
-    "no GGUF": (nothing, ["tiny.yaml", "model.base=none.gguf"], r"model 'none\.gguf': there is no such GGUF file"),
+    "no GGUF": (nothing, ["tiny.yaml", "model.base=none.gguf"], r"model 'none\.gguf': GGUF file not found"),
     "no hub model": (
         nothing,
         ["tiny.yaml", "model.base=nobody/nothing-of-the-sort"],
@@ -290,7 +290,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
     "nothing to resume": (
         nothing,
         ["tiny.yaml", "--resume"],
-        r"\S+runs/tiny: there is no run to resume\. Leave --resume out",
+        r"\S+runs/tiny: no run to resume\. Leave --resume out",
     ),
     "a bad name": (
         nothing,
@@ -377,22 +377,22 @@ def test_a_folder_that_cannot_be_written_is_one_line(work: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval"], r"runs: there is no run yet\. Train one: `malora train RECIPE`\."),
-        (["eval", "runs/none"], r"runs/none: there is no run here\. "),
-        (["report", "tiny.yaml"], r"tiny\.yaml: there is no run here\. "),
-        (["merge-export"], r"runs: there is no run yet\. "),
+        (["eval"], r"runs: no runs found\. Train one: `malora train RECIPE`\."),
+        (["eval", "runs/none"], r"runs/none: run not found\. "),
+        (["report", "tiny.yaml"], r"tiny\.yaml: run not found\. "),
+        (["merge-export"], r"runs: no runs found\. "),
         (
             ["merge-export", "--gates", "mix"],
             r"--gates: an adapter keeps its routers and takes no gates\. Use --to lora or dense\.",
         ),
-        (["compare", "runs", "none"], r"none: there is no run here\. "),
+        (["compare", "runs", "none"], r"none: run not found\. "),
         (
             ["compare", "baselines", "tiny.yaml", "--seeds", "a"],
             r"--seeds: 'a' is not a list of seeds\. Write it as 0,1,2\.",
         ),
         (["compare", "baselines", "tiny.yaml", "--for", "x=1"], r"--for: 'x=1' names no method\. Write it as METHOD:"),
         (["compare", "baselines", "tiny.yaml", "--seeds", "-1"], r"command line: train\.seed=-1: .*at least 0"),
-        (["compare", "baselines", "none.yaml"], r"none\.yaml: there is no such file\. "),
+        (["compare", "baselines", "none.yaml"], r"none\.yaml: file not found\. "),
     ],
 )
 def test_the_other_commands(arguments: list[str], message: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -411,7 +411,7 @@ def test_a_damaged_run_is_one_line(work: Path, capsys: pytest.CaptureFixture[str
     kept = {name: (record / name).read_bytes() for name in ("recipe.yaml", "manifest.json")}
     weights = record / "adapter" / "adapter_model.safetensors"
     for path, content, message in (
-        (record / "recipe.yaml", b"", "recipe.yaml: the file is empty, so it is no recipe"),
+        (record / "recipe.yaml", b"", "recipe.yaml: the file is empty, not a recipe"),
         (record / "manifest.json", b"{", "manifest.json: the manifest cannot be read"),
         (weights, weights.read_bytes()[:100], r"adapter: the adapter is damaged \(adapter_model.safetensors is not"),
         (weights, None, r"adapter: the adapter is damaged \(adapter_model.safetensors is missing\)"),

@@ -77,7 +77,7 @@ def test_all_rows_share_the_frozen_weights(workload: Workload) -> None:
 def test_rows_are_the_peers_and_every_method() -> None:
     assert check_rows([]) == ["frozen", "peft-lora", "peft-dora", "loop-molora", *METHODS]
     assert check_rows(["malora", "frozen"]) == ["frozen", "peft-lora", "malora"]
-    with pytest.raises(MaloraError, match="there is no row 'malroa'; did you mean 'malora'"):
+    with pytest.raises(MaloraError, match="unknown method 'malroa'; did you mean 'malora'"):
         check_rows(["malroa"])
 
 
@@ -175,4 +175,4 @@ def test_bad_input_is_one_line(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--device", "cuda") == 2
-    assert "there is no GPU here" in capsys.readouterr().err
+    assert "no CUDA GPU found" in capsys.readouterr().err

@@ -390,6 +390,7 @@ def test_a_conversation_on_a_terminal(here: Path) -> None:
     os.close(theirs)
     try:
         title = wait_for(ours, "> ")
+        assert "loading libraries" in title
         assert re.search(r"runs/tiny at step 6, on \S+\. /new .*Ctrl-D leaves, Ctrl-C stops an answer", title)
         os.write(ours, b"copy bel\n")
         assert "cut off at 3 tokens" in wait_for(ours, "> ")

@@ -342,8 +342,8 @@ def test_an_output_folder_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("override", "error"),
     [
-        ("mix.tasks.add.train=nope.jsonl", "task 'add': nope.jsonl: there is no such file or folder"),
-        ("mix.tasks.add.columns.prompt=nope", "no column 'nope'"),
+        ("mix.tasks.add.train=nope.jsonl", "task 'add': nope.jsonl: file or folder not found"),
+        ("mix.tasks.add.columns.prompt=nope", "column not found: 'nope'"),
         ("model.base=./nope", "nope"),
         ("method.target_modules=[nope]", "nope"),
         ("train.report_to=[tensorboard]", "train.report_to: the package of 'tensorboard' is not installed. Install it"),

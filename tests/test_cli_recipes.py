@@ -153,13 +153,13 @@ def test_a_mendable_error_is_its_message_and_exit_code_2(
     path = "/data/" + "very-long-folder/" * 20 + "[bold]rows[/bold].jsonl:7"
 
     def act() -> None:
-        raise DataError("no column 'prompt'", where=path, fix="Map it.")
+        raise DataError("column not found: 'prompt'", where=path, fix="Map it.")
 
     command(act)
     assert run("act") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"error: {path}: no column 'prompt'. Map it.\n"
+    assert captured.err == f"error: {path}: column not found: 'prompt'. Map it.\n"
 
 
 def test_each_line_of_an_error_is_marked(
@@ -237,7 +237,7 @@ def test_cp_brings_a_mix_and_the_rows_beside_it(folder: Path, capsys: pytest.Cap
         assert (folder / "data" / "rows.jsonl").read_text() == "{}\n"
         (folder / "data" / "sums.yaml").unlink()
         assert run("recipes", "cp", name, "data") == 2
-        assert "data/rows.jsonl: there is a file already. Choose another name, such as" in capsys.readouterr().err
+        assert "data/rows.jsonl: the file exists already. Choose another name, such as" in capsys.readouterr().err
         assert not (folder / "data" / "sums.yaml").exists()
         shutil.rmtree(folder / "data")
     assert run("recipes", "cp", "data_mixes/plus") == 0
@@ -259,7 +259,7 @@ def test_cp_never_overwrites(folder: Path, capsys: pytest.CaptureFixture[str]) -
     (folder / "plus-2.yaml").write_text("mine too")
     assert run("recipes", "cp", "plus") == 2
     assert capsys.readouterr().err == (
-        "error: plus.yaml: there is a file already. "
+        "error: plus.yaml: the file exists already. "
         "Choose another name, such as `malora recipes cp plus plus-3.yaml`.\n"
     )
     assert (folder / "plus.yaml").read_text() == "mine"
@@ -267,7 +267,7 @@ def test_cp_never_overwrites(folder: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_cp_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("recipes", "cp", "pluss") == 2
-    assert capsys.readouterr().err == "error: no recipe 'pluss' is shipped; did you mean 'plus'?\n"
+    assert capsys.readouterr().err == "error: recipe 'pluss' not found among the shipped ones; did you mean 'plus'?\n"
 
 
 def test_cp_into_a_file_as_if_it_were_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,9 +298,9 @@ def test_a_recipe_is_named_by_its_path_or_its_shipped_name(folder: Path) -> None
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("pluss", "no recipe 'pluss' is shipped, and there is no such file; did you mean 'plus'?"),
-        ("no.yaml", "no.yaml: there is no such file. `malora recipes ls`"),
-        ("here/plus", "here/plus: there is no such file. `malora recipes ls`"),
+        ("pluss", "recipe 'pluss' not found, neither as a file nor among the shipped ones; did you mean 'plus'?"),
+        ("no.yaml", "no.yaml: file not found. `malora recipes ls`"),
+        ("here/plus", "here/plus: file not found. `malora recipes ls`"),
     ],
 )
 def test_a_recipe_that_is_not_there_is_one_line(given: str, message: str) -> None:

@@ -121,10 +121,10 @@ def test_a_method_stays_that_method(home: Path) -> None:
 @pytest.mark.parametrize(
     ("methods", "by", "message"),
     [
-        ("lora,mallora", {}, "--methods: no such method 'mallora'; did you mean 'malora'?"),
-        ("lora", {"malor": "train.learning_rate=1"}, "--for: no such method 'malor'; did you mean 'malora'?"),
+        ("lora,mallora", {}, "--methods: unknown method 'mallora'; did you mean 'malora'?"),
+        ("lora", {"malor": "train.learning_rate=1"}, "--for: unknown method 'malor'; did you mean 'malora'?"),
         ("lora", {"molora": "train.learning_rate=1"}, "--for: 'molora' is not among the methods compared."),
-        ("lora", {"lora": "train.lr=1"}, "command line: train.lr=1: got 1; no such setting"),
+        ("lora", {"lora": "train.lr=1"}, "command line: train.lr=1: got 1; unknown setting"),
     ],
 )
 def test_a_plan_that_is_wrong_is_one_line(home: Path, methods: str, by: dict[str, str], message: str) -> None:
@@ -407,7 +407,7 @@ def test_runs_that_cannot_be_compared(
         "drawn": "was evaluated on other rows than tiny-lora-seed0",
         "rows": "was evaluated on other rows than tiny-lora-seed0",
         "silent": f"this run has not been evaluated. Run: malora eval {copies['silent'].path}",
-        "nowhere": "there is no run here",
+        "nowhere": "run not found",
     }.items():
         assert command("runs", str(lora.path), str(tmp_path / name)) == 2
         captured = capsys.readouterr()
@@ -471,5 +471,5 @@ def test_contenders_of_a_set_may_be_given_settings(home: Path) -> None:
     planner, plan = asked("molora-r8:method.lora_dropout=0.2").of_set("ranks")
     dropouts = {name: planner.run(name, 0).loaded.recipe.method.lora_dropout for name in plan.methods}
     assert {name for name, dropout in dropouts.items() if dropout == 0.2} == {"molora-r8"}
-    with pytest.raises(RecipeError, match=r"--for: no such method 'molora-r9'; did you mean 'molora-r8'\?"):
+    with pytest.raises(RecipeError, match=r"--for: unknown method 'molora-r9'; did you mean 'molora-r8'\?"):
         asked("molora-r9:method.lora_dropout=0.2").of_set("ranks")

@@ -207,7 +207,7 @@ def test_a_method_that_diverges_at_every_rate_is_a_failure(recipe: Path, capsys:
         (["--tune", "optimal"], "--tune: 'optimal' is not a tuning. Write auto, none or lr="),
         (["--for", "lora:train.learning_rate=1"], "--for: the learning rate of lora is set, and it is going to be"),
         (["--for", "lora:train.steps=9"], "--for: 'train.steps' for lora alone would make the comparison unequal."),
-        (["--methods", "lora,mallora"], "--methods: no such method 'mallora'; did you mean 'malora'?"),
+        (["--methods", "lora,mallora"], "--methods: unknown method 'mallora'; did you mean 'malora'?"),
         (["train.init_seed=1"], "train.init_seed is set, so that runs of several seeds have it in common"),
     ],
 )

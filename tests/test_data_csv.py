@@ -129,8 +129,8 @@ def test_files_that_have_types_are_in_no_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        ("encoding=latn-1", "got 'latn-1'; no such encoding; as an example, latin-1, cp1252, utf-16, gb18030"),
-        ("encoding=base64", "got 'base64'; no such encoding"),
+        ("encoding=latn-1", "got 'latn-1'; unknown encoding; examples are latin-1, cp1252, utf-16, gb18030"),
+        ("encoding=base64", "got 'base64'; unknown encoding"),
         ("delimiter='\"'", "it cannot be the end of a line or a quote"),
         ("delimiter=;;", "at most 1"),
     ],

@@ -36,7 +36,7 @@ def test_what_a_metric_needs_is_kept_of_rows_that_are_scored_alone() -> None:
 
 
 def test_a_column_that_a_metric_needs_is_there_and_filled() -> None:
-    with pytest.raises(DataError, match="no column 'tests' for 'tests'"):
+    with pytest.raises(DataError, match="column not found: 'tests' for 'tests'"):
         facts({})
     with pytest.raises(RowError, match="no 'n'"):
         facts({"tests": "n"})
@@ -109,7 +109,7 @@ def test_letters_and_texts_are_what_the_format_answers_with(encoder: Encoder, tm
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"label": "maybe"}, "row 1 has the answer 'maybe', which is none of its 2 choices"),
+        ({"label": "maybe"}, "row 1 has the answer 'maybe', which is not one of its 2 choices"),
         ({"labels": "yes no"}, "row 1 has no list of two or more texts as its choices"),
         ({"labels": ["yes"]}, "row 1 has no list of two or more texts as its choices"),
         ({"labels": ["yes", " "]}, "row 1 has no list of two or more texts as its choices"),

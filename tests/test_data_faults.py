@@ -25,7 +25,7 @@ def test_the_faults_of_all_tasks_are_told_at_once(place: Path, encoder: Encoder)
     assert _faults(place, encoder, "mix.tasks.add.test=nope.jsonl") == [
         f"task 'copy': {place / 'copy.train.jsonl'}: row 19 has no 'answer'. Mend or remove the row, or set the task's "
         "bad_rows to drop.",
-        "task 'add': nope.jsonl: there is no such file or folder",
+        "task 'add': nope.jsonl: file or folder not found",
     ]
     every = [f"mix.tasks.{name}.columns.prompt=nope" for name in ("copy", "upper", "add")]
     assert len(_faults(place, encoder, *every, "mix.tasks.upper.train=nope.csv")) == 3

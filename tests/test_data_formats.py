@@ -160,9 +160,9 @@ def test_every_format_is_read_above() -> None:
         (
             "multiple-choice",
             {"question": "x", "choices": ["a", "b"], "answer": 3},
-            "the answer '3', which is none of",
+            "the answer '3', which is not one of",
         ),
-        ("multiple-choice", {"question": "x", "choices": ["a", "b"], "answer": -1}, "the answer '-1', which is none"),
+        ("multiple-choice", {"question": "x", "choices": ["a", "b"], "answer": -1}, "the answer '-1', which is not one"),
         (
             "multiple-choice",
             {"question": "x", "choices": {"text": ["a", "b"], "label": ["A"]}, "answer": 0},
@@ -192,7 +192,7 @@ def test_a_template_that_a_cell_does_not_suit() -> None:
         ("{{ question", "the template of 'prompt' is not valid Jinja (line 1: "),
         ("{{ " + "(" * 9999 + "question" + ")" * 9999 + " }}", "the template of 'prompt' is nested too deeply"),
         ("{{ 'no column' }}", "the template of 'prompt' names no column, so it is the same for every row"),
-        ("no column", "there is no column 'no column' for 'prompt'; known: answer, question"),
+        ("no column", "column not found: 'no column' for 'prompt'; known: answer, question"),
         (("question", "answer"), "a list of columns as 'prompt', where one text is wanted"),
     ],
 )
@@ -248,8 +248,8 @@ def test_what_templates_count_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ({"prompt": "qq"}, "no column 'qq' for 'prompt'; did you mean 'q'?"),
-        ({"prompt": "q.text", "completion": "zzz.z"}, "no column 'zzz.z' for 'completion'; known: a, q"),
+        ({"prompt": "qq"}, "column not found: 'qq' for 'prompt'; did you mean 'q'?"),
+        ({"prompt": "q.text", "completion": "zzz.z"}, "column not found: 'zzz.z' for 'completion'; known: a, q"),
         (
             {"promt": "q"},
             "format 'prompt-completion' has no role 'promt'. Its roles: prompt, completion, system, cluster.",

@@ -150,7 +150,7 @@ def test_strata_keep_their_proportions(place: Path) -> None:
         task = tasks_of(place, *overrides, f"mix.tasks.add.holdout={{rows: {count}, stratify: kind}}")["add"]
         rare = sum(int(prompt[:-1]) % 10 == 0 for prompt in task.test.rows["prompt"])
         assert abs(rare - count / 10) < 1
-    with pytest.raises(DataError, match="no column 'kid' to stratify by; did you mean 'kind'"):
+    with pytest.raises(DataError, match="column not found: 'kid' to stratify by; did you mean 'kind'"):
         tasks_of(place, *overrides, "mix.tasks.add.holdout={rows: 3, stratify: kid}")
     with pytest.raises(DataError, match="has 100 rows, so 100 cannot be held out"):
         tasks_of(place, *overrides, "mix.tasks.add.holdout={rows: 100}")
@@ -181,7 +181,7 @@ def test_rows_of_one_group_stay_on_one_side(place: Path) -> None:
         assert len(task.test) in held
     with pytest.raises(DataError, match="the smallest group has 9 rows, more than the 8 to hold out"):
         tasks_of(place, *overrides, "mix.tasks.add.holdout={rows: 8, group: question}")
-    with pytest.raises(DataError, match="no column 'questoin' to group by; did you mean 'question'"):
+    with pytest.raises(DataError, match="column not found: 'questoin' to group by; did you mean 'question'"):
         tasks_of(place, *overrides, "mix.tasks.add.holdout={rows: 9, group: questoin}")
 
 

@@ -261,11 +261,11 @@ def test_json_that_is_called_json_lines_is_read(indent: int | None, tmp_path: Pa
         (
             SQUAD,
             "data.*.paragraph.*",
-            "there are no records at 'data.*.paragraph.*': no 'paragraph' at 'data.*'; did you",
+            "no records found at 'data.*.paragraph.*': no 'paragraph' at 'data.*'; did you",
         ),
-        (TATQA, "question.*", "there are no records at 'question.*': no 'question' in it; did you mean 'questions'?"),
+        (TATQA, "question.*", "no records found at 'question.*': no 'question' in it; did you mean 'questions'?"),
         (BBH, "nothing", "no 'nothing' in it; known: canary, examples"),
-        ({"rows": []}, "rows.*", "there are no records at 'rows.*': nothing at 'rows'"),
+        ({"rows": []}, "rows.*", "no records found at 'rows.*': nothing at 'rows'"),
         (PARALLEL, ["question.*", "source"], "x.json:3: has lists of different lengths as question.* and source"),
         ({"a": [1], "b": [2, 3]}, ["a.*", "b.*"], "x.json:7: has lists of different lengths as a.* and b.*"),
         (BBH, "canary.*", "x.json:2: has a plain value where '*' of `records` looks for more"),
@@ -315,7 +315,9 @@ def test_a_recipe_says_where_the_records_are(tmp_path: Path, tiny_model: Path) -
     with pytest.raises(RecipeError, match=r"train.records: got 'a..b'; a path has an empty part"):
         load(tmp_path / "tiny.yaml", "mix.tasks.add.train={path: x.json, records: a..b}")
     (tmp_path / "mix.yaml").write_text("tasks:\n  add: {train: {path: x.json, records: *}}\n")
-    with pytest.raises(RecipeError, match=r"mix\.yaml:2:\d+: no YAML: .*Put text that begins with \* in quotes\."):
+    with pytest.raises(
+        RecipeError, match=r"mix\.yaml:2:\d+: not valid YAML: .*Put text that begins with \* in quotes\."
+    ):
         load(tmp_path / "tiny.yaml")
 
 

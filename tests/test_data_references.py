@@ -117,7 +117,7 @@ def test_no_answer_beside_the_conversation(messages: Any, chosen: Any, expected:
 def test_a_column_is_the_answer_only_where_the_mix_says_so() -> None:
     row = {"messages": [*ASKED, {"role": "assistant", "content": "5"}], "answer": "6"}
     assert RowReader("messages", FORMATS["messages"], {}, list(row), "rows.jsonl")(row).references == ("5",)
-    with pytest.raises(DataError, match="there is no column 'It is 5' for 'answer'"):
+    with pytest.raises(DataError, match="column not found: 'It is 5' for 'answer'"):
         RowReader("messages", FORMATS["messages"], {"answer": "It is 5"}, list(row), "rows.jsonl")
 
 

@@ -171,7 +171,7 @@ def test_settings_of_a_hub_dataset_reach_the_library(monkeypatch: pytest.MonkeyP
 
 def test_a_saved_dataset_is_one_split(tmp_path: Path) -> None:
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
-    assert "there is no split 'test'" in _message(tmp_path / "saved", split="test")
+    assert "split 'test' not found" in _message(tmp_path / "saved", split="test")
 
 
 def test_tables_are_text_and_nothing_is_guessed(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_fields_may_hold_newlines_and_be_missing(tmp_path: Path) -> None:
         ("x.json", '[{"q": 1},\n', "x.json:2: is not valid JSON (Expecting value at column 1)"),
         ("x.json", LINES + "{bad\n", "x.json:3: is not valid JSON"),
         ("x.jsonl", LINES + '{"q": "x", "q": "y"}\n', "x.jsonl:3: names 'q' twice"),
-        ("x.jsonl", LINES + '{"\\u0000": "x"}\n', "x.jsonl:3: has a name that is no text"),
+        ("x.jsonl", LINES + '{"\\u0000": "x"}\n', "x.jsonl:3: has a name that is not text"),
         ("x.json", b'[\n{"q": "\xff"}]', "x.json:2: is not UTF-8 at byte 8"),
         ("x.csv", "q,a\nx,y,z\nx,y,z\n", "x.csv:2: has 3 fields, and the header has 2"),
         ("x.csv", TABLE + "x,y,z\n", "x.csv:4: has 3 fields, and the header has 2"),
@@ -301,12 +301,12 @@ def test_a_folder_without_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["nope.jsonl", "data/nope.csv.gz", "~/nope", "./nope", "/nope/nope", "a/b/c", "a b"])
 def test_a_path_to_nothing(path: str) -> None:
-    assert _message(path) == f"{path}: there is no such file or folder"
+    assert _message(path) == f"{path}: file or folder not found"
 
 
 def test_a_hub_dataset_without_a_network() -> None:
     message = _message("nobody/nothing", revision="abc", config="main")
-    assert message.startswith("nobody/nothing: is no file or folder here, and cannot be had from the hub (")
+    assert message.startswith("nobody/nothing: not found as a file or folder, and cannot be loaded from the hub (")
     assert "that this machine can reach" in message
 
 
@@ -323,7 +323,7 @@ def test_a_pattern_is_all_files_of_that_name(tmp_path: Path) -> None:
 def test_files_of_one_pattern_are_of_one_kind(tmp_path: Path) -> None:
     _write(tmp_path / "a.csv", TABLE)
     _write(tmp_path / "b.jsonl", LINES)
-    assert "b.jsonl: is no '.csv' file as a.csv is" in _message(tmp_path / "[ab].*")
+    assert "b.jsonl: is not a '.csv' file as a.csv is" in _message(tmp_path / "[ab].*")
 
 
 def test_the_fault_of_a_pattern_is_told_with_its_file(tmp_path: Path) -> None:

@@ -164,9 +164,9 @@ def test_numbers_are_text(place: Path, encoder: Encoder) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (("mix.tasks.add.test=nope.jsonl",), "task 'add': nope.jsonl: there is no such file or folder"),
-        (("mix.tasks.add.columns.prompt=questoin",), "no column 'questoin' for 'prompt'; did you mean 'question'?"),
-        (("mix.tasks.add.columns={}",), "there is no column 'prompt' for 'prompt'; known: answer, question"),
+        (("mix.tasks.add.test=nope.jsonl",), "task 'add': nope.jsonl: file or folder not found"),
+        (("mix.tasks.add.columns.prompt=questoin",), "column not found: 'questoin' for 'prompt'; did you mean 'question'?"),
+        (("mix.tasks.add.columns={}",), "column not found: 'prompt' for 'prompt'; known: answer, question"),
         (
             ("mix.tasks.add.columns.answer=answer",),
             "format 'prompt-completion' has no role 'answer'. Its roles: prompt, completion, system, cluster.",

@@ -303,7 +303,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "folder" / "again").symlink_to(tmp_path / "folder")
     assert _refusal("/").startswith("/: is the root of the file system, not a dataset")
     for name in ("loop.jsonl", "round"):
-        assert _refusal(tmp_path / name).startswith(f"{tmp_path / name}: there is no such file or folder")
+        assert _refusal(tmp_path / name).startswith(f"{tmp_path / name}: file or folder not found")
     assert _refusal(tmp_path / "folder").startswith(f"{tmp_path / 'folder'}: the folder holds no rows")
     for long in ("a" * 300, f"owner/{'a' * 300}", f"{'a' * 300}.jsonl", f"{'a' * 300}*.jsonl"):
         assert _refusal(long).startswith(f"{long}: ")

@@ -81,7 +81,7 @@ def test_a_domain_names_its_tasks(here: Path, capsys: pytest.CaptureFixture[str]
     ]
     assert len(evaluated(capsys, "tiny", "--tasks", "all", "--limit", "1").tasks) == 3
     line = refused(["eval", "tiny", "--tasks", "domain:wrods"], capsys)
-    assert "there is no domain 'wrods'; did you mean 'words'?" in line
+    assert "unknown domain 'wrods'; did you mean 'words'?" in line
 
 
 def test_a_model_is_evaluated_on_a_mix(here: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +93,7 @@ def test_a_model_is_evaluated_on_a_mix(here: Path, tiny_model: Path, capsys: pyt
     }
     assert newest(here / "runs" / "evals" / tiny_model.name).is_file()
     line = refused(["eval", str(tiny_model)], capsys)
-    assert "there is no run here" in line
+    assert "run not found" in line
     assert "for a model add --mix MIX" in line
     line = refused(["eval", "smolm", "--mix", "mix.yaml"], capsys)
     assert "it cannot be loaded" in line
@@ -158,7 +158,7 @@ def test_a_gate_needs_something_to_compare_with(
     here: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(["eval", str(tiny_model), "--mix", "mix.yaml", "--limit", "1", "--gate"], capsys)
-    assert "there is nothing to compare with" in line
+    assert "nothing to compare with" in line
 
 
 def test_shots_stand_in_front_of_the_base_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,7 +256,7 @@ def test_the_table_is_written_as_csv(here: Path, tmp_path: Path, capsys: pytest.
     assert float(rows[0]["model_score"]) == result.tasks["copy"].model.score
     assert float(rows[0]["difference_value"]) == result.tasks["copy"].gain
     line = refused(["eval", "tiny", "--limit", "1", "--csv", str(tmp_path / "no" / "t.csv")], capsys)
-    assert "it cannot be written (no such folder)" in line
+    assert "it cannot be written (folder not found)" in line
     line = refused(["eval", "tiny", "--limit", "1", "--csv", str(tmp_path)], capsys)
     assert "it cannot be written (a folder)" in line
 

@@ -278,8 +278,8 @@ def test_the_mix_keeps_its_order_whatever_the_order_of_the_names(recipe: Path) -
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["add", "uper"], "--tasks: there is no task 'uper'; did you mean 'upper'?"),
-        (["zzz"], "--tasks: there is no task 'zzz'; known: add, copy, upper"),
+        (["add", "uper"], "--tasks: unknown task 'uper'; did you mean 'upper'?"),
+        (["zzz"], "--tasks: unknown task 'zzz'; known: add, copy, upper"),
         ([], "--tasks: no task is named. Its tasks: copy, upper, add."),
     ],
 )
@@ -310,10 +310,10 @@ def test_a_checkpoint_is_evaluated_in_place_of_the_end(recipe: Path, record: Run
     evaluate_run(record, load(recipe).recipe, step=6)
     assert [found.step for found in record.evaluations()] == [4, 6, 6]
     assert [found.step for found in record.evaluations_of_the_end()] == [6], "what comparisons go by"
-    with pytest.raises(RunError, match=r"there is no checkpoint of step 5. It has those of steps 4, 6."):
+    with pytest.raises(RunError, match=r"checkpoint of step 5 not found. There are checkpoints of steps 4, 6."):
         evaluate_run(record, load(recipe).recipe, step=5)
     shutil.rmtree(record.checkpoints_dir)
-    with pytest.raises(RunError, match=r"there is no checkpoint of step 4. It has none."):
+    with pytest.raises(RunError, match=r"checkpoint of step 4 not found. There are none."):
         evaluate_run(record, load(recipe).recipe, step=4)
 
 

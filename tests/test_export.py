@@ -171,7 +171,7 @@ def test_a_checkpoint_is_exported_without_what_only_training_needs(
     step = record.manifest.steps
     export_adapter(record, load(recipe, *given).recipe, tmp_path / "out", step=step)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert names == {"README.md", "SHA256SUMS", "adapter_config.json", "adapter_model.safetensors"}
     exported = load_adapter(base_model(tiny_model), tmp_path / "out")
     assert torch.equal(logits(exported), logits(load_adapter(base_model(tiny_model), record.adapter_dir)))
     own = load(recipe, *given).recipe

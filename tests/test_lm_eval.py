@@ -198,7 +198,7 @@ def test_a_task_that_cannot_be_loaded(
 
 
 def test_a_file_that_is_not_there(asked: tuple[Any, Encoder]) -> None:
-    with pytest.raises(RecipeError, match=r"lm_eval:none/task\.yaml: there is no such file"):
+    with pytest.raises(RecipeError, match=r"lm_eval:none/task\.yaml: file not found"):
         lm_eval_task("none/task.yaml", *asked)
 
 

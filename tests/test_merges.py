@@ -536,11 +536,14 @@ def test_a_merge_that_is_worse_than_the_base_is_refused() -> None:
         (["--to", "lora", "--rank", "99"], "--rank: 99 is above the exact rank, 8. Leave it out for the exact LoRA."),
         (["--to", "dense", "--gates", "each"], "--gates: a whole model is written for one choice of gates. Name one"),
         (["--to", "adapter", "--rank", "2"], "--rank: --to adapter has no use for it. Use --to lora or dense."),
-        (["--to", "lora", "--dtype", "f16"], "--dtype: 'f16' is no number format of --format peft. Leave it out."),
-        (["--to", "dense", "--dtype", "q8_0"], "--dtype: 'q8_0' is no number format of --format hf. Known: f32, bf16"),
+        (["--to", "lora", "--dtype", "f16"], "--dtype: 'f16' is not a number format of --format peft. Leave it out."),
+        (
+            ["--to", "dense", "--dtype", "q8_0"],
+            "--dtype: 'q8_0' is not a number format of --format hf. Known: f32, bf16",
+        ),
         (["--to", "dense", "--format", "peft"], "--format: 'peft' is not a format of --to dense; known: "),
         (["--to", "bundle", "--gates", "mix"], "--gates: a bundle keeps its routers and takes no gates. Use --to lora"),
-        (["--to", "bundle", "--dtype", "f16"], "--dtype: 'f16' is no number format of --format hf"),
+        (["--to", "bundle", "--dtype", "f16"], "--dtype: 'f16' is not a number format of --format hf"),
         (
             ["--to", "lora", "--format", "gguf", "--dtype", "q8_0"],
             "--dtype: rows of q8_0 are multiples of 32 long",

@@ -96,7 +96,7 @@ def test_what_a_module_does_wrong_is_told_in_a_line(compute: str, options: dict[
 
 
 def test_a_metric_of_the_hub_is_not_asked_for() -> None:
-    with pytest.raises(DataError, match=r"^rouge: there is no such file\. Metrics of the hub are not fetched"):
+    with pytest.raises(DataError, match=r"^rouge: file not found\. Metrics of the hub are not fetched"):
         METRICS["evaluate"](path="rouge").reads("a")
 
 

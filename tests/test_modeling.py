@@ -68,18 +68,18 @@ def test_a_package_whose_file_is_gone_counts_as_not_installed(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("./no/such/folder", "there is no such folder"),
-        ("/no/such/folder", "there is no such folder"),
-        ("./no-such-folder", "there is no such folder"),
-        ("~/no-such-folder", "there is no such folder"),
-        ("a/b/c", "there is no such folder"),
-        ("no-such-file.gguf", "there is no such GGUF file"),
+        ("./no/such/folder", "folder not found"),
+        ("/no/such/folder", "folder not found"),
+        ("./no-such-folder", "folder not found"),
+        ("~/no-such-folder", "folder not found"),
+        ("a/b/c", "folder not found"),
+        ("no-such-file.gguf", "GGUF file not found"),
         ("someone/some-model", "cannot be loaded"),
         ("smollm2-135m-instuct", "did you mean 'smollm2-135m-instruct'?"),
         ("n" * 300, "it cannot be looked up (File name too long)"),
         ("someone/" + "n" * 300, "cannot be loaded (HFValidationError"),
         ("n" * 200, "cannot be loaded (HFValidationError"),
-        ("~no-such-user/model", "there is no such folder"),
+        ("~no-such-user/model", "folder not found"),
     ],
 )
 def test_a_model_that_is_not_there_is_one_line(name: str, expected: str) -> None:
@@ -95,7 +95,7 @@ def test_a_model_that_is_not_there_is_one_line(name: str, expected: str) -> None
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"holds no model \(no config.json\)") as error:
+    with pytest.raises(ModelError, match=r"no model found in this folder \(config.json is missing\)") as error:
         resolve_base(ModelSettings(base=str(tmp_path)))
     message(error)
 
@@ -111,7 +111,7 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 def test_a_pickled_checkpoint_is_refused(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"holds no weights in safetensors \(no model\.safetensors\)") as error:
+    with pytest.raises(ModelError, match=r"no safetensors weights found in this folder \(model\.safetensors is missing\)") as error:
         load(folder)
     message(error)
 

@@ -64,19 +64,19 @@ def test_what_is_no_longer_there_is_named_with_what_to_do(
     alone = RunRecord(shutil.copytree(project / "runs" / "done", tmp_path / "runs" / "alone"))
     lost = alone.recipe["model"]["base"]
     assert refused(["eval", str(alone.path)], capsys).endswith(
-        f"model '{lost}': there is no such folder, and a hub id looks like owner/name. Put it back, or add to the "
+        f"model '{lost}': folder not found, and a hub id looks like owner/name. Put it back, or add to the "
         "command where it lies now: model.base=FOLDER or mix=FILE."
     )
     base = f"model.base={project / 'model'}"
     assert run("eval", str(alone.path), base) == 2
     *others, last = capsys.readouterr().err.splitlines()  # of every task one
     assert last.endswith(
-        "train.jsonl: there is no such file or folder. Put it back, or add to the command where it "
+        "train.jsonl: file or folder not found. Put it back, or add to the command where it "
         "lies now: model.base=FOLDER or mix=FILE."
     )
     assert len(others) == 2
     assert run("eval", str(alone.path), base, f"mix={project / 'mix.yaml'}", "--limit", "1") == 0
-    assert refused(["eval", base], capsys).endswith(f"{base}: the run stands before what has moved. Write RUN {base}.")
+    assert refused(["eval", base], capsys).endswith(f"{base}: RUN must come before KEY=VALUE. Write RUN {base}.")
     line = refused(["eval", str(alone.path), base, "method.r=4"], capsys)
     assert "the recipe differs from the run's own in method.r (was 2, is 4)" in line
 

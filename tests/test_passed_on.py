@@ -62,8 +62,8 @@ def test_variables_stay_variables_in_all_that_is_written_and_shown(
     [
         (lambda data: (data / "add.test.jsonl").write_text("{"), "$PLACE/add.test.jsonl:1: "),
         (lambda data: (data / "add.test.jsonl").write_text(""), "$PLACE/add.test.jsonl: the file is empty"),
-        (lambda data: (data / "add.test.jsonl").unlink(), "$PLACE/a*d.test.jsonl: there is no such file"),
-        (lambda data: (data / "add.train.jsonl").unlink(), "${PLACE}/add.train.jsonl: there is no such file"),
+        (lambda data: (data / "add.test.jsonl").unlink(), "$PLACE/a*d.test.jsonl: file or folder not found"),
+        (lambda data: (data / "add.train.jsonl").unlink(), "${PLACE}/add.train.jsonl: file or folder not found"),
     ],
 )
 def test_errors_name_the_variable_and_not_its_value(
@@ -83,10 +83,10 @@ def test_the_value_of_a_variable_is_never_asked_for_elsewhere(
     with pytest.raises(SystemExit):
         main(["check", "tiny.yaml", "--no-step"])
     told = capsys.readouterr().err
-    assert "$PLACE/copy.test.jsonl: there is no such file" in told
+    assert "$PLACE/copy.test.jsonl: file or folder not found" in told
     assert "owner" not in told
     source = '{path: "owner/$NEAR", split: train}'
-    assert "owner/$NEAR: there is no such file" in refused(
+    assert "owner/$NEAR: file or folder not found" in refused(
         [
             "check",
             "tiny.yaml",

@@ -62,9 +62,9 @@ from recipe_files import in_a_folder as _in_a_folder  # noqa: F401 - a fixture o
         ("2e-3", "2e-3\n  epochs: 3", "sums.yaml:11: train.epochs: got 3; exactly one of steps and epochs must be set, "
          "and steps is 100 too; null unsets one"),
         ("r: 4", "r: 40", "sums.yaml:3: method: subspace_rank 32 must be at least r 40"),
-        ("r: 4", "rank: 4", "sums.yaml:5: method.rank: got 4; no such setting of method 'shared'; known: "
+        ("r: 4", "rank: 4", "sums.yaml:5: method.rank: got 4; unknown setting of method 'shared'; known: "
          "name, r, subspace_rank, target_modules"),
-        ("r: 4", "subspace: 4", "sums.yaml:5: method.subspace: got 4; no such setting of method 'shared'; did you mean "
+        ("r: 4", "subspace: 4", "sums.yaml:5: method.subspace: got 4; unknown setting of method 'shared'; did you mean "
          "'subspace_rank'?"),
         ("name: shared", "name: lora", "sums.yaml:4: method.name: got 'lora'; must be one of wide, shared"),
         ("name: shared", "r_: 1", "sums.yaml:3: method.name: missing; required; one of wide, shared"),
@@ -93,7 +93,7 @@ def test_a_mistyped_section_is_told_as_missing_and_as_unknown() -> None:
     change("train:\n", "trian:\n")
     assert problems() == [
         "sums.yaml:2: train: missing; required (Length, pace and record of the training)",
-        'sums.yaml:7: trian: got {"steps": 100, "batch_size": 24, "learning_rate": 0.002}; no such setting; '
+        'sums.yaml:7: trian: got {"steps": 100, "batch_size": 24, "learning_rate": 0.002}; unknown setting; '
         "did you mean 'train'?",
     ]
 
@@ -110,7 +110,7 @@ def test_a_mistyped_section_is_told_as_missing_and_as_unknown() -> None:
         ("max_new_tokens: 8", "weight: -1", "mixes/sums.yaml:17: mix.tasks.minus.weight: got -1; must be at least 0"),
         ("max_new_tokens: 8", "format: messages", "mixes/sums.yaml:17: mix.tasks.minus.format: given twice, first on "
          "line 15; keep one"),
-        ("columns: {prompt: question}", "format_: x", "mixes/sums.yaml:8: mix.tasks.plus.format_: got 'x'; no such "
+        ("columns: {prompt: question}", "format_: x", "mixes/sums.yaml:8: mix.tasks.plus.format_: got 'x'; unknown "
          "setting; did you mean 'format'?"),
         ("  minus:", "  PLUS:", "mixes/sums.yaml:3: mix.tasks: 'plus' and 'PLUS' are one file name where case does "
          "not count; rename one"),
@@ -139,8 +139,8 @@ def test_a_wrong_mix_is_told_with_its_own_line(old: str, new: str, line: str) ->
 
 def test_formats_and_metrics_are_those_of_the_vocabulary() -> None:
     assert problems("mix.tasks.plus.format=message", "mix.tasks.minus.metric=bleu") == [
-        "command line: mix.tasks.plus.format=message: got 'message'; no such format; did you mean 'messages'?",
-        "command line: mix.tasks.minus.metric=bleu: mix.tasks.minus.metric.name: got 'bleu'; no such metric; known: "
+        "command line: mix.tasks.plus.format=message: got 'message'; unknown format; did you mean 'messages'?",
+        "command line: mix.tasks.minus.metric=bleu: mix.tasks.minus.metric.name: got 'bleu'; unknown metric; known: "
         "evaluate, exact-match, rouge-l",
     ]
 
@@ -155,11 +155,11 @@ def test_everything_wrong_is_told_at_once() -> None:
     change("metric: exact-match\n    max_new_tokens: 8", "metric: exact\n    max_new_tokens: 0", "mixes/sums.yaml")
     assert problems("train.batch_size=x", "foo", "eval.rows=0", "mix.tasks.nope.weight=1") == [
         "command line: foo: an override is written section.setting=value",
-        "command line: mix.tasks.nope.weight=1: no such task; known: minus, plus",
+        "command line: mix.tasks.nope.weight=1: unknown task; known: minus, plus",
         "sums.yaml:2: model.base: missing; required (Base model: a known short name, a hub id, a folder or a GGUF "
         "file)",
-        "sums.yaml:2: model.bse: got 'tiny'; no such setting; did you mean 'base'?",
-        "mixes/sums.yaml:16: mix.tasks.minus.metric.name: got 'exact'; no such metric; did you mean 'exact-match'?",
+        "sums.yaml:2: model.bse: got 'tiny'; unknown setting; did you mean 'base'?",
+        "mixes/sums.yaml:16: mix.tasks.minus.metric.name: got 'exact'; unknown metric; did you mean 'exact-match'?",
         "mixes/sums.yaml:17: mix.tasks.minus.max_new_tokens: got 0; must be greater than 0",
         "sums.yaml:8: train.steps: got -1; must be greater than 0",
         "command line: train.batch_size=x: got 'x'; must be a whole number",
@@ -172,7 +172,7 @@ def test_a_mix_that_is_not_there_hides_no_other_problem() -> None:
     change("steps: 100", "steps: -1")
     folder = Path.cwd()
     assert problems("mix.tasks.plus.weight=1") == [
-        f"sums.yaml:6: mix: got 'mixes/sum.yaml'; there is no such file in {folder}",
+        f"sums.yaml:6: mix: got 'mixes/sum.yaml'; file not found in {folder}",
         "sums.yaml:8: train.steps: got -1; must be greater than 0",
     ]
 
@@ -180,7 +180,7 @@ def test_a_mix_that_is_not_there_hides_no_other_problem() -> None:
 def test_names_that_no_file_can_have_are_one_line() -> None:
     long = f"{'m' * 300}.yaml"
     [problem] = problems(f"mix={long}")
-    assert problem.endswith(f"there is no such file in {Path.cwd()}")
+    assert problem.endswith(f"file not found in {Path.cwd()}")
     Path("loop.jsonl").symlink_to("loop.jsonl")
     for given in (f"{'s' * 300}.jsonl", "loop.jsonl"):
         assert load(f"mix.tasks.plus.train={given}").recipe.mix.tasks["plus"].train.path.endswith(given)
@@ -190,7 +190,7 @@ def test_a_mix_that_is_no_yaml_hides_no_other_problem() -> None:
     change("uniform", "{", "mixes/sums.yaml")
     change("steps: 100", "steps: -1")
     first, second = problems()
-    assert first == "mixes/sums.yaml:4:7: no YAML: expected ',' or '}', but got ':'"
+    assert first == "mixes/sums.yaml:4:7: not valid YAML: expected ',' or '}', but got ':'"
     assert second == "sums.yaml:8: train.steps: got -1; must be greater than 0"
 
 
@@ -208,22 +208,22 @@ def test_long_values_are_cut_and_lines_stay_lines() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "r.yaml: the file is empty, so it is no recipe. "
+        (b"", "r.yaml: the file is empty, not a recipe. "
          "Start from one that works: `malora recipes cp quickstart`."),
-        (b"# only a comment\n", "r.yaml: the file is empty, so it is no recipe. "
+        (b"# only a comment\n", "r.yaml: the file is empty, not a recipe. "
          "Start from one that works: `malora recipes cp quickstart`."),
         (b"- a\n- b\n", 'r.yaml:1: got ["a", "b"]; a recipe is a mapping. '
          "Start from one that works: `malora recipes cp quickstart`."),
         (b"\n\nhello\n", "r.yaml:3: got 'hello'; a recipe is a mapping. "
          "Start from one that works: `malora recipes cp quickstart`."),
         (b"model: \xff\n", "r.yaml: not UTF-8 text (byte 0xff at position 7). Save it as UTF-8."),
-        (b"model:\n\tbase: x\n", "r.yaml:2:1: no YAML: found character '\\t' that cannot start any token. "
+        (b"model:\n\tbase: x\n", "r.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token. "
          "Indent with spaces, not tabs."),
-        (b"model: {base: x\ntrain: 1\n", "r.yaml:2:6: no YAML: expected ',' or '}', but got ':'"),
-        (b"a: 1\n b: 2\n", "r.yaml:2:3: no YAML: mapping values are not allowed here"),
-        (b"a: 1\n---\nb: 1\n", "r.yaml:2:1: no YAML: but found another document"),
-        (b"a: *x\n", "r.yaml:1:4: no YAML: found undefined alias 'x'. Put text that begins with * in quotes."),
-        (b"a: \x01\n", "r.yaml: no YAML: special characters are not allowed. Save it as plain text."),
+        (b"model: {base: x\ntrain: 1\n", "r.yaml:2:6: not valid YAML: expected ',' or '}', but got ':'"),
+        (b"a: 1\n b: 2\n", "r.yaml:2:3: not valid YAML: mapping values are not allowed here"),
+        (b"a: 1\n---\nb: 1\n", "r.yaml:2:1: not valid YAML: but found another document"),
+        (b"a: *x\n", "r.yaml:1:4: not valid YAML: found undefined alias 'x'. Put text that begins with * in quotes."),
+        (b"a: \x01\n", "r.yaml: not valid YAML: special characters are not allowed. Save it as plain text."),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_recipe_is_one_line(content: bytes, message: str) -> None:
@@ -235,12 +235,12 @@ def test_a_file_that_is_no_recipe_is_one_line(content: bytes, message: str) -> N
 
 
 def test_a_missing_file_a_folder_and_a_locked_file_are_one_line_each(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"^no\.yaml: there is no such file\. `malora recipes ls` lists"):
+    with pytest.raises(RecipeError, match=r"^no\.yaml: file not found\. `malora recipes ls` lists"):
         load(path="no.yaml")
     with pytest.raises(RecipeError, match=r"^mixes: this is a folder\. Name a \.yaml file in it\.$"):
         load(path="mixes")
     outside = tmp_path.parent / "no.yaml"
-    with pytest.raises(RecipeError, match=rf"^{outside}: there is no such file"):
+    with pytest.raises(RecipeError, match=rf"^{outside}: file not found"):
         load(path="../no.yaml")
 
 
@@ -346,14 +346,14 @@ def test_a_vocabulary_of_one_method_works() -> None:
     ):
         load_recipe(Path("sums.yaml"), ["method.name=shard"], vocabulary=one)
     with pytest.raises(
-        InvalidRecipeError, match=r"^command line: method.x=1: got 1; no such setting of method 'shared'"
+        InvalidRecipeError, match=r"^command line: method.x=1: got 1; unknown setting of method 'shared'"
     ):
         load_recipe(Path("sums.yaml"), ["method.x=1"], vocabulary=one)
     with pytest.raises(InvalidRecipeError) as caught:
         load_recipe(Path("sums.yaml"), ["method={x: 1}"], vocabulary=one)
     assert caught.value.problems == (
         "command line: method={x: 1}: method.name: missing; required; one of shared",
-        "command line: method={x: 1}: method.x: got 1; no such setting",
+        "command line: method={x: 1}: method.x: got 1; unknown setting",
     )
 
 

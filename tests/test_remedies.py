@@ -58,8 +58,8 @@ def test_every_field_of_a_remedy_is_read(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("remedies.pcgrat={}", "no such setting; did you mean 'pcgrad'?"),
-        ("remedies.patience.rounds=2", "no such setting; known: evaluations"),
+        ("remedies.pcgrat={}", "unknown setting; did you mean 'pcgrad'?"),
+        ("remedies.patience.rounds=2", "unknown setting; known: evaluations"),
         ("remedies.patience.evaluations=0", "got 0; must be greater than 0"),
         ("remedies.pcgrad=", "got null; must be a mapping: {} takes its defaults, false leaves it out"),
         ("remedies.pcgrad=true", "got true; must be a mapping"),

@@ -287,7 +287,7 @@ def test_a_damaged_manifest_is_one_line(content: str | bytes, tmp_path: Path) ->
 
 
 def test_a_folder_without_a_manifest_is_norun_record(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="not a run folder"):
         _ = RunRecord(tmp_path).manifest
 
 
@@ -319,11 +319,11 @@ def test_runs_are_found_by_path_by_name_or_as_the_newest(tmp_path: Path, monkeyp
 
 
 def test_a_run_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="there is no run yet") as caught:
+    with pytest.raises(RunError, match="no runs found") as caught:
         find_run(None, tmp_path / "nowhere")
     assert "malora train" in str(caught.value)
     run_record(tmp_path, "r")
-    with pytest.raises(RunError, match=r"^x: there is no run here"):
+    with pytest.raises(RunError, match=r"^x: run not found"):
         find_run(Path("x"), tmp_path)
 
 

@@ -82,7 +82,7 @@ def test_a_run_goes_on_in_the_folder_that_its_recipe_lies_in(recipe: Path, whole
     assert same_weights(whole, moved)
     assert not record.path.exists()
     message = _refusal(moved.recipe_path, "output.name=moved", resume=True)
-    assert message.startswith(f"{record.path}: there is no run to resume"), "what is asked for goes before"
+    assert message.startswith(f"{record.path}: no run to resume"), "what is asked for goes before"
 
 
 def test_a_checkpoint_of_another_run_is_refused(recipe: Path, whole: RunRecord, name: Iterator[str]) -> None:
@@ -106,4 +106,4 @@ def test_a_file_where_checkpoints_belong_is_in_the_way(recipe: Path, name: Itera
     shutil.rmtree(record.checkpoints_dir)
     record.checkpoints_dir.write_text("")
     message = _refusal(record.recipe_path, resume=True)
-    assert message == f"{record.checkpoints_dir}: this is no folder, and a run needs one here. Move it away."
+    assert message == f"{record.checkpoints_dir}: not a folder, and the run folder is to be created here. Move it away."

@@ -202,7 +202,7 @@ def test_a_disk_that_fails_is_one_line_with_what_is_safe(
     record.write_manifest(manifest())
     line = f"{where or record.path}: this cannot be read or written ({why}). {{}}. {mend}"
     again = f"and go on with: malora train {record.recipe_path} --resume"
-    assert fail().startswith(line.format("There is no checkpoint yet to go on from"))
+    assert fail().startswith(line.format("No checkpoint has been saved yet"))
     assert fail().endswith(again)
     for step in (2, 4):
         (record.checkpoints_dir / f"step-{step:07d}").mkdir(parents=True)

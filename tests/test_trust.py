@@ -271,7 +271,7 @@ def test_weights_that_are_no_numbers_are_never_saved(recipe: Path, name: str, mo
 
     trained: Any = None
     monkeypatch.setattr(trainer_module.MaloraTrainer, "__init__", remember)
-    with pytest.raises(RunError, match=r"^step 2: the weights are no finite numbers any more \(base_model"):
+    with pytest.raises(RunError, match=r"^step 2: the weights are NaN or infinite \(base_model"):
         train_run(recipe, name, at_step=lambda step: spoil(None, step))
     assert checkpoints.checkpoints(record_of(recipe, name).checkpoints_dir) == []
 

@@ -206,5 +206,5 @@ def test_training_gives_away_no_test_row_that_it_keeps_for_validation(place: Pat
 
 
 def test_a_missing_file_of_validation_rows_is_one_line(place: Path, encoder: Encoder) -> None:
-    with pytest.raises(DataError, match=r"^task 'add': gone\.jsonl: there is no such file or folder"):
+    with pytest.raises(DataError, match=r"^task 'add': gone\.jsonl: file or folder not found"):
         _tasks(place, encoder, "mix.tasks.add.validation=gone.jsonl")

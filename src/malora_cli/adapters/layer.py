@@ -84,7 +84,9 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         in_features, out_features = _get_in_out_features(self.get_base_layer())
         if in_features is None or out_features is None or isinstance(self.get_base_layer(), _NOT_LINEAR):
-            raise TypeError(f"{name}: {type(base_layer).__name__} is no linear layer; leave it out of target_modules")
+            raise TypeError(
+                f"{name}: {type(base_layer).__name__} is not a linear layer; leave it out of target_modules"
+            )
         self.in_features, self.out_features = in_features, out_features
         self.malora_down = nn.ParameterDict()
         self.malora_coefficient = nn.ParameterDict()

@@ -72,12 +72,12 @@ class Workload:
             ModelError: It cannot be had.
         """
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ModelError("there is no GPU here", where="--device cuda", fix="Take --device cpu.")
+            raise ModelError("no CUDA GPU found", where="--device cuda", fix="Use --device cpu.")
         if self.model is not None:
             settings = ModelSettings(base=self.model, dtype=self.dtype)
             return load_base(resolve_base(settings), settings, quick=False).to(self.device)
         if self.shape not in SHAPES:
-            raise ModelError(f"no shape '{self.shape}' is known; {did_you_mean(self.shape, SHAPES)}", where="--shape")
+            raise ModelError(f"unknown shape '{self.shape}'; {did_you_mean(self.shape, SHAPES)}", where="--shape")
         config = LlamaConfig(vocab_size=_VOCABULARY, num_hidden_layers=self.layers, **SHAPES[self.shape])
         with torch.random.fork_rng(devices=[]), torch.device(self.device):
             torch.manual_seed(0)
@@ -93,7 +93,7 @@ def check_rows(names: Sequence[str]) -> list[str]:
     known = [*_STOCK, *METHODS]
     for name in names:
         if name not in known:
-            raise RecipeError(f"there is no row '{name}'; {did_you_mean(name, known)}", where="--methods")
+            raise RecipeError(f"unknown method '{name}'; {did_you_mean(name, known)}", where="--methods")
     wanted = set(names) | {PEER} if names else known
     return [name for name in known if name in wanted]
 

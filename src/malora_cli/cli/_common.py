@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from malora_cli.characters import visible
-from malora_cli.cli._terminal import say
+from malora_cli.cli._terminal import say, say_for_now
 from malora_cli.errors import MaloraError
 
 if TYPE_CHECKING:
@@ -59,7 +59,11 @@ RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Fold
 
 
 def prepare_libraries() -> None:
-    """Make the libraries underneath speak only when the user can do something about it. Before they are imported."""
+    """Make the libraries underneath speak only when the user can do something about it. Before they are imported.
+
+    The import takes seconds.
+    """
+    say_for_now("loading libraries")
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -136,7 +140,7 @@ def find_and_tell(run: Path | None, folder: Path, *, err: bool = False) -> RunRe
     from malora_cli.results import find_run
 
     if run is not None and "=" in str(run) and not run.exists():
-        raise RunError("the run stands before what has moved", where=str(run), fix=f"Write RUN {run}.")
+        raise RunError("RUN must come before KEY=VALUE", where=str(run), fix=f"Write RUN {run}.")
     record = find_run(run, folder)
     if run is None:
         say(f"newest run: {record.path}", err=err)
@@ -171,7 +175,7 @@ def recipe_file(recipe: str | Path) -> Path:
     known = shipped_files("recipes")
     if path.name not in known:
         nearest = did_you_mean(path.name, known)
-        raise RecipeError(f"no recipe '{path.name}' is shipped, and there is no such file; {nearest}")
+        raise RecipeError(f"recipe '{path.name}' not found, neither as a file nor among the shipped ones; {nearest}")
     return known[path.name]
 
 

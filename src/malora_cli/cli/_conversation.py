@@ -65,12 +65,6 @@ def _typed(prompt: str) -> str:
     return input()
 
 
-def tell_of_loading() -> None:
-    """Say on a terminal that a model is being loaded; the next line takes the place of this one."""
-    if (console := result_console()).is_terminal:
-        console.print(Text("loading", style="dim"), end="\r")
-
-
 def hold(opened: Opened, question: str | None) -> None:
     """Answer one question, or all that are typed.
 

@@ -94,8 +94,8 @@ def run_named(run: Path | None, runs: Path, mix: str | None, *, err: bool) -> Ru
         if run is None or "=" in str(run):
             raise
         if mix is None:
-            fix = f"See `ls {runs}` for the runs there are; for a model add --mix MIX, which names the tasks."
-            raise RunError("there is no run here", where=str(run), fix=fix) from error
+            fix = f"`ls {runs}` lists the runs; for a model add --mix MIX, which names the tasks."
+            raise RunError("run not found", where=str(run), fix=fix) from error
         return None
 
 
@@ -159,9 +159,9 @@ def check_wanted(recipe: Recipe, record: RunRecord | None, other: Path | None, *
     """
     alone = record is None and not (Path(recipe.model.base) / "adapter_config.json").is_file()
     if gate and alone and other is None:
-        raise RecipeError("there is nothing to compare with", where="--gate", fix="Add --against RUN or FILE.")
+        raise RecipeError("nothing to compare with", where="--gate", fix="Add --against RUN or FILE.")
     if csv is not None and (csv.is_dir() or not csv.parent.is_dir()):
-        raise RunError(f"it cannot be written ({'a folder' if csv.is_dir() else 'no such folder'})", where=str(csv))
+        raise RunError(f"it cannot be written ({'a folder' if csv.is_dir() else 'folder not found'})", where=str(csv))
 
 
 def gate_line(result: EvalResult) -> tuple[str, bool]:

@@ -114,6 +114,12 @@ def say(line: str, *, err: bool = False) -> None:
         _give_up(stream, lost)
 
 
+def say_for_now(line: str) -> None:
+    """Print a line on a terminal whose place the next one takes: what is going on until there is something to say."""
+    if (console := error_console()).is_terminal:
+        console.print(Text(line, style="dim"), end="\r")
+
+
 def write(text: str) -> bool:
     """Print a part of a text as it is, on standard output; says whether anybody reads it."""
     try:

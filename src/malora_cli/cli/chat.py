@@ -65,9 +65,8 @@ def chat(
     Example: malora chat runs/quickstart --task chain_sum
     """
     from malora_cli.cli._chat import Asked, opened
-    from malora_cli.cli._conversation import hold, piped_question, tell_of_loading
+    from malora_cli.cli._conversation import hold, piped_question
 
     question = piped_question()
     asked = Asked(run, settings or [], task, mix, experts, against, max_new_tokens, temperature, seed, step)
-    tell_of_loading()
     hold(opened(asked, runs, trust=trust), question)

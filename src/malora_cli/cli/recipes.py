@@ -67,7 +67,7 @@ def copy_recipe(
     recipes, mixes = shipped_files("recipes"), shipped_files("data_mixes")
     known = {**mixes, **recipes, **{f"{_MIX}{mix}": path for mix, path in mixes.items()}}
     if name not in known:
-        raise RecipeError(f"no recipe '{name}' is shipped; {did_you_mean(name, known)}")
+        raise RecipeError(f"recipe '{name}' not found among the shipped ones; {did_you_mean(name, known)}")
     source, is_mix = known[name], known[name] in mixes.values()
     path = destination / source.name if destination.is_dir() else destination
     rows = data_beside(source) if is_mix else []
@@ -75,7 +75,7 @@ def copy_recipe(
         if os.path.lexists(target):  # pathlib's raises for a name that is too long
             free = _free_name(path if target == path else Path(path.stem) / path.name)
             fix = f"Choose another name, such as `malora recipes cp {name} {free}`."
-            raise RecipeError("there is a file already", where=str(target), fix=fix)
+            raise RecipeError("the file exists already", where=str(target), fix=fix)
     _write(path, source)
     for file in rows:
         _write(path.parent / file, source.parent / file)

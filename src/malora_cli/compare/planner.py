@@ -266,7 +266,7 @@ def _check_methods(methods: Sequence[str], by_method: Mapping[str, Sequence[str]
     for option, names in (("--methods", methods), ("--for", by_method)):
         for name in names:
             if name not in known:
-                raise RecipeError(f"no such method '{name}'; {did_you_mean(name, known)}", where=option)
+                raise RecipeError(f"unknown method '{name}'; {did_you_mean(name, known)}", where=option)
     if unused := sorted(set(by_method) - set(methods)):
         raise RecipeError(f"'{unused[0]}' is not among the methods compared", where="--for", fix="Add it to --methods.")
 

@@ -138,7 +138,7 @@ def _validation_loss(record: RunRecord) -> float:
     losses = [task.loss for task in measured[-1].tasks.values() if task.loss is not None] if measured else []
     if not losses:
         raise RunError(
-            "there is no validation loss to tune by",
+            "no validation loss to tune by",
             where=str(record.path),
             fix="Keep validation rows (mix.validation), or compare with --tune none.",
         )

@@ -136,7 +136,7 @@ class RowReader:
         if column in self.available:
             return Cell(given, column, keys)
         raise DataError(
-            f"there is no column '{given}' for '{role}'; {did_you_mean(given, self.available)}",
+            f"column not found: '{given}' for '{role}'; {did_you_mean(given, self.available)}",
             where=self.source,
             fix=f"Map it in the mix, as in `columns: {{{role}: COLUMN}}`.",
         )
@@ -245,4 +245,4 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RowError("half of a character (a lone surrogate), which is no text") from None
+        raise RowError("half of a character (a lone surrogate), which is not text") from None

@@ -299,7 +299,7 @@ class _EncodeBatch:
             return ()
         texts: list[str] = example.facts[CHOICES]
         if not {text.strip() for text in texts} & {reference.strip() for reference in references}:
-            raise RowError(f"the answer '{references[0][:40]}', which is none of its {len(texts)} choices")
+            raise RowError(f"the answer '{references[0][:40]}', which is not one of its {len(texts)} choices")
         return self.encoding.encoder.choices(example, self.encoding.system, last=self.encoding.last)
 
     def _tokenised(self, rows: Sequence[Sequence[Segment]]) -> Iterator[Encoded]:

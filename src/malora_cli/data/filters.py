@@ -62,7 +62,7 @@ def _condition(where: str, rows: Rows) -> Filled:
     rows.check(columns, ())
     if Templates().expression(text) is None:
         raise DataError(
-            "`where` is no condition, but a text", where=rows.source, fix="Write one, such as `label and not image`."
+            "`where` is a text, not a condition", where=rows.source, fix="Write one, such as `label and not image`."
         )
     if not columns:
         raise DataError("`where` names no column, so it is the same for every row", where=rows.source)

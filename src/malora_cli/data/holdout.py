@@ -82,7 +82,7 @@ def _groups(rows: Rows, column: str, purpose: str) -> list[Ints]:
     """Row numbers by the value of a column, values in the order they first occur."""
     if column not in rows.dataset.column_names:
         nearest = did_you_mean(column, rows.dataset.column_names)
-        raise DataError(f"there is no column '{column}' to {purpose}; {nearest}", where=rows.source)
+        raise DataError(f"column not found: '{column}' to {purpose}; {nearest}", where=rows.source)
     values = _codes(rows.dataset, column)
     return np.split(np.argsort(values, kind="stable"), np.cumsum(np.bincount(values))[:-1])
 

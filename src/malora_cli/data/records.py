@@ -150,4 +150,4 @@ def why_nothing(text: str, at: int, path: Records) -> ShapeError:
         inner = next((start for _, start, _ in parts_at(text, inner)), inner)
     names = [str(part) for part, _, _ in parts_at(text, inner)] if text[inner] == "{" else []
     known = f"no '{missed}' {here}; {did_you_mean(missed, names)}" if names else f"nothing {here}"
-    return ShapeError(f"there are no records at '{'.'.join(path)}': {known}", "Mend `records` of the source.")
+    return ShapeError(f"no records found at '{'.'.join(path)}': {known}", "Mend `records` of the source.")

@@ -132,7 +132,7 @@ def _check_files(files: Sequence[Path]) -> None:
             )
         if kind != first and {kind, first} != {".json", ".jsonl"}:
             raise DataError(
-                f"is no '{first}' file as {files[0].name} is",
+                f"is not a '{first}' file as {files[0].name} is",
                 where=str(file),
                 fix="Give files of one kind to one task.",
             )
@@ -174,7 +174,7 @@ def _saved(source: SourceSettings) -> Rows:
     rows = load_from_disk(source.path)
     if source.split not in (None, str(rows.split)):
         raise DataError(
-            f"there is no split '{source.split}'; this saved dataset is one split by itself",
+            f"split '{source.split}' not found: this saved dataset is a single split",
             where=source.path,
             fix="Leave `split` out, or name the folder of the other split.",
         )
@@ -198,7 +198,7 @@ def _dataset_of(source: SourceSettings) -> str:
         )
     is_path = path.is_absolute() or kind_of(path) in _KINDS or source.path.startswith((".", "~"))
     if is_path or not _HUB_ID.fullmatch(source.path):
-        raise DataError("there is no such file or folder", where=source.path)
+        raise DataError("file or folder not found", where=source.path)
     return source.path
 
 
@@ -219,7 +219,7 @@ def _unreadable(source: SourceSettings, error: Exception) -> DataError:
     path, named = Path(source.path), files_of(source.path)
     if not path.exists() and not named:
         return DataError(
-            f"is no file or folder here, and cannot be had from the hub ({reason_of(root)})",
+            f"not found as a file or folder, and cannot be loaded from the hub ({reason_of(root)})",
             where=source.path,
             fix="Name a file, a folder or a hub dataset that this machine can reach, and a config and split it has.",
         )

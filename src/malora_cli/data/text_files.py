@@ -129,7 +129,7 @@ def _lot(rows: Sequence[tuple[int, Cells]]) -> Lot:
                 if len(columns) == MOST_COLUMNS:
                     raise LineError(line, f"brings the columns to more than {MOST_COLUMNS:,}")
                 if "\0" in name or not is_unicode(name):
-                    raise LineError(line, f"has a name that is no text, {name!r}")
+                    raise LineError(line, f"has a name that is not text, {name!r}")
                 columns[name] = [None] * len(rows)
             columns[name][number] = cell
     # A table of no column would have no rows.

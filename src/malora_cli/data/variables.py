@@ -23,7 +23,7 @@ def with_values(source: SourceSettings) -> SourceSettings:
     if path == source.path:
         return source
     if not Path(path).exists() and not any(iglob(path, recursive=True)):  # noqa: PTH207 - the pattern holds its folder
-        raise DataError("there is no such file or folder", where=source.path)
+        raise DataError("file or folder not found", where=source.path)
     return source.model_copy(update={"path": path})
 
 

@@ -154,9 +154,7 @@ class _Evaluation:
         if self.wanted.split == "test":
             return task.test
         if not len(task.validation):
-            raise DataError(
-                "there are no validation rows", where=f"task '{task.name}'", fix="Give it some: mix.validation."
-            )
+            raise DataError("no validation rows", where=f"task '{task.name}'", fix="Give it some: mix.validation.")
         if self.wanted.shots:
             raise RecipeError("solved rows stand in front of test rows only", where="--shots", fix="Leave --split out.")
         _check_facts(task)

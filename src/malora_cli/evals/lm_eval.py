@@ -161,7 +161,7 @@ def _loaded(name: str, where: str) -> Any:
 
     is_path = "/" in name or name.endswith((".yaml", ".yml"))
     if is_path and not Path(name).is_file():
-        raise RecipeError("there is no such file", where=where)
+        raise RecipeError("file not found", where=where)
     file = Path(name) if is_path else _file_of(name)
     if file is not None:
         _refuse_code(_settings(file, where), where)

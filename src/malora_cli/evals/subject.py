@@ -94,7 +94,7 @@ class Models:
             return model.eval()
         key, loaded = self.adapter_key, load_adapter(model, self.adapter, self.method)
         if key != self._adapter_hash(self.adapter):
-            raise RunError("the adapter has just been written anew", where=str(self.adapter), fix="Evaluate again.")
+            raise RunError("the adapter was rewritten in the meantime", where=str(self.adapter), fix="Evaluate again.")
         return loaded
 
     @property

@@ -58,7 +58,7 @@ def _in_llama_cpp(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
 
     base, adapter, model, rows = (asked[name] for name in ("base", "adapter", "model", "rows"))
     with safe_open(rows, framework="pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith("ids.")]  # noqa: SIM118 - it is no mapping
+        names = [name for name in tensors.keys() if name.startswith("ids.")]  # noqa: SIM118 - it is not a mapping
         longest = max(len(tensors.get_tensor(name)) for name in names)
     alone = _compare(_llama_cpp(base, None, asked["threads"], longest), rows, "base")
     found = _compare(_llama_cpp(model or base, adapter, asked["threads"], longest), rows)
@@ -123,7 +123,7 @@ def _compare(logits_of: Logits, rows: str, expected_as: str = "logits") -> dict[
 
     sums, largest, tokens, size = [0.0] * 5, 0.0, 0, 0.0
     with torch.no_grad(), safe_open(rows, framework="pt") as tensors:
-        count = sum(name.startswith("ids.") for name in tensors.keys())  # noqa: SIM118 - it is no mapping
+        count = sum(name.startswith("ids.") for name in tensors.keys())  # noqa: SIM118 - it is not a mapping
         for row in range(count):
             ids, at, expected, base = (
                 tensors.get_tensor(f"{name}.{row}") for name in ("ids", "positions", expected_as, "base")

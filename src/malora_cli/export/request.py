@@ -106,7 +106,9 @@ class Request:
         if self.dtype is not None and self.dtype not in self._dtypes:
             known = self._dtypes
             fix = f"Known: {', '.join(known)}." if known else "Leave it out."
-            raise RecipeError(f"'{self.dtype}' is no number format of --format {self.form}", where="--dtype", fix=fix)
+            raise RecipeError(
+                f"'{self.dtype}' is not a number format of --format {self.form}", where="--dtype", fix=fix
+            )
         if self.public and self.push is None:
             raise RecipeError("nothing is pushed", where="--public", fix="Add --push-to-hub OWNER/NAME.")
         if self.accept_loss is not None and not isfinite(self.accept_loss):

@@ -108,7 +108,7 @@ def plain_lora(model: PeftModel) -> StaticLora:
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
             if adapter not in layer.lora_A:
-                what = f"{name} is adapted, which is no linear"
+                what = f"{name} is adapted, which is not a linear layer"
                 raise RunError(what, where="--to", fix="Use --to adapter, which PEFT merges.")
             up = layer.lora_B[adapter].weight.float() * layer.scaling[adapter]
             found[name] = LowRank(_plain(layer.lora_A[adapter].weight), _plain(up))

@@ -165,7 +165,7 @@ def check_adapter(folder: Path, method: AdapterSettings | None) -> set[str]:
     """
     file = folder / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
-        raise ModelError(f"there is no adapter here (no {SAFETENSORS_WEIGHTS_NAME})", where=str(folder))
+        raise ModelError(f"no adapter found here ({SAFETENSORS_WEIGHTS_NAME} is missing)", where=str(folder))
     try:
         config = read_json(folder / CONFIG_NAME)
         kind = config.get("peft_type") if isinstance(config, dict) else None

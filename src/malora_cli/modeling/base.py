@@ -151,16 +151,16 @@ def resolve_base(settings: ModelSettings, *, commit: str | None = None) -> BaseM
         raise ModelError(f"it cannot be looked up ({error.strerror})", where=where) from error
     if path.suffix == ".gguf":
         if not is_file:
-            raise ModelError("there is no such GGUF file", where=where)
+            raise ModelError("GGUF file not found", where=where)
         return BaseModel(name, str(converted_folder(path)))
     if is_folder:
         if not (path / "config.json").is_file():
-            raise ModelError("this folder holds no model (no config.json)", where=where)
+            raise ModelError("no model found in this folder (config.json is missing)", where=where)
         if (path / "adapter_config.json").exists():  # transformers would load what that names
             raise ModelError("this folder holds an adapter (adapter_config.json)", where=where, fix="Name a model.")
         return BaseModel(name, str(path.resolve()))
     if not _HUB_ID.fullmatch(name):
-        raise ModelError("there is no such folder, and a hub id looks like owner/name", where=where)
+        raise ModelError("folder not found, and a hub id looks like owner/name", where=where)
     try:
         return BaseModel(name, name, hub.commit_of(name, commit or settings.revision))
     except _LOADING_ERRORS as error:
@@ -214,7 +214,7 @@ def _unavailable(name: str, error: Exception) -> ModelError:
         )
     if "attention" in reason.lower():
         return ModelError(
-            f"its attention cannot be had ({reason})",
+            f"its attention implementation is not available ({reason})",
             where=f"model '{name}'",
             fix="Set model.attention to sdpa or eager.",
         )
@@ -253,7 +253,9 @@ def _chat_template(name: str) -> str | None:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ModelError(f"the chat template cannot be read ({reason})", where=name) from error
     except jinja2.TemplateSyntaxError as error:
-        raise ModelError(f"the chat template is no Jinja ({error.message})", where=f"{name}:{error.lineno}") from error
+        raise ModelError(
+            f"the chat template is not valid Jinja ({error.message})", where=f"{name}:{error.lineno}"
+        ) from error
     return text
 
 

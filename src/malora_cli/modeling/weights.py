@@ -25,7 +25,7 @@ def weight_files(folder: Path) -> list[Path]:
         name = next((name for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) if (folder / name).is_file()), None)
     if name is None:
         raise ModelError(
-            f"this folder holds no weights in safetensors (no {SAFE_WEIGHTS_NAME}), and no others are read",
+            f"no safetensors weights found in this folder ({SAFE_WEIGHTS_NAME} is missing); no other format is read",
             where=str(folder),
         )
     files = [folder / name]

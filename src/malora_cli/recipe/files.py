@@ -42,9 +42,9 @@ def read_document(path: Path, what: Literal["recipe", "mix"]) -> Document:
         raise _not_yaml(error, shown) from error
     except yaml.YAMLError as error:  # a character that YAML forbids; it knows no line
         reason = getattr(error, "reason", "it cannot be read")
-        raise RecipeError(f"no YAML: {reason}", where=shown, fix="Save it as plain text.") from error
+        raise RecipeError(f"not valid YAML: {reason}", where=shown, fix="Save it as plain text.") from error
     if document.data is None:
-        raise RecipeError(f"the file is empty, so it is no {what}", where=shown, fix=_FIX[what])
+        raise RecipeError(f"the file is empty, not a {what}", where=shown, fix=_FIX[what])
     if not isinstance(document.data, dict):
         where = document.origins[()].where
         raise RecipeError(f"got {show(document.data)}; a {what} is a mapping", where=where, fix=_FIX[what])
@@ -61,9 +61,7 @@ def _text(path: Path, shown: str) -> str:
     try:
         return read_text(path)
     except FileNotFoundError:
-        raise RecipeError(
-            "there is no such file", where=shown, fix="`malora recipes ls` lists what is shipped."
-        ) from None
+        raise RecipeError("file not found", where=shown, fix="`malora recipes ls` lists what is shipped.") from None
     except IsADirectoryError:
         raise RecipeError("this is a folder", where=shown, fix="Name a .yaml file in it.") from None
     except UnicodeDecodeError as error:
@@ -82,4 +80,4 @@ def _not_yaml(error: yaml.MarkedYAMLError, shown: str) -> RecipeError:
     fix = "Indent with spaces, not tabs." if "\\t" in problem else None
     if "alias" in f"{error.context} {problem}":
         fix = "Put text that begins with * in quotes."
-    return RecipeError(f"no YAML: {problem}", where=where, fix=fix)
+    return RecipeError(f"not valid YAML: {problem}", where=where, fix=fix)

@@ -126,7 +126,7 @@ def _checked(
 def _is_a_mix(path: Path) -> RecipeError:
     given = shlex.quote(shown_path(path))
     fix = f"Name it in a recipe, as `mix: {given}`, or over a shipped one's: `malora check quickstart mix={given}`."
-    return RecipeError("this is a mix, and a recipe is wanted", where=shown_path(path), fix=fix)
+    return RecipeError("this is a mix, not a recipe", where=shown_path(path), fix=fix)
 
 
 def _assemble(document: Document, overrides: Sequence[Override], *, data: bool) -> bool:

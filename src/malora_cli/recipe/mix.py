@@ -56,10 +56,10 @@ def _mix_file(given: str, origin: Origin) -> Path | str:
     if given.endswith(_SUFFIXES):
         path = origin.folder / os.path.expanduser(given)  # noqa: PTH111 (pathlib's raises for an unknown user)
         # pathlib's raises for a name that is too long for one.
-        return path if os.path.exists(path) else f"there is no such file in {origin.folder}"  # noqa: PTH110
+        return path if os.path.exists(path) else f"file not found in {origin.folder}"  # noqa: PTH110
     shipped = shipped_files("data_mixes")
     nearest = did_you_mean(given, shipped)
-    return shipped.get(given, f"no such shipped mix, and a file's name ends in .yaml; {nearest}")
+    return shipped.get(given, f"not found among the shipped mixes, and a mix file ends in .yaml; {nearest}")
 
 
 def spell_out_tasks(document: Document) -> None:
@@ -94,7 +94,7 @@ def resolve_sources(document: Document, *, needed: bool = True) -> None:
                 place = (*path, name, "path")
                 unset = next((name for name in _VARIABLE.findall(source["path"]) if name not in os.environ), None)
                 if unset is not None and needed:
-                    text = f"got {show(source['path'])}; there is no environment variable {unset}"
+                    text = f"got {show(source['path'])}; environment variable {unset} is not set"
                     document.problems.append(Problem(document.origin(place), place, text))
                 source["path"] = _located(source["path"], document.origin(place).folder)
 

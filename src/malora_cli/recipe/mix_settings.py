@@ -29,7 +29,7 @@ LengthPolicy = Literal["error", "drop", "truncate_left", "truncate_right", "spli
 def _known_format(value: str | None, info: ValidationInfo) -> str | None:
     vocabulary = (info.context or {}).get("vocabulary")
     if vocabulary is not None and value is not None and value not in vocabulary.formats:
-        raise ValueError(f"no such format; {did_you_mean(value, vocabulary.formats)}")
+        raise ValueError(f"unknown format; {did_you_mean(value, vocabulary.formats)}")
     return value
 
 
@@ -90,7 +90,7 @@ class SourceSettings(Settings):
         try:
             "".encode(encoding or "utf-8")
         except LookupError:
-            raise ValueError("no such encoding; as an example, latin-1, cp1252, utf-16, gb18030 or shift-jis") from None
+            raise ValueError("unknown encoding; examples are latin-1, cp1252, utf-16, gb18030, shift-jis") from None
         return encoding
 
     @field_validator("delimiter")
@@ -222,7 +222,7 @@ class TaskSettings(Settings):
         "left out",
     )
     bad_rows: Literal["error", "drop"] = Field(
-        default="error", description="What becomes of rows that are no example, such as one without an answer"
+        default="error", description="What becomes of rows that are not an example, such as one without an answer"
     )
     max_new_tokens: Count = Field(default=64, description="Longest answer to generate, in tokens")
 

@@ -66,7 +66,7 @@ def apply_override(document: Document, override: Override) -> None:
     for depth, key in enumerate(override.path[:-1]):
         here = override.path[: depth + 1]
         if here[:-1] == ("mix", "tasks") and key not in inner:
-            text = f"no such task; {did_you_mean(key, inner)}" if inner else "the mix has no tasks"
+            text = f"unknown task; {did_you_mean(key, inner)}" if inner else "the mix has no tasks"
             document.problems.append(Problem(override.origin, override.path, text))
             return
         if inner.get(key) is None:

@@ -25,7 +25,7 @@ def shipped(kind: Kind) -> Path:
     for place in places:
         if place.is_dir():
             return place
-    raise RecipeError("this installation has lost its files", where=str(places[0]), fix="Install the package again.")
+    raise RecipeError("files of this installation are missing", where=str(places[0]), fix="Install the package again.")
 
 
 def shipped_files(kind: Kind) -> dict[str, Path]:

@@ -159,7 +159,7 @@ def _unknown_key(path: DataPath, data: Any, kind: type[BaseModel] | None) -> str
     method = _value_at(data, ("method", "name")) if path[0] == "method" else None
     owner = f" of method {show(method)}" if method is not None else ""
     nearest = f"; {did_you_mean(path[-1], kind.model_fields)}" if kind else ""
-    return f"no such setting{owner}{nearest}"
+    return f"unknown setting{owner}{nearest}"
 
 
 def _purpose(path: DataPath, kind: type[BaseModel] | None, vocabulary: Vocabulary) -> str:

@@ -75,7 +75,7 @@ class MetricSettings(Settings):
     def _known(cls, name: str, info: ValidationInfo) -> str:
         vocabulary = (info.context or {}).get("vocabulary")
         if vocabulary is not None and name not in vocabulary.metrics:
-            raise ValueError(f"no such metric; {did_you_mean(name, vocabulary.metrics)}")
+            raise ValueError(f"unknown metric; {did_you_mean(name, vocabulary.metrics)}")
         return name
 
     def __str__(self) -> str:

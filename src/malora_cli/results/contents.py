@@ -35,7 +35,7 @@ def difference(folder: Path, files: Mapping[str, str], names: Collection[str] | 
     """
     for name in files if names is None else names:
         if name not in files:
-            return f"there is no hash of {name}"
+            return f"no hash is recorded for {name}"
         # Neither devices, which have no end, nor files elsewhere.
         if os.pardir in Path(name).parts or Path(name).is_absolute() or not (folder / name).is_file():
             return f"{name} is missing"

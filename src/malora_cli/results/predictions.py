@@ -46,5 +46,5 @@ def read_predictions(evaluation: Path) -> Iterator[dict[str, Any]]:
 def _row(line: str, number: int) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("task", "prompt")):
-        raise ValueError(f"line {number} is no row of an evaluation")
+        raise ValueError(f"line {number} is not a row of an evaluation")
     return row

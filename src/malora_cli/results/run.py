@@ -223,7 +223,7 @@ class RunRecord:
         path = self.manifest_path
         if not path.is_file():
             raise RunError(
-                "is no run folder (it has no manifest.json)",
+                "not a run folder (manifest.json is missing)",
                 where=str(self.path),
                 fix="Name a folder that `malora train` made.",
             )
@@ -257,7 +257,7 @@ class RunRecord:
         try:
             document = read_yaml(read_text(path), lambda line: Origin(f"line {line}", path.parent))
             if document.problems or not isinstance(document.data, dict):
-                raise ValueError("; ".join(map(str, document.problems)) or "it is no mapping")
+                raise ValueError("; ".join(map(str, document.problems)) or "it is not a mapping")
             for section, settings in document.data.items():
                 if not isinstance(settings, dict):
                     raise ValueError(f"{section}: not a mapping, got {shown(settings)}")
@@ -324,9 +324,9 @@ class RunRecord:
         if not self.checkpoint(step).is_dir():
             steps = [step for step, _ in checkpoints_in(self.checkpoints_dir)]
             raise RunError(
-                f"there is no checkpoint of step {step}",
+                f"checkpoint of step {step} not found",
                 where=str(self.path),
-                fix=f"It has those of steps {', '.join(map(str, steps))}." if steps else "It has none.",
+                fix=f"There are checkpoints of steps {', '.join(map(str, steps))}." if steps else "There are none.",
             )
         self._require_intact(self.checkpoint(step), checkpoint_damage(self.checkpoint(step), step, ADAPTER_FILES))
         return self.checkpoint(step)
@@ -394,8 +394,8 @@ def find_run(run: Path | None, folder: Path) -> RunRecord:
             record = RunRecord(path)
             if record.exists:
                 return record
-        raise RunError("there is no run here", where=str(run), fix=f"See `ls {folder}` for those there are.")
+        raise RunError("run not found", where=str(run), fix=f"`ls {folder}` lists the runs.")
     newest = next(runs_under(folder), None)
     if newest is None:
-        raise RunError("there is no run yet", where=str(folder), fix="Train one: `malora train RECIPE`.")
+        raise RunError("no runs found", where=str(folder), fix="Train one: `malora train RECIPE`.")
     return newest

@@ -72,4 +72,4 @@ def _failure(error: OSError | SafetensorError, folder: Path) -> OSError | None:
 def _safe(record: RunRecord) -> str:
     """What of a run is on the disk whatever has happened."""
     whole = checkpoints_in(record.checkpoints_dir)
-    return f"The checkpoint of step {whole[-1][0]:,} is whole" if whole else "There is no checkpoint yet to go on from"
+    return f"The checkpoint of step {whole[-1][0]:,} is whole" if whole else "No checkpoint has been saved yet"

@@ -88,14 +88,16 @@ def check_place(record: RunRecord, *, resume: bool) -> bool:
         raise RunError("this run is finished", where=str(record.path), fix=f"Evaluate it: malora eval {record.path}")
     if resume and not record.exists and not (record.free and record.path.exists()):
         remove = "Remove what lies there, and leave" if record.path.exists() else "Leave"
-        raise RunError("there is no run to resume", where=str(record.path), fix=f"{remove} --resume out to start it.")
+        raise RunError("no run to resume", where=str(record.path), fix=f"{remove} --resume out to start it.")
     if not resume:
         _check_free(record)
     if (why := why_unwritable(record.path)) is not None:
         raise unwritable(record.path, why)
     for folder in (record.checkpoints_dir, record.adapter_dir, record.trouble_dir):
         if folder.exists() and not folder.is_dir():
-            raise RunError("this is no folder, and a run needs one here", where=str(folder), fix="Move it away.")
+            raise RunError(
+                "not a folder, and the run folder is to be created here", where=str(folder), fix="Move it away."
+            )
     return resume and record.exists
 
 

@@ -117,7 +117,7 @@ def check_weights(model: nn.Module, step: int) -> None:
     if processes.most(wrong is not None, next(iter(trained.values())).device):
         which = wrong or "those of another process"
         raise DivergedError(
-            f"the weights are no finite numbers any more ({which}), so they are not saved",
+            f"the weights are NaN or infinite ({which}), so they are not saved",
             where=f"step {step}",
             fix="Train again under another name (output.name=NAME) with a lower train.learning_rate.",
         )

@@ -206,7 +206,7 @@ def _tools(given: Any) -> tuple[Any, ...]:
         return ()
     tools = _loaded(given, "tools") if isinstance(given, str) else _filled(given)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RowError("tools that are no list of descriptions")
+        raise RowError("tools that are not a list of descriptions")
     return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
 
 

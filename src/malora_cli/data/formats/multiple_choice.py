@@ -30,7 +30,7 @@ from malora_cli.data.formats._base import Example, Format, RowError, as_text, pa
 
 _FROM_0 = "the number of its choices as the answer, and choices are counted from 0"
 _BOTH = "a number as the answer that is the position of a choice, as which it is taken, and the text of another"
-_TEXT = "a number as the answer that is no position, so it is taken as the text of a choice"
+_TEXT = "a number as the answer that is not a position, so it is taken as the text of a choice"
 _FROM_TEXT = """`answer: "{{ (CHOICES | map('string') | list).index(COLUMN | string) }}"`"""
 _FROM_1 = """`answer: "{{ COLUMN | int - 1 }}"`"""
 
@@ -119,7 +119,7 @@ def _position(answer: Any, texts: Sequence[str], labels: Sequence[str]) -> tuple
             return named, ()
     if number == len(texts):
         raise RowError(f"{_FROM_0} (if from 1, {_FROM_1})")
-    raise RowError(f"the answer '{text[:40]}', which is none of its {len(texts)} choices")
+    raise RowError(f"the answer '{text[:40]}', which is not one of its {len(texts)} choices")
 
 
 def _wrong(answers: Collection[str], notes: Collection[str]) -> tuple[str, str] | None:

@@ -105,7 +105,7 @@ def _module(path: str) -> Any:
         DataError: There is none, or its code fails.
     """
     if not os.path.exists(path):  # noqa: PTH110 (pathlib's raises for what cannot be a path)
-        raise DataError("there is no such file", where=path, fix=_OFFLINE)
+        raise DataError("file not found", where=path, fix=_OFFLINE)
     import evaluate  # it takes seconds to load
 
     try:

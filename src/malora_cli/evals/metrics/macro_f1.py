@@ -27,7 +27,7 @@ class MacroF1(Metric):
         labels, read = read_labels(answers)
         if len(labels) > _MOST_LABELS:
             what = f"macro-f1 of {len(labels):,} labels, where {_MOST_LABELS:,} are the most"
-            raise DataError(what, fix="Take exact-match or token-f1 for answers that are no labels.")
+            raise DataError(what, fix="Take exact-match or token-f1 for answers that are not labels.")
         place = {label: 3 * number for number, label in enumerate(labels)}
         return [Mark(float(one.given == one.right), _counts(one, place), one.given is None) for one in read]
 

@@ -21,7 +21,7 @@ class Bubblewrap(Backend):
         """The program."""
         if sys.platform != "linux":
             return "it is a program of Linux"
-        return "there is no 'bwrap'" if shutil.which("bwrap") is None else None
+        return "'bwrap' not found" if shutil.which("bwrap") is None else None
 
     def start(self, folder: Path, limits: Limits) -> Cell:
         """An interpreter in namespaces of its own; the one that started it takes all others with it."""

@@ -30,7 +30,7 @@ class Seatbelt(Backend):
         """The program, which only macOS has."""
         if sys.platform != "darwin":
             return "it is a part of macOS"
-        return "there is no 'sandbox-exec'" if shutil.which("sandbox-exec") is None else None
+        return "'sandbox-exec' not found" if shutil.which("sandbox-exec") is None else None
 
     def start(self, folder: Path, limits: Limits) -> Cell:
         """An interpreter that reads its own library, writes into its folder and starts nothing."""
