@@ -162,7 +162,11 @@ def test_every_format_is_read_above() -> None:
             {"question": "x", "choices": ["a", "b"], "answer": 3},
             "the answer '3', which is not one of",
         ),
-        ("multiple-choice", {"question": "x", "choices": ["a", "b"], "answer": -1}, "the answer '-1', which is not one"),
+        (
+            "multiple-choice",
+            {"question": "x", "choices": ["a", "b"], "answer": -1},
+            "the answer '-1', which is not one",
+        ),
         (
             "multiple-choice",
             {"question": "x", "choices": {"text": ["a", "b"], "label": ["A"]}, "answer": 0},

@@ -165,7 +165,10 @@ def test_numbers_are_text(place: Path, encoder: Encoder) -> None:
     ("overrides", "expected"),
     [
         (("mix.tasks.add.test=nope.jsonl",), "task 'add': nope.jsonl: file or folder not found"),
-        (("mix.tasks.add.columns.prompt=questoin",), "column not found: 'questoin' for 'prompt'; did you mean 'question'?"),
+        (
+            ("mix.tasks.add.columns.prompt=questoin",),
+            "column not found: 'questoin' for 'prompt'; did you mean 'question'?",
+        ),
         (("mix.tasks.add.columns={}",), "column not found: 'prompt' for 'prompt'; known: answer, question"),
         (
             ("mix.tasks.add.columns.answer=answer",),

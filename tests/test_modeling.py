@@ -111,7 +111,9 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 def test_a_pickled_checkpoint_is_refused(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no safetensors weights found in this folder \(model\.safetensors is missing\)") as error:
+    with pytest.raises(
+        ModelError, match=r"no safetensors weights found in this folder \(model\.safetensors is missing\)"
+    ) as error:
         load(folder)
     message(error)
 

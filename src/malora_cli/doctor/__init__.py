@@ -1,0 +1,5 @@
+"""What an installation has, and what is wrong with it; no torch in this process, nothing is written or fetched."""
+
+from malora_cli.doctor.checks import Check, checked
+
+__all__ = ["Check", "checked"]

@@ -1,0 +1,24 @@
+"""Run as a script: what torch says of itself, as JSON. A torch that is broken takes this process with it, not ours."""
+
+from __future__ import annotations
+
+import json
+
+
+def main() -> None:
+    """Print it."""
+    import torch
+
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    found = {
+        "version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cuda": [f"{torch.cuda.get_device_name(at)}, {torch.cuda.mem_get_info(at)[1] / 2**30:.0f} GiB" for at in cards],
+        "cuda_built": torch.version.cuda,
+        "mps": torch.backends.mps.is_available(),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

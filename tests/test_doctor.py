@@ -1,0 +1,127 @@
+"""``malora doctor``: what it finds where something is wrong, and that a broken torch does not take it along."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import psutil
+import pytest
+
+from malora_cli.cli import main
+from malora_cli.doctor import checks
+from malora_cli.doctor.checks import Check, checked
+from malora_cli.doctor.machine import cores, memory
+
+BROKEN = {
+    "raises": ("raise ImportError('libcudart.so.12: cannot open shared object file')", r"libcudart\.so\.12: cannot"),
+    "aborts": ("import os; os.abort()", r"it cannot be imported: exit code -6"),
+    "says nothing": ("import sys; sys.exit(0)", r"it cannot be imported: exit code 0"),
+    "talks nonsense": ("print('hello')\nraise SystemExit", r"it cannot be imported: hello"),
+    "never comes back": ("import time; time.sleep(60)", r"its import takes more than 1 s"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each test says what the torch of the child is; else it is one that is there."""
+    put_torch(tmp_path / "fine", "__version__ = '9.9'\n" + STUB, monkeypatch)
+
+
+STUB = """
+class _Version: cuda = None
+class _Cuda:
+    is_available = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 1)
+    get_device_name = staticmethod(lambda at: f"Card {at}")
+    mem_get_info = staticmethod(lambda at: (1, 80 * 2**30))
+class _Mps: is_available = staticmethod(lambda: False)
+class _Backends: mps = _Mps
+version, cuda, backends = _Version, _Cuda, _Backends
+def get_num_threads(): return 3
+"""
+
+
+def put_torch(place: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.mkdir()
+    (place / "torch.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(place))
+
+
+def found(runs: Path) -> dict[str, Check]:
+    return {check.id: check for check in checked(runs)}
+
+
+def test_a_torch_that_works_is_described(tmp_path: Path) -> None:
+    told = found(tmp_path)
+    assert told["torch"] == Check("torch", "ok", "9.9, 3 threads")
+    assert told["device.cuda"] == Check("device.cuda", "ok", "Card 0, 80 GiB")
+    assert {"python", "malora", "peft", "threads", "memory", "runs.writable", "base.embedded"} <= told.keys()
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_torch_that_does_not_is_a_line(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, message = BROKEN[case]
+    put_torch(tmp_path / "broken", code, monkeypatch)
+    monkeypatch.setattr(checks, "_TORCH_SECONDS", 1 if case == "never comes back" else 60)
+    told = found(tmp_path)
+    assert told["torch"].status == "fail"
+    assert re.search(message, told["torch"].found)
+    assert "pip install" in told["torch"].do
+    assert "device.cuda" not in told
+
+
+def test_packages_that_are_missing_or_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = checks._version
+    monkeypatch.setattr(checks, "_version", lambda name: {"peft": "0.1", "typer": None}.get(name, plain(name)))
+    told = found(tmp_path)
+    assert told["peft"].status == told["typer"].status == "fail"
+    assert told["peft"].found.startswith("0.1; needed: peft")
+    assert "<0.22" in told["peft"].do
+    assert told["typer"].found == "not installed; needed: typer>=0.15"
+
+
+def test_more_threads_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4000")
+    told = found(tmp_path)["threads"]
+    assert told.status == "warn"
+    assert re.fullmatch(r"Set OMP_NUM_THREADS=[1-9]\d*\.", told.do)
+
+
+def test_a_container_has_less_than_its_machine(tmp_path: Path) -> None:
+    assert cores(tmp_path) >= 1
+    assert memory(tmp_path)[0] == psutil.virtual_memory().total
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert cores(tmp_path) == 0.5
+    assert memory(tmp_path) == (1000, 600)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert cores(tmp_path) >= 1
+    assert memory(tmp_path)[0] == psutil.virtual_memory().total
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told = found(tmp_path / "file" / "runs")["runs.writable"]
+    assert told.status == "fail"
+    assert told.do == "Name another folder: output.folder."
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def status(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as caught:
+            main(["doctor", "--runs", str(tmp_path / "runs"), *arguments])
+        return int(str(caught.value.code))
+
+    assert status() == 0
+    assert re.search(r"^ok +torch +9\.9, 3 threads", capsys.readouterr().out, re.MULTILINE)
+    assert status("--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema"] == 1
+    assert {"id": "torch", "status": "ok", "found": "9.9, 3 threads", "do": ""} in told["checks"]
+    assert not (tmp_path / "runs").exists(), "nothing is written"
+    put_torch(tmp_path / "broken", "raise ImportError('x')", monkeypatch)
+    assert status("--json") == 2
