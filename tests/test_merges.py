@@ -10,36 +10,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exports import ANY_LOSS, export_lora
-from malora_cli.adapters.kernel import Factors, mixture_delta
-from malora_cli.adapters.methods import METHODS
-from malora_cli.adapters.routing import observed, routing_of
+from exports import ANY_LOSS, export_lora, logits, mixture
+from malora_cli.adapters.routing import routing_of
 from malora_cli.cli import main
 from malora_cli.errors import MaloraError, RecipeError, RunError
-from malora_cli.export import fit
 from malora_cli.export import run as exporting
 from malora_cli.export.cost import Cost
-from malora_cli.export.fit import Moments, fitted_lora, moments
 from malora_cli.export.formats import FORMATS, Origin
-from malora_cli.export.formats.peft import suffixes
 from malora_cli.export.gates import Gates, parse_gates, uniform_gates
 from malora_cli.export.request import Request
 from malora_cli.export.run import export_run
-from malora_cli.export.static import LowRank, StaticLora, applied, static_lora, static_up
-from malora_cli.modeling import BaseModel, load_adapter, wrap
+from malora_cli.export.static import LowRank, StaticLora, applied, static_lora
+from malora_cli.modeling import BaseModel, load_adapter
 from malora_cli.recipe import ModelSettings, Recipe
 from malora_cli.results import RunRecord, read_json
-from tiny_models import VOCABULARY, tiny
+from tiny_models import tiny
 from train_runs import load, train_run, workplace
 
-IDS = torch.tensor([[5, 17, 40, 9, 77, 31, 8, 60]])
 PACE = ("train.steps=8", "train.learning_rate=0.05", "train.schedule=constant", "train.warmup_ratio=0")
 TASKS = ["copy", "upper", "add"]
 
@@ -64,24 +56,8 @@ def exported(run: RunRecord, own: Recipe, folder: Path, **asked: object) -> Path
     return folder
 
 
-def logits(model: nn.Module, ids: Tensor = IDS) -> Tensor:
-    with torch.no_grad():
-        return model(input_ids=ids).logits
-
-
 def with_lora(base: Path, folder: Path) -> nn.Module:
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
-
-
-def mixture(kind: str = "llama", **settings: object) -> PeftModel:
-    """A model with experts that do something."""
-    model = wrap(tiny(kind), METHODS["malora"](**{"r": 3, "subspace_rank": 6, "num_experts": 4, **settings}))  # type: ignore[arg-type]
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "malora_up" in name or "malora_router" in name:
-                parameter.normal_(0, 0.1)
-    return model.eval()
 
 
 # ---------------------------------------------------------------- gates
@@ -137,40 +113,6 @@ def test_exports_have_folders_of_their_own_inside_the_folder(own: Recipe) -> Non
         parse_gates("each", mix, dict.fromkeys(tasks, 1 / 3))
 
 
-@given(
-    experts=st.integers(1, 5),
-    rank=st.integers(1, 3),
-    shared=st.integers(1, 6),
-    own=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_a_static_lora_is_the_kernel_under_the_same_gates(
-    experts: int, rank: int, shared: int, own: bool, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    ranks = experts * rank
-    down = torch.randn(ranks if own else shared, 7)
-    factors = Factors(down, None if own else torch.randn(ranks, shared), torch.randn(5, ranks))
-    x, gates, more = torch.randn(4, 7), torch.rand(experts), torch.rand(experts)
-
-    def of(gate: Tensor) -> Tensor:
-        return x @ down.T @ static_up(factors.up_OQ, factors.coefficient_QS, gate, scaling=1.5).T
-
-    torch.testing.assert_close(
-        of(gates), mixture_delta(x, gates.expand(4, -1), factors, scaling=1.5), atol=1e-4, rtol=1e-4
-    )
-    torch.testing.assert_close(of(0.3 * gates + 0.7 * more), 0.3 * of(gates) + 0.7 * of(more), atol=1e-4, rtol=1e-4)
-
-
-def test_uniform_gates_sum_to_what_gates_sum_to() -> None:
-    for settings, total in (({}, 1.0), ({"renormalize": False, "top_k": 2}, 0.5)):
-        gates = uniform_gates(mixture(**settings))
-        assert gates.sum(1).tolist() == pytest.approx([total] * len(gates))
-        assert gates.std(1).max() == 0
-    uneven = wrap(tiny("llama"), METHODS["mola"](num_experts=(2, 4)))  # type: ignore[call-arg]
-    assert uniform_gates(uneven)[0].tolist() == pytest.approx([0.5, 0.5, 0, 0])
-
-
 def test_a_blend_is_the_weighted_sum_of_the_updates(
     run: RunRecord, own: Recipe, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -196,101 +138,11 @@ def test_a_blend_is_the_weighted_sum_of_the_updates(
     assert AutoTokenizer.from_pretrained(tmp_path / "each" / "mix").chat_template
 
 
-# ---------------------------------------------------------------- fit
-
-
-def seen_by(model: PeftModel, ids: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """Input and gates of every routed linear."""
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def keep(router: int, x: Tensor, gate: Tensor) -> None:
-        seen[router] = x.flatten(0, -2), gate.flatten(0, -2)
-
-    with observed(model, keep):
-        logits(model, ids)
-    return seen
-
-
-def rows(*ids: Tensor) -> list[dict[str, Tensor]]:
-    """Batches of one row each."""
-    return [
-        {
-            "input_ids": row.unsqueeze(0),
-            "position_ids": torch.arange(len(row)).unsqueeze(0),
-            "positions": torch.arange(len(row) - 1),
-            "targets": row[1:],
-            "examples": torch.zeros(len(row) - 1, dtype=torch.int64),
-        }
-        for row in ids
-    ]
-
-
-def test_a_fit_is_least_squares_and_never_farther_than_mean_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = mixture()
-    torch.manual_seed(3)
-    ids = torch.randint(3, VOCABULARY, (2, 40))
-    found = [moments(model, rows(row)) for row in ids]
-    monkeypatch.setattr(fit, "RIDGES", (0.0,))
-    lora = fitted_lora(model, found)
-    halves = [seen_by(model, row.unsqueeze(0)) for row in ids]
-    for router, (name, one) in enumerate(lora.items()):
-        layer = model.get_base_model().get_submodule(name)
-        x, gate = (torch.cat([half[router][part] for half in halves]) for part in (0, 1))
-        factors, scaling = layer.factors("default"), layer.malora_config["default"].scaling
-        routed = mixture_delta(x, gate, factors, scaling=scaling).detach().double()
-        z = (x @ factors.down_SI.T).detach().double()
-        best = torch.linalg.lstsq(z, routed).solution.T
-        torch.testing.assert_close(one.up_OS.double(), best, atol=1e-4, rtol=1e-3)
-        mean = static_up(factors.up_OQ, factors.coefficient_QS, gate.mean(0), scaling=scaling).detach().double()
-
-        def distance(up: Tensor, z: Tensor = z, routed: Tensor = routed) -> float:
-            return float((z @ up.T - routed).square().sum())
-
-        assert distance(one.up_OS.double()) <= distance(mean) * (1 + 1e-6)
-        assert distance(mean) > 0
-
-
-def test_a_fit_of_constant_gates_is_the_static_lora() -> None:
-    model = mixture(top_k=4)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "malora_router" in name:
-                parameter.zero_()  # a softmax of zeros is even for every token
-    torch.manual_seed(3)
-    found = [moments(model, rows(row)) for row in torch.randint(3, VOCABULARY, (2, 40))]
-    fitted, static = fitted_lora(model, found), static_lora(model, uniform_gates(model))
-    for name, one in fitted.items():
-        torch.testing.assert_close(one.up_OS, static[name].up_OS, atol=1e-4, rtol=1e-3)
-
-
-def test_moments_weigh_tasks_and_not_their_tokens() -> None:
-    one, two = (Moments(torch.full((1, 1), v), torch.full((1, 1), v), tokens) for v, tokens in ((4.0, 4), (30.0, 10)))
-    both = one.weighing(0.25) + two.weighing(0.75)
-    assert (both.gated_QS.item(), both.tokens) == (0.25 * 1 + 0.75 * 3, 1.0)
-
-
 def test_a_run_is_fitted_on_its_rows(run: RunRecord, own: Recipe, tiny_model: Path, tmp_path: Path) -> None:
     mean = export_lora(run, own, tmp_path / "mean", gates="mix")
     fitted = export_lora(run, own, tmp_path / "fit", gates="fit")
     assert sum(cost.divergence for cost in fitted) < sum(cost.divergence for cost in mean)
     assert read_json(tmp_path / "fit" / "merge.json")["gates"] == "fit"
-
-
-# ---------------------------------------------------------------- ranks
-
-
-def test_a_lower_rank_is_the_best_of_its_kind() -> None:
-    torch.manual_seed(0)
-    one = LowRank(torch.randn(6, 20), torch.randn(9, 6))
-    whole = one.up_OS @ one.down_SI
-    lower, left_out = one.reduced(2)
-    u, s, vh = torch.linalg.svd(whole)
-    torch.testing.assert_close(lower.up_OS @ lower.down_SI, u[:, :2] * s[:2] @ vh[:2], atol=1e-4, rtol=1e-4)
-    assert left_out == pytest.approx(float(s[2:].square().sum() / s.square().sum()), rel=1e-4)
-    padded = one.padded(8)
-    assert padded.rank == 8
-    torch.testing.assert_close(padded.up_OS @ padded.down_SI, whole)
-    assert one.reduced(6) == (one, 0.0)
 
 
 def test_one_rank_and_one_alpha_whatever_the_experts_are(recipe: Path, tmp_path: Path) -> None:
@@ -318,15 +170,6 @@ def test_one_rank_and_one_alpha_whatever_the_experts_are(recipe: Path, tmp_path:
         left_out = read_json(folder / "merge.json")["left_out_by_rank"]
         assert left_out == pytest.approx(1 - energies[rank] / energies[8], abs=1e-5)
     assert energies[3] < energies[8]
-
-
-def test_targets_are_names_and_match_nothing_else() -> None:
-    model = tiny("llama")
-    whole = [name for name, module in model.named_modules() if name.endswith("q_proj")]
-    assert suffixes(whole, model) == ["q_proj"]
-    assert suffixes(whole[:1], model) == whole[:1] == ["model.layers.0.self_attn.q_proj"]
-    with pytest.raises(AssertionError):  # a tail of a name is not that name
-        assert suffixes([name for name, _ in model.named_modules() if name.endswith("gate_proj")], model) == ["proj"]
 
 
 # ---------------------------------------------------------------- whole models
