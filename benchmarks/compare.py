@@ -29,10 +29,11 @@ from machine import processor
 from rich.console import Console
 
 from conftest import write_model
-from malora_cli.cli._common import prepare_libraries, vocabulary
+from malora_cli.cli._common import prepare_libraries
 from malora_cli.compare.planner import Planner
 from malora_cli.compare.record import rows_of
 from malora_cli.compare.run import Crew
+from malora_cli.named import vocabulary
 from malora_cli.results import runs_under, write_json
 from malora_cli.results.comparison import Verdict
 from malora_cli.results.verdicts import RunRows, SeveralRuns, decided, effect

@@ -32,7 +32,7 @@ from peft import PeftModel
 from rich.console import Console
 
 from malora_cli.adapters.methods import METHODS
-from malora_cli.cli._common import prepare_libraries, vocabulary
+from malora_cli.cli._common import prepare_libraries
 from malora_cli.cli._terminal import plain_table
 from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
@@ -40,6 +40,7 @@ from malora_cli.data.tasks import load_tasks
 from malora_cli.evals.choices import choice_nats
 from malora_cli.evals.questions import Question, questions_of
 from malora_cli.modeling import load_base, load_tokenizer, resolve_base, wrap
+from malora_cli.named import vocabulary
 from malora_cli.recipe import MixSettings, ModelSettings
 from malora_cli.results import write_json
 

@@ -315,7 +315,7 @@ def test_a_recipe_that_is_not_there_is_one_line(given: str, message: str) -> Non
 def test_the_real_vocabulary_is_light_and_reads_every_shipped_recipe() -> None:
     code = (
         "import sys\n"
-        "from malora_cli.cli._common import read_recipe, vocabulary\n"
+        "from malora_cli.cli._common import read_recipe\nfrom malora_cli.named import vocabulary\n"
         "from malora_cli.recipe import description_of, recipe_schema, shipped_files\n"
         "recipe_schema(vocabulary())\n"
         "for name, path in shipped_files('recipes').items():\n"

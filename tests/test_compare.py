@@ -12,7 +12,6 @@ import yaml
 
 from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
-from malora_cli.cli._common import vocabulary
 from malora_cli.cli._comparison import Asked
 from malora_cli.compare.existing import comparison_of
 from malora_cli.compare.planner import PlannedRun, Planner, parse_method_overrides, parse_seeds
@@ -20,6 +19,7 @@ from malora_cli.compare.run import Crew
 from malora_cli.compare.table import Row, compare, newest_evaluation
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
+from malora_cli.named import vocabulary
 from malora_cli.results import EvalResult, RunRecord, read_json
 from train_runs import Killed, SilentView, kill_at, load, losses, rewrite, same_weights, train_run, workplace
 

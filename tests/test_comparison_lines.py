@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from malora_cli.cli._common import vocabulary
 from malora_cli.cli._comparison import Asked, missing_lines
 from malora_cli.compare import jobs
 from malora_cli.compare.matching import matched_ranks
 from malora_cli.compare.planner import Planner
 from malora_cli.errors import StoppedError
+from malora_cli.named import vocabulary
 from malora_cli.results import RunRecord, write_json
 from train_runs import train_run, workplace
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from malora_cli.cli._common import vocabulary
 from malora_cli.errors import RecipeError
+from malora_cli.named import vocabulary
 from malora_cli.recipe import recipe_schema
 from malora_cli.reports import write_report
 from malora_cli.results import RunRecord

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from conftest import write_mix, write_recipe
 from malora_cli.cli import main
-from malora_cli.cli._common import vocabulary
+from malora_cli.named import vocabulary
 from malora_cli.recipe import LoadedRecipe, load_recipe
 from malora_cli.results import EvalEvent, Event, RunRecord, TrainEvent
 from malora_cli.train.run import train

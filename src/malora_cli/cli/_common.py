@@ -17,7 +17,7 @@ from malora_cli.cli._terminal import say, say_for_now
 from malora_cli.errors import MaloraError
 
 if TYPE_CHECKING:
-    from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary
+    from malora_cli.recipe import LoadedRecipe, Recipe
     from malora_cli.results import RunRecord
 
 #: The warnings that have been shown.
@@ -147,38 +147,6 @@ def find_and_tell(run: Path | None, folder: Path, *, err: bool = False) -> RunRe
     return record
 
 
-def vocabulary() -> Vocabulary:
-    """The methods, remedies, formats and metrics there are."""
-    from malora_cli.adapters.methods import METHODS
-    from malora_cli.data.formats import FORMATS
-    from malora_cli.evals.metrics import METRICS
-    from malora_cli.recipe import Vocabulary
-    from malora_cli.train.remedies import REMEDIES
-
-    remedies = {name: remedy.Settings for name, remedy in REMEDIES.items()}
-    return Vocabulary(methods=METHODS, formats=FORMATS, metrics=METRICS, remedies=remedies)
-
-
-def recipe_file(recipe: str | Path) -> Path:
-    """The file a user means: a path, or the name of a shipped recipe.
-
-    Raises:
-        RecipeError: It is a bare name, and neither a file nor a shipped recipe has it.
-    """
-    from malora_cli.errors import RecipeError
-    from malora_cli.recipe import shipped_files
-    from malora_cli.registry import did_you_mean
-
-    path = Path(recipe)
-    if path.is_file() or path.suffix or path.name != str(recipe):
-        return path
-    known = shipped_files("recipes")
-    if path.name not in known:
-        nearest = did_you_mean(path.name, known)
-        raise RecipeError(f"recipe '{path.name}' not found, neither as a file nor among the shipped ones; {nearest}")
-    return known[path.name]
-
-
 def read_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, model_only: bool = False) -> LoadedRecipe:
     """Read a recipe by its path or its shipped name, with overrides such as ``train.steps=5``.
 
@@ -190,21 +158,11 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, model_only
     Raises:
         RecipeError: The recipe, its mix or an override is wrong; every problem is named.
     """
-    from malora_cli.recipe import load_recipe
+    from malora_cli.named import load_named
 
-    path = recipe_file(recipe)
-    was = _where_it_was(path)
-    loaded = load_recipe(path, overrides, vocabulary=vocabulary(), was=was, model_only=model_only)
+    loaded = load_named(recipe, overrides, model_only=model_only)
     tell_of_code(loaded, metrics=not model_only)
     return loaded
-
-
-def _where_it_was(recipe: Path) -> Path | None:
-    """Where the run lay whose own recipe this is; None for any other recipe."""
-    from malora_cli.results import RunRecord
-
-    record = RunRecord(recipe.parent)
-    return record.was_at if recipe.name == record.recipe_path.name else None
 
 
 def recipe_of_run(record: RunRecord, overrides: Sequence[str], *, trust: bool, model_only: bool = False) -> Recipe:
@@ -219,8 +177,10 @@ def recipe_of_run(record: RunRecord, overrides: Sequence[str], *, trust: bool, m
     Raises:
         MaloraError: The recipe is wrong, or an override would make another run of it.
     """
-    kept = [] if record.knows_validation else ["mix.validation=null"]
-    loaded = read_recipe(record.recipe_path, [*overrides, *granted(trust), *kept], model_only=model_only)
+    from malora_cli.named import with_run
+
+    own = with_run(record, trust=trust)
+    loaded = read_recipe(record.recipe_path, [*overrides, *own], model_only=model_only)
     prepare_libraries()
     if overrides:
         from malora_cli.train.resuming import check_same_recipe
@@ -240,11 +200,6 @@ def telling_of_moves(recipe: Recipe) -> Iterator[None]:
         if any(path in str(error) for path in gone(recipe.model_dump(mode="json"))):
             error.fix = "Put it back, or add to the command where it lies now: model.base=FOLDER or mix=FILE."
         raise
-
-
-def granted(trust: bool) -> list[str]:
-    """The override that ``--trust-remote-code`` stands for."""
-    return ["model.trust_remote_code=true"] if trust else []
 
 
 def tell_of_code(loaded: LoadedRecipe, *, metrics: bool = True) -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from rich.text import Text
 
-from malora_cli.cli._common import vocabulary
 from malora_cli.cli._statement import duration
 from malora_cli.cli._terminal import plain_table, result_console, say
 from malora_cli.compare.plan import TUNING_SEED, Plan, baseline_of, check_seeds, check_tuned_rates, shared_settings
 from malora_cli.compare.planner import Planner, parse_method_overrides, parse_seeds, parse_tuning
 from malora_cli.compare.sets import SETS
+from malora_cli.named import vocabulary
 from malora_cli.results import RunRecord
 from malora_cli.results.comparison import Comparison, Effect, Endpoint, MethodResult, Verdict
 

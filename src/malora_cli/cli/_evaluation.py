@@ -13,9 +13,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from malora_cli.cli._common import find_and_tell, granted, read_recipe, recipe_of_run, tell_of_code, vocabulary
+from malora_cli.cli._common import find_and_tell, read_recipe, recipe_of_run, tell_of_code
 from malora_cli.cli._terminal import SafeConsole, say
 from malora_cli.errors import RecipeError, RunError
+from malora_cli.named import granted, vocabulary
 from malora_cli.recipe import Recipe, recipe_of_model
 from malora_cli.results import EvalResult, RunRecord, Scores, find_run
 from malora_cli.results.evaluation import Compared, Difference, TaskEval

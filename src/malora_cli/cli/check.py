@@ -23,8 +23,9 @@ def check(
 
     Example: malora check recipes/quickstart.yaml --no-step
     """
-    from malora_cli.cli._common import granted, prepare_libraries, read_recipe
+    from malora_cli.cli._common import prepare_libraries, read_recipe
     from malora_cli.cli._terminal import result_console
+    from malora_cli.named import granted
 
     loaded = read_recipe(recipe, [*(overrides or []), *granted(trust)])
     prepare_libraries()

@@ -195,8 +195,8 @@ def _asked(
     *,
     trust: bool,
 ) -> Asked:
-    from malora_cli.cli._common import granted, recipe_file
     from malora_cli.cli._comparison import Asked
+    from malora_cli.named import granted, recipe_file
 
     settings = [*(overrides or []), *granted(trust)]
     return Asked(

@@ -109,8 +109,8 @@ def print_schema() -> None:
     Editors with the YAML language server then read it from this comment at the top of a recipe:
     # yaml-language-server: $schema=recipe.schema.json
     """
-    from malora_cli.cli._common import vocabulary
     from malora_cli.cli._terminal import say
+    from malora_cli.named import vocabulary
     from malora_cli.recipe import recipe_schema
 
     for line in json.dumps(recipe_schema(vocabulary()), indent=2).splitlines():

@@ -34,8 +34,9 @@ def train(
 
     Example: malora train recipes/quickstart.yaml train.steps=200 output.name=longer
     """
-    from malora_cli.cli._common import granted, interruptible, prepare_libraries, read_recipe, telling_of_moves
+    from malora_cli.cli._common import interruptible, prepare_libraries, read_recipe, telling_of_moves
     from malora_cli.cli._terminal import result_console, say
+    from malora_cli.named import granted
 
     overrides = [*(overrides or []), *granted(trust)]
     loaded = read_recipe(recipe, overrides)

@@ -1,0 +1,211 @@
+"""The commands from Python: `train`, `evaluate`, `load`, and what a run has to say.
+
+Nothing is printed but transformers' own bars.
+
+    from malora_cli.api import evaluate, load, train
+
+    run = train("quickstart", ["train.steps=20"], on_event=print)
+    scores = evaluate(run, limit=20)
+    model, tokenizer = load(run)
+
+Errors are `malora_cli.errors.MaloraError`. Ctrl-C in the main thread finishes the step, saves a checkpoint and raises
+`StoppedError`, as in ``malora train``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from malora_cli.named import load_named, with_run
+from malora_cli.results import Event, RunRecord
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from malora_cli.recipe import Recipe
+    from malora_cli.results import EvalResult
+
+__all__ = ["Run", "evaluate", "load", "train"]
+
+
+class Run:
+    """A run folder.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        RunError: There is no run.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        from malora_cli.results import find_run
+
+        self._record = find_run(Path(path), Path("runs"))
+
+    def __repr__(self) -> str:
+        return f"Run('{self.path}')"
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self._record.path
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of its trained adapter, in PEFT's format."""
+        return self._record.adapter_dir
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to its end."""
+        return self._record.finished
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """A row for each task at each log step and each evaluation: kind, step, task, loss (nats a token), tokens."""
+        return [
+            {"kind": event.kind, "step": event.step, "task": task, "loss": found.loss, "tokens": found.tokens}
+            for event in self._record.metrics
+            if event.kind != "conflict"
+            for task, found in event.tasks.items()
+        ]
+
+    def scores(self) -> list[dict[str, Any]]:
+        """A row for each task of its newest evaluation: score with its interval, the base's, and the paired change."""
+        found = self._record.evaluations()
+        return [] if not found else [_row(name, task.domain, task) for name, task in found[-1].tasks.items()]
+
+    def report(self) -> Path:
+        """Write its page again; where that lies."""
+        from malora_cli.reports import write_report
+
+        return write_report(self._record)
+
+
+def _row(name: str, domain: str, task: Any) -> dict[str, Any]:
+    base, change = task.against, task.difference
+    return {
+        "task": name,
+        "domain": domain,
+        "rows": task.rows,
+        "score": task.model.score,
+        "low": task.model.low,
+        "high": task.model.high,
+        "loss": task.model.loss,
+        "base": None if base is None else base.score,
+        "change": None if change is None else change.value,
+        "p_holm": None if change is None else change.p_holm,
+    }
+
+
+def train(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    on_event: Callable[[Event], None] = lambda _event: None,
+) -> Run:
+    """Train what a recipe asks for.
+
+    Args:
+        recipe: A file, or the name of a shipped recipe.
+        overrides: Settings over the recipe's, such as ``"train.steps=20"``.
+        resume: Go on from the newest checkpoint of the run of this name.
+        on_event: Told every log step and evaluation, as `malora_cli.results` has them.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        MaloraError: Something is missing, wrong or in the way.
+    """
+    from malora_cli.train.run import train as train_loaded
+
+    return Run(train_loaded(load_named(recipe, overrides), _Listener(on_event), resume=resume).path)
+
+
+class _Listener:
+    """A view that shows nothing and passes on what is measured."""
+
+    def __init__(self, on_event: Callable[[Event], None]) -> None:
+        self.show = on_event
+
+    @contextmanager
+    def running(self, steps: int, share: Mapping[str, float], past: Iterable[Event] = ()) -> Iterator[None]:
+        yield
+
+    def tick(self, step: int) -> None:
+        pass
+
+    def evaluating(self) -> None:
+        pass
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    tasks: Collection[str] | None = None,
+    limit: int | None = None,
+    split: Literal["test", "validation"] = "test",
+    step: int | None = None,
+    allow_code: bool = False,
+    trust_remote_code: bool = False,
+) -> EvalResult:
+    """Score a run and its base model on held-out rows.
+
+    Args:
+        run: A finished run.
+        tasks: Names of tasks, or ``domain:NAME``; None is all.
+        limit: Rows a task at most; None is the recipe's ``eval.rows``.
+        split: Which rows.
+        step: Take the checkpoint of this step instead of the finished adapter.
+        allow_code: Whether code that the model wrote may be run, in a sandbox.
+        trust_remote_code: Whether Python code that comes with the base model may be run.
+
+    Returns:
+        Scores of every task with 95% intervals and paired tests; also kept in the run folder.
+
+    Raises:
+        MaloraError: As in `malora eval`.
+    """
+    from malora_cli.evals.evaluate import Wanted, evaluate_run
+
+    record = _record_of(run)
+    wanted = Wanted(tasks=tasks, limit=limit, split=split, allow_code=allow_code)
+    return evaluate_run(record, _recipe_of(record, trust=trust_remote_code), wanted, step=step)
+
+
+def load(
+    run: Run | str | Path, *, step: int | None = None, trust_remote_code: bool = False
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The model of a run with its adapter, in evaluation mode, and its tokenizer.
+
+    Args:
+        run: A finished run.
+        step: Take the checkpoint of this step instead of the finished adapter.
+        trust_remote_code: Whether Python code that comes with the base model may be run.
+
+    Raises:
+        MaloraError: The run is not finished, or its base model is not there or is another.
+    """
+    from peft import PeftModel
+
+    from malora_cli.evals.subject import Models
+    from malora_cli.modeling import load_tokenizer
+
+    record = _record_of(run)
+    models = Models.of_run(record, _recipe_of(record, trust=trust_remote_code), step)
+    assert isinstance(models.loaded, PeftModel)
+    return models.loaded, load_tokenizer(models.base, models.settings)
+
+
+def _record_of(run: Run | str | Path) -> RunRecord:
+    return (run if isinstance(run, Run) else Run(run))._record
+
+
+def _recipe_of(record: RunRecord, *, trust: bool) -> Recipe:
+    return load_named(record.recipe_path, with_run(record, trust=trust)).recipe

@@ -1,0 +1,78 @@
+"""The commands from Python: what `malora_cli.api` does, without a line on the terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from malora_cli.api import Run, evaluate, load, train
+from malora_cli.errors import RecipeError, RunError
+from malora_cli.results import Event
+from train_runs import same_weights, train_run, workplace
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    return workplace(tmp_path_factory.mktemp("api"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path) -> Run:
+    return train(recipe, ["train.steps=4", "output.name=ours"])
+
+
+def test_a_run_is_trained_as_the_command_does(recipe: Path, run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    events: list[Event] = []
+    again = train(str(recipe), ["train.steps=4", "output.name=again"], on_event=events.append)
+    assert capfd.readouterr().out == ""
+    theirs = train_run(recipe, "train.steps=4", "output.name=theirs")
+    assert same_weights(again._record, theirs)
+    assert again.finished
+    assert again.adapter == again.path / "adapter"
+    assert {event.kind for event in events} == {"train", "eval"}
+    rows = again.metrics()
+    assert {row["task"] for row in rows} == {"copy", "upper", "add"}
+    assert rows == Run(again.path).metrics()
+    assert all(row["loss"] > 0 for row in rows if row["tokens"])
+
+
+def test_a_run_is_scored_and_reported(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run.scores() == []
+    found = evaluate(run, tasks=["copy", "domain:sums"], limit=3)
+    assert set(found.tasks) == {"copy", "add"}
+    assert capfd.readouterr().out == ""
+    assert [row["task"] for row in run.scores()] == list(found.tasks)
+    for row in run.scores():
+        assert row["rows"] == 3
+        assert row["low"] <= row["score"] <= row["high"]
+        assert row["base"] is not None
+    assert run.report().read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_run_is_loaded_with_its_adapter(run: Run) -> None:
+    model, tokenizer = load(run.path)
+    ids = tokenizer("copy ab", return_tensors="pt").input_ids
+    with torch.no_grad():
+        ours = model(input_ids=ids).logits
+        with model.disable_adapter():
+            assert not torch.equal(model(input_ids=ids).logits, ours)
+
+
+def test_what_is_wrong_is_raised(recipe: Path, run: Run) -> None:
+    with pytest.raises(RunError, match="run not found"):
+        Run("nowhere")
+    with pytest.raises(RecipeError, match="unknown setting; did you mean 'steps'"):
+        train(recipe, ["train.stepz=1"])
+    with pytest.raises(RunError, match="exists already"):
+        train(recipe, ["train.steps=4", "output.name=ours"])
+    with pytest.raises(RecipeError, match="unknown task 'coppy'; did you mean 'copy'"):
+        evaluate(run, tasks=["coppy"])
+
+
+def test_the_import_is_light() -> None:
+    code = "import sys, malora_cli.api; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
