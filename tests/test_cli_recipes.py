@@ -16,6 +16,7 @@ import typer
 from pydantic import Field
 
 import malora_cli.cli
+from malora_cli import named
 from malora_cli.cli import _common, main
 from malora_cli.errors import DataError, RecipeError
 from malora_cli.recipe import MethodSettings, MetricSettings, Vocabulary, load_recipe, shipped_files
@@ -58,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         "malora_cli.recipe.packaged.shipped", lambda kind: {"recipes": shipped, "data_mixes": mixes}[kind]
     )
-    monkeypatch.setattr(_common, "vocabulary", lambda: VOCABULARY)
+    monkeypatch.setattr(named, "vocabulary", lambda: VOCABULARY)
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -334,7 +335,7 @@ def test_the_real_vocabulary_is_light_and_reads_every_shipped_recipe() -> None:
 def test_a_copied_recipe_still_finds_its_mix(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    vocabulary = _common.vocabulary()
+    vocabulary = named.vocabulary()
     for name in shipped_files("recipes"):
         assert run("recipes", "cp", name) == 0
         copied = load_recipe(Path(f"{name}.yaml"), vocabulary=vocabulary)

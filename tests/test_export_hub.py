@@ -28,14 +28,30 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answer)
         self.created: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
-        self.status = 200
+        self.deleted: list[str] = []
+        self.status, self.role = 200, "write"
+        #: What lies in the repository, and whether everybody sees it; None where there is none.
+        self.there: list[str] | None = None
+        self.private = True
 
 
 class _Answer(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
-        self._answer({"name": "someone", "type": "user"} if self.path == "/api/whoami-v2" else {"siblings": []})
+        if self.path == "/api/whoami-v2":
+            self._answer({"name": "someone", "type": "user", "auth": {"accessToken": {"role": self.server.role}}})
+        elif "/tree/" in self.path:
+            self._answer([{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.server.there or ()])
+        elif self.server.there is None and not self.server.created:
+            self._answer({"error": "Repository not found"}, 404)
+        else:
+            files = [{"rfilename": name} for name in self.server.there or ()]
+            self._answer({"id": "someone/sums", "private": self._private(), "siblings": files})
+
+    def _private(self) -> bool:
+        created = self.server.created
+        return created[0]["visibility"] == "private" if created else self.server.private
 
     def do_POST(self) -> None:
         length = self.headers["Content-Length"]
@@ -50,7 +66,9 @@ class _Answer(BaseHTTPRequestHandler):
             self._answer({"files": files})
         elif "/commit/" in self.path:
             for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
+                if line["key"] == "deletedFile":
+                    self.server.deleted.append(line["value"]["path"])
+                elif line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             self._answer(
                 {"commitUrl": "https://huggingface.co/someone/sums/commit/0", "commitOid": "0" * 40, "hookOutput": ""}
@@ -65,10 +83,12 @@ class _Answer(BaseHTTPRequestHandler):
             self.rfile.readline()
         return found
 
-    def _answer(self, found: dict[str, Any]) -> None:
+    def _answer(self, found: dict[str, Any] | list[dict[str, Any]], status: int | None = None) -> None:
         body = json.dumps(found).encode()
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-        self.send_response(self.server.status if known else 401)
+        self.send_response((status or self.server.status) if known else 401)
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -117,6 +137,12 @@ def test_an_export_is_pushed_whole(
     assert TOKEN not in out + err
 
 
+def test_what_lay_there_is_replaced_by_force(run: RunRecord, server: Hub, tmp_path: Path) -> None:
+    server.there = [".gitattributes", "model.safetensors", "README.md"]
+    assert push(run, tmp_path / "out", "someone/sums", "--base", "someone/tiny", "--force") == 0
+    assert server.deleted == ["model.safetensors"], "or two exports would be mixed"
+
+
 def test_what_cannot_be_pushed_is_said_first(
     run: RunRecord, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,8 +153,16 @@ def test_what_cannot_be_pushed_is_said_first(
         assert not out.exists()
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert told("sums") == "error: --push-to-hub: got 'sums', expected OWNER/NAME"
-    assert "a path of this machine. Name it as others find it: --base OWNER/MODEL." in told("someone/sums")
+    for name in ("sums", "me/a--b", "me/x.git", "a/b/c"):
+        assert told(name, "--base", "someone/tiny") == f"error: --push-to-hub: got '{name}', expected OWNER/NAME"
+    assert "others cannot find the base model by the name that this machine has" in told("someone/sums")
+    assert "Name it as the hub does: --base OWNER/MODEL." in told("someone/sums", "--base", "/gone/model")
+    server.there = ["model.safetensors", ".gitattributes"]
+    assert "someone/sums has files already. Name another, or add --force to replace all of its files." in told(*good)
+    server.there, server.private = [".gitattributes"], False
+    assert "someone/sums is there, and public. Add --public if that is meant, or name another." in told(*good)
+    server.there, server.role = None, "read"
+    assert "the token may only read. Make one that may write." in told(*good)
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     assert told(*good) == "error: --push-to-hub: the hub does not know the token"
     monkeypatch.delenv("HF_TOKEN")
@@ -142,7 +176,7 @@ def test_an_export_that_the_hub_refuses_stays(
 ) -> None:
     check = hub.check_push
 
-    def refuse(*arguments: str) -> None:
+    def refuse(*arguments: Any) -> None:
         check(*arguments)
         server.status = 403
 

@@ -106,4 +106,4 @@ def test_a_file_where_checkpoints_belong_is_in_the_way(recipe: Path, name: Itera
     shutil.rmtree(record.checkpoints_dir)
     record.checkpoints_dir.write_text("")
     message = _refusal(record.recipe_path, resume=True)
-    assert message == f"{record.checkpoints_dir}: not a folder, and the run folder is to be created here. Move it away."
+    assert message == f"{record.checkpoints_dir}: not a folder, and a run has one of this name. Move it away."

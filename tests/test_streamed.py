@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,20 @@ def test_another_number_format_is_rounded_to_once(dtype: torch.dtype, source: Pa
         assert about["data_offsets"][0] % expected[name].dtype.itemsize == 0
     assert target.stat().st_size == Header.of(target).size + int.from_bytes(target.read_bytes()[:8], "little") + 8
     assert int.from_bytes(target.read_bytes()[:8], "little") % 8 == 0
+
+
+def test_number_formats_of_half_a_byte_are_kept(tmp_path: Path) -> None:
+    header = {
+        "__metadata__": None,
+        "a": {"dtype": "F4", "shape": [16], "data_offsets": [0, 8]},
+        "b": {"dtype": "F16", "shape": [1], "data_offsets": [8, 10]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    (tmp_path / "f4").write_bytes(len(text).to_bytes(8, "little") + text + bytes(10))
+    found = Header.of(tmp_path / "f4").brought_to(torch.float32)
+    assert [about["data_offsets"] for about in found.about.values()] == [[0, 4], [4, 12]]
+    assert found.metadata == {}
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

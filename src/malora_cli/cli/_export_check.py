@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from malora_cli.errors import RecipeError, RunError
 _DOES = {"loads": "loads it", "differs": "computes something else", "refuses": "refuses it"}
 
 
-def check_export(folder: Path, run: Path | None, *, as_json: bool) -> int:
+def check_export(folder: Path, given: Sequence[str], *, as_json: bool) -> int:
     """Print whether an export is as it was written, and what runtimes make of the LoRAs in it.
 
     Args:
         folder: The export, or any LoRA in PEFT's format.
-        run: What was named as a run, and has no meaning here.
+        given: What else was given, and has no meaning here.
         as_json: Print JSON.
 
     Returns:
@@ -31,8 +32,9 @@ def check_export(folder: Path, run: Path | None, *, as_json: bool) -> int:
     from malora_cli.export.lint import is_adapter, lint
     from malora_cli.export.sums import SUMS, changed_files
 
-    if run is not None:
-        raise RecipeError(f"it takes no RUN, and got '{run}'", where="--check", fix="Leave that out.")
+    if given:
+        what = f"it takes nothing else than --json, and got {', '.join(given)}"
+        raise RecipeError(what, where="--check", fix="Leave that out.")
     if not folder.is_dir():
         raise RunError("not found as a folder", where=str(folder))
     changed = changed_files(folder)

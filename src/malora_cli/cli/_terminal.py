@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
@@ -12,7 +13,8 @@ from typing import IO, Literal, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
+from rich.control import Control
+from rich.segment import ControlType, Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -118,6 +120,7 @@ def say_for_now(line: str) -> None:
     """Print a line on a terminal whose place the next one takes: what is going on until there is something to say."""
     if (console := error_console()).is_terminal:
         console.print(Text(line, style="dim"), end="\r")
+        atexit.register(console.control, Control((ControlType.ERASE_IN_LINE, 0)))  # where nothing took its place
 
 
 def write(text: str) -> bool:

@@ -47,6 +47,7 @@ def register(app: typer.Typer) -> None:
 
 
 def merge_export(
+    context: typer.Context,
     run: RunArgument = None,
     moved: MovedArgument = None,
     to: Annotated[
@@ -125,7 +126,9 @@ def merge_export(
     if check is not None:
         from malora_cli.cli._export_check import check_export
 
-        raise typer.Exit(check_export(check, run, as_json=as_json))
+        given = [param.opts[0] for param in context.command.params if _is_given(context, param.name or "")]
+        given = [name.upper() if name.islower() and name.isalpha() else name for name in given]
+        raise typer.Exit(check_export(check, given, as_json=as_json))
     from malora_cli.cli._common import find_and_tell, recipe_of_run, telling_of_moves
     from malora_cli.cli._terminal import say
     from malora_cli.export.request import Request
@@ -158,6 +161,11 @@ def merge_export(
             return
         exported = export_run(record, recipe, request, folder, lambda line: say(line, err=True))
     _print(exported, request, as_json=as_json)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE" and name not in ("check", "as_json")
 
 
 def _print_plan(planned: Planned | None, request: Request, folder: Path) -> None:

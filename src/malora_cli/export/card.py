@@ -15,7 +15,7 @@ from malora_cli.modeling import BaseModel
 from malora_cli.results import RunRecord, write_json, write_text
 
 #: Ranks that vLLM takes as --max-lora-rank.
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 _PEFT_CODE = """```python
 from peft import PeftModel
@@ -136,7 +136,7 @@ def write_serving(folder: Path, names: Sequence[str], rank: int, base: str, form
         form: Their format: ``peft``, ``gguf`` or ``mlx``.
         shares_down: Whether all have the same ``lora_A``.
     """
-    highest = next((known for known in _RANKS if known >= rank), rank)
+    highest = next((known for known in RANKS if known >= rank), rank)
     inside = "/adapter.gguf" if form == "gguf" else ""
     described: dict[str, Any] = {"base": base, "format": form, "rank": rank}
     described |= {"max_lora_rank": highest} if form == "peft" else {}

@@ -75,12 +75,12 @@ def export_run(
     """
     job = _job(record, recipe, request, folder, tell)
     if request.push is not None:
-        check_push(request.push, job.named)
+        check_push(request, job.named if request.base or job.base.commit else None)
     made = {"adapter": job.adapter_copied, "bundle": job.bundled}.get(request.to, job.merged)
     exported = made(folder)
     if request.push is None:
         return exported
-    return replace(exported, pushed=push(folder, request.push, public=request.public, tell=tell))
+    return replace(exported, pushed=push(folder, request, tell))
 
 
 def plan_export(record: RunRecord, recipe: Recipe, request: Request, folder: Path) -> Planned | None:
@@ -154,11 +154,13 @@ class _Job:
             scratch.mkdir()
             for name in ADAPTER_FILES:
                 shutil.copyfile(self.adapter / name, scratch / name)
+            config = read_json(scratch / "adapter_config.json")
             card = self.adapter / "README.md"
             if card.is_file() and not card.is_symlink():  # and nothing that somebody may have put beside it
                 text = card.read_text(encoding="utf-8", errors="replace")
-                (scratch / card.name).write_text(text.replace(self.base.location, self.named), encoding="utf-8")
-            config = read_json(scratch / "adapter_config.json")
+                for place in (self.base.location, str(config.get("base_model_name_or_path") or self.named)):
+                    text = text.replace(place, self.named)
+                (scratch / card.name).write_text(text, encoding="utf-8")
             write_json(scratch / "adapter_config.json", {**config, "base_model_name_or_path": self.named})
             write_sums(scratch)
         return Exported(folder)
@@ -228,14 +230,20 @@ class _Job:
                 where=str(self.record.path),
                 fix="Leave out --gates.",
             )
-        whole = (self.request.to, self.request.form, self.request.rank) == ("dense", "hf", None)
-        if self._is_dora and not (whole and self.recipe.model.quantise is None):
-            raise RunError(
-                f"what method '{name}' adds is not a LoRA: it changes the length of the weights",
-                where=str(self.record.path),
-                fix="Use --to dense (with --onto original, if its base is quantised), or --to adapter.",
-            )
+        if self._is_dora and (instead := self._no_dora()) is not None:
+            what = f"what method '{name}' adds is not a LoRA: it changes the length of the weights"
+            raise RunError(what, where=str(self.record.path), fix=instead)
         return {}
+
+    def _no_dora(self) -> str | None:
+        """What to ask for instead, where weights that DoRA makes cannot be written as is asked for."""
+        if self.request.to == "lora":
+            return "Use --to dense, or --to adapter."
+        if self.request.rank is not None:
+            return "Leave out --rank."
+        if self.request.form != "hf":
+            return "Use --format hf."
+        return None if self.recipe.model.quantise is None else "Add --onto original."
 
     @property
     def _is_dora(self) -> bool:
@@ -286,8 +294,8 @@ class _Job:
     ) -> None:
         self.tell(f"writing {self.request.to}{'' if gates is None else f' for {gates.text}'}")
         task = next(iter(gates.tasks)) if gates is not None and len(gates.tasks) == 1 else None
-        with own_weights(self.model, dora=self._is_dora) as weights:
-            form.write(self.request.to, lora, replace(origin, weights=weights, task=task), folder)
+        weights = own_weights(self.model, dora=self._is_dora)
+        form.write(self.request.to, lora, replace(origin, weights=weights, task=task), folder)
         self.tokenizer.save_pretrained(folder)
         write_card(folder, self.record, self.request, self.base, self.named, gates, costs)
 
@@ -307,6 +315,7 @@ class _Job:
                 {
                     "run": self.record.name,
                     "to": self.request.to,
+                    "onto": self.recipe.model.quantise or "original",
                     "format": self.request.form,
                     "gates": None if gates is None else gates.text,
                     "shares": None if gates is None else gates.shares,

@@ -37,7 +37,7 @@ class Header:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             header: dict[str, Any] = json.loads(opened.read(length))
-        return cls(header, header.pop("__metadata__", {}))
+        return cls(header, header.pop("__metadata__", None) or {})
 
     @property
     def size(self) -> int:
@@ -62,8 +62,9 @@ class Header:
         about = self.about[name]
         begin, end = about["data_offsets"]
         values = torch.Size(about["shape"]).numel()
-        width = DTYPES[kind].itemsize if kind in DTYPES else (end - begin) // max(values, 1)
-        return width, width * values
+        if kind not in DTYPES:  # and so keeps its number format, of less than a byte perhaps
+            return max(1, (end - begin) // max(values, 1)), end - begin
+        return DTYPES[kind].itemsize, DTYPES[kind].itemsize * values
 
     def encoded(self) -> bytes:
         """The header as it stands in a file, with its length."""
@@ -95,4 +96,6 @@ def rewrite(
         for name in in_order:
             weight = tensors.get_tensor(name)
             kind = DTYPES.get(header.about[name]["dtype"], weight.dtype)
-            file.write(change(name, weight).to(kind).reshape(-1).view(torch.uint8).numpy().data)
+            changed = change(name, weight)
+            assert changed.shape == weight.shape, name
+            file.write(changed.to(kind).reshape(-1).view(torch.uint8).numpy().data)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from malora_cli.errors import RunError
 from malora_cli.results import file_sha256, write_text
 
 SUMS = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
 def write_sums(folder: Path) -> None:
@@ -19,19 +21,28 @@ def write_sums(folder: Path) -> None:
 
 
 def changed_files(folder: Path) -> list[str] | None:
-    """What was changed or is missing since an export was written; None where it left no hashes.
+    """What was changed, added or is missing since an export was written; None where it left no hashes.
+
+    Files whose names begin with a dot are not looked at: version control and the hub add such.
 
     Raises:
-        RunError: The list cannot be read.
+        RunError: The list holds no hashes.
     """
     if not (folder / SUMS).is_file():
         return None
-    found = []
-    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
-        expected, _, name = line.partition("  ")
-        path = folder / name
-        if not name or not path.resolve().is_relative_to(folder.resolve()):
-            raise RunError(f"'{line[:80]}' is not a hash and the name of a file", where=str(folder / SUMS))
-        if not path.is_file() or file_sha256(path) != expected:
-            found.append(name)
-    return found
+    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    expected = {found[2]: found[1] for found in map(_LINE.fullmatch, lines) if found is not None}
+    if not expected:
+        raise RunError("it lists no hashes", where=str(folder / SUMS), fix="Export the run again.")
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    added = {name for name in there - {SUMS, *expected} if not any(part.startswith(".") for part in Path(name).parts)}
+    return sorted(added | {name for name, hashed in expected.items() if not _is(folder, name, hashed)})
+
+
+def _is(folder: Path, name: str, hashed: str) -> bool:
+    """Whether a file of a folder has a hash; nothing outside the folder is read."""
+    try:
+        path = (folder / name).resolve()
+        return path.is_relative_to(folder.resolve()) and path.is_file() and file_sha256(path) == hashed
+    except (OSError, ValueError, RuntimeError):  # such as a link to itself
+        return False

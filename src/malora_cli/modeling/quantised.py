@@ -9,6 +9,7 @@ import torch
 from peft.utils.integrations import dequantize_bnb_weight
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from malora_cli.errors import ModelError
 from malora_cli.recipe import ModelSettings
@@ -71,5 +72,6 @@ def quantised_linears(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def dequantised(linear: nn.Module) -> Tensor:
-    """The weight that a quantised linear multiplies by, in float32 on the CPU."""
-    return dequantize_bnb_weight(linear.weight, state=getattr(linear, "state", None)).detach().float().cpu()
+    """The weight that a quantised linear multiplies by, in float32 on the CPU, as the base model's files have it."""
+    weight = dequantize_bnb_weight(linear.weight, state=getattr(linear, "state", None)).detach().float().cpu()
+    return weight.T if getattr(linear, "source_cls", None) is Conv1D else weight  # which stands the other way in files

@@ -95,9 +95,7 @@ def check_place(record: RunRecord, *, resume: bool) -> bool:
         raise unwritable(record.path, why)
     for folder in (record.checkpoints_dir, record.adapter_dir, record.trouble_dir):
         if folder.exists() and not folder.is_dir():
-            raise RunError(
-                "not a folder, and the run folder is to be created here", where=str(folder), fix="Move it away."
-            )
+            raise RunError("not a folder, and a run has one of this name", where=str(folder), fix="Move it away.")
     return resume and record.exists
 
 

@@ -46,7 +46,7 @@ class HuggingFaceFormat(Format):
         """Write the model; one weight and its update are in memory at a time."""
         source = folder_of(origin.base)
         updates = {self._key(name): (name, one) for name, one in lora.items()}
-        left = set(updates)
+        left = {*updates, *map(self._key, origin.weights)}
         for file in weight_files(source):
             if file.suffix == ".json":
                 shutil.copyfile(file, folder / file.name)
@@ -92,18 +92,18 @@ def folder_of(base: BaseModel) -> Path:
 
 
 def _write_shard(source: Path, target: Path, updates: Mapping[str, tuple[str, LowRank]], origin: Origin) -> set[str]:
-    """Write one file of weights; the keys of those that were updated."""
+    """Write one file of weights; the keys of all that were met."""
     met = set()
     dtype = None if origin.dtype is None else _DTYPES[origin.dtype]
 
     def changed(stored: str, weight: Tensor) -> Tensor:
         key = _key_of(stored, origin)
         kind = dtype or weight.dtype
+        met.add(key)
         if (own := origin.weights.get(key.removesuffix(".weight"))) is not None:
             weight = own()
         if key not in updates:
             return weight
-        met.add(key)
         name, one = updates[key]
         transposed = isinstance(origin.skeleton.get_submodule(name), Conv1D)
         return _added(weight, one, transposed=transposed, dtype=kind)
