@@ -126,3 +126,4 @@ def test_a_whole_model_of_a_quantised_base(quantise: str, tmp_path: Path, tiny_m
         expected = PeftModel.from_pretrained(base, run.adapter_dir).eval()(input_ids=IDS).logits
         found = AutoModelForCausalLM.from_pretrained(folder).eval()(input_ids=IDS).logits
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        assert (f"those that {quantise} stands for" in (folder / "README.md").read_text()) == (name == "rounded")

@@ -41,7 +41,7 @@ _CODE = {
 }
 _WHAT = {
     "lora": "A LoRA of {base}{of}, written by `malora merge-export`.",
-    "dense": "{base} with the LoRA of a run added{of}, written by `malora merge-export`.",
+    "dense": "{base} with the adapter of a run merged into it{of}, written by `malora merge-export`.",
     "bundle": "{base} with its routed low-rank experts: every token takes its own. Written by `malora merge-export`.",
 }
 
@@ -54,6 +54,7 @@ def write_card(
     named: str,
     gates: Gates | None,
     costs: Sequence[Cost],
+    quantised: str | None = None,
 ) -> None:
     """Write ``README.md``: what this is, what it was trained on and how well it keeps that, and how it is loaded.
 
@@ -65,6 +66,7 @@ def write_card(
         named: What the export calls it.
         gates: Those that were held fixed; None where nothing was.
         costs: What that costs each task.
+        quantised: The number format that the base model was rounded to, of 4 or 8 bits.
     """
     on_hub = base.commit is not None and named == base.location
     data = ModelCardData(
@@ -85,6 +87,7 @@ def write_card(
     parts = [
         f"# {record.name}",
         _WHAT[request.to].format(base=f"`{named}`", of=of),
+        *([_ROUNDED[request.to].format(kind=quantised)] if quantised is not None else []),
         _trained_on(record),
         *([_cost_table(costs)] if costs else []),
         "## Loading it",
@@ -96,6 +99,10 @@ def write_card(
     write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
 
+_ROUNDED = {
+    "lora": "It was trained on the base model in {kind}, and is best loaded on that (`BitsAndBytesConfig`).",
+    "dense": "The base model's weights in it are those that {kind} stands for, as the adapter was trained on them.",
+}
 _ROUTES = "The run that this comes from routes: every token takes its own experts. Here all tokens take "
 _HELD = f"{_ROUTES}the same mixture of them, which approximates the routing."
 _FITTED = f"{_ROUTES}one LoRA, which approximates the routing as nearly as one can on rows of these tasks."

@@ -297,7 +297,8 @@ class _Job:
         weights = own_weights(self.model, dora=self._is_dora)
         form.write(self.request.to, lora, replace(origin, weights=weights, task=task), folder)
         self.tokenizer.save_pretrained(folder)
-        write_card(folder, self.record, self.request, self.base, self.named, gates, costs)
+        quantised = self.recipe.model.quantise
+        write_card(folder, self.record, self.request, self.base, self.named, gates, costs, quantised)
 
     def _write_merges(
         self,
