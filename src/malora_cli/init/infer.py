@@ -1,0 +1,206 @@
+"""What a file of rows is: its format, its columns, and how its answers are scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from malora_cli.data.columns import RowReader
+from malora_cli.data.formats import FORMATS
+from malora_cli.data.formats._base import RowError
+from malora_cli.data.sources import load_rows
+from malora_cli.errors import DataError
+from malora_cli.recipe import SourceSettings
+
+#: Rows that are looked at.
+_ROWS = 1000
+#: Names of columns, the usual ones first.
+_PROMPTS = ("prompt", "question", "instruction", "query", "problem", "source", "input", "text", "sentence")
+_ANSWERS = ("completion", "answer", "response", "output", "solution", "target", "label", "summary", "translation")
+_CHOICES = ("choices", "options", "endings")
+_CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
+#: Columns that change what a prompt means, so that one without them would be another task.
+_CONTEXTS = ("context", "passage", "article", "document", "story", "paragraph", "schema", "table", "input")
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?%?")
+#: Answers of so many words are compared as they are, longer ones by what they share.
+_SHORT_WORDS = 6
+#: Classes have many rows each, and are not many.
+_ROWS_A_CLASS, _MOST_CLASSES = 8, 200
+#: Characters of a token at least, so that no answer is cut off; what is allowed is a multiple.
+_CHARACTERS, _MULTIPLE, _LONGEST = 2, 16, 512
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A task, as its rows suggest it.
+
+    Args:
+        name: Its name, from the file's.
+        train: The file.
+        test: A file of test rows beside it.
+        format: Its prompt format.
+        columns: The columns of the format's roles, where they are not of the same name.
+        metric: How its answers are scored.
+        max_new_tokens: Room for its longest answer.
+        drop: Whether some of its rows are no examples, and are left out.
+        reasons: Why, by the setting.
+    """
+
+    name: str
+    train: Path
+    test: Path | None
+    format: str
+    columns: Mapping[str, str]
+    metric: str
+    max_new_tokens: int
+    drop: bool
+    reasons: Mapping[str, str]
+
+
+def guess_task(path: Path, name: str, prompt: str | None = None, completion: str | None = None) -> Guess:
+    """What a file's rows are.
+
+    Args:
+        path: The file.
+        name: Name of the task.
+        prompt: The column of the question, where the user says so.
+        completion: The column of the answer, likewise.
+
+    Raises:
+        DataError: It cannot be read, or its columns do not say what they are.
+    """
+    rows = load_rows(SourceSettings(path=str(path)), split="train")
+    sample = list(rows.dataset.select(range(min(_ROWS, len(rows.dataset)))))
+    form, columns, why = _format_of(rows.columns, sample, str(path), prompt, completion)
+    reader = RowReader(form, FORMATS[form], dict(columns), rows.columns, str(path))
+    answers, bad = [], ""
+    for row in sample:
+        try:
+            answers.append(reader(row).completion)
+        except RowError as error:
+            bad = bad or str(error)
+    if not answers:
+        raise DataError(f"none of its rows is an example of the format {form}: the first has {bad}", where=str(path))
+    metric, because = _metric_of(form, answers)
+    longest = max(map(len, answers))
+    room = min(_LONGEST, -(-longest // _CHARACTERS // _MULTIPLE) * _MULTIPLE or _MULTIPLE)
+    test = _beside(path)
+    reasons = {
+        "format": why,
+        "metric": because,
+        "max_new_tokens": f"the longest of {len(answers):,} answers has {longest:,} characters",
+        "test": "" if test is None else "it lies beside the training rows",
+    }
+    if bad:
+        reasons["bad_rows"] = f"{len(sample) - len(answers)} of the first {len(sample):,} rows; one has {bad}"
+    return Guess(name, path, test, form, columns, metric, room, bool(bad), reasons)
+
+
+def _format_of(
+    columns: Sequence[str], rows: Sequence[Mapping[str, Any]], where: str, prompt: str | None, completion: str | None
+) -> tuple[str, dict[str, str], str]:
+    """Format, columns and the reason."""
+    _refuse_what_is_for_others(columns, where)
+    if prompt is not None or completion is not None:
+        return _as_told(where, prompt, completion)
+    for column in columns:
+        if column.lower() in _CONVERSATIONS and (keys := _keys_of(rows, column)):
+            if {"role", "content"} <= keys:
+                given = {} if column == "messages" else {"messages": column}
+                return "messages", given, f"column {column} holds lists of role and content"
+            if {"from", "value"} <= keys:
+                given = {} if column == "conversations" else {"conversations": column}
+                return "sharegpt", given, f"column {column} holds lists of from and value"
+    if {"instruction", "output"} <= set(columns):
+        return "alpaca", {}, "columns instruction and output, as Alpaca has them"
+    questions, answers = _named(columns, _PROMPTS), _named(columns, _ANSWERS)
+    options = [column for column in _named(columns, _CHOICES) if _holds_lists(rows, column)]
+    if options and len(questions) == len(answers) == len(options) == 1:
+        roles = {"question": questions[0], "choices": options[0], "answer": answers[0]}
+        given = {role: column for role, column in roles.items() if role != column}
+        return "multiple-choice", given, f"column {options[0]} holds lists, beside {questions[0]} and {answers[0]}"
+    contexts = [column for column in _named(columns, _CONTEXTS) if column not in questions]
+    if len(questions) == 1 and len(answers) == 1 and not contexts:
+        roles = {"prompt": questions[0], "completion": answers[0]}
+        given = {role: column for role, column in roles.items() if role != column}
+        return "prompt-completion", given, f"columns {questions[0]} and {answers[0]}"
+    raise DataError(
+        f"its columns ({', '.join(columns)}) do not say which is the question and which the answer",
+        where=where,
+        fix="Say so: --prompt COLUMN --completion COLUMN, or --prompt with a template: "
+        '--prompt "{{ context }}\\n\\n{{ question }}".',
+    )
+
+
+def _refuse_what_is_for_others(columns: Sequence[str], where: str) -> None:
+    names = {column.lower() for column in columns}
+    if {"chosen", "rejected"} <= names:
+        raise DataError(
+            "these are pairs of a better and a worse answer, and malora trains on answers",
+            where=where,
+            fix="Use TRL's DPOTrainer, or say what is to be learned: --prompt COLUMN --completion chosen.",
+        )
+    if names & {"image", "images", "audio", "video"}:
+        raise DataError("it has pictures or sounds, and malora trains on text", where=where)
+    if names == {"text"}:
+        fix = "Part it into questions and answers, or use TRL's SFTTrainer."
+        raise DataError("these are plain texts without a question and an answer", where=where, fix=fix)
+
+
+def _as_told(where: str, prompt: str | None, completion: str | None) -> tuple[str, dict[str, str], str]:
+    if prompt is None or completion is None:
+        missing = "--prompt" if prompt is None else "--completion"
+        raise DataError("a question and an answer go together", where=where, fix=f"Add {missing} COLUMN.")
+    roles = {"prompt": prompt, "completion": completion}
+    given = {role: column for role, column in roles.items() if role != column}
+    return "prompt-completion", given, "as you said"
+
+
+def _named(columns: Sequence[str], names: Iterable[str]) -> list[str]:
+    known = {column.lower(): column for column in columns}
+    return [known[name] for name in names if name in known]
+
+
+def _holds_lists(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    return all(isinstance(row.get(column), list | dict) for row in rows)
+
+
+def _keys_of(rows: Sequence[Mapping[str, Any]], column: str) -> set[str]:
+    """Keys that every message of a column has; none where it holds no lists of mappings."""
+    keys: set[str] | None = None
+    for row in rows:
+        turns = row.get(column)
+        if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+            return set()
+        for turn in turns:
+            has = {key for key, value in turn.items() if value is not None}
+            keys = has if keys is None else keys & has
+    return keys or set()
+
+
+def _metric_of(form: str, answers: Sequence[str]) -> tuple[str, str]:
+    """A metric and the reason."""
+    if form == "multiple-choice":
+        return "accuracy", "the choice whose text is most likely"
+    if all(_NUMBER.fullmatch(answer.strip()) for answer in answers):
+        return "last-number", "all answers are numbers"
+    longest = max(len(answer.split()) for answer in answers)
+    classes = len(set(answers))
+    if longest <= _SHORT_WORDS and classes <= min(_MOST_CLASSES, len(answers) // _ROWS_A_CLASS):
+        return "label", f"{classes} different answers in {len(answers):,} rows"
+    if longest <= _SHORT_WORDS:
+        return "exact-match", f"answers of {longest} words at most"
+    return "rouge-l", f"answers of up to {longest} words"
+
+
+def _beside(train: Path) -> Path | None:
+    """The file of test rows that belongs to one of training rows."""
+    if "train" not in train.name:
+        return None
+    before, _, behind = train.name.rpartition("train")
+    return next(
+        (path for word in ("test", "eval") if (path := train.with_name(before + word + behind)).is_file()), None
+    )

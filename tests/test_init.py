@@ -1,0 +1,195 @@
+"""``malora init``: what rows of many layouts are taken for, what is asked, and that what it writes trains."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from malora_cli.cli import main
+from malora_cli.data.formats import FORMATS
+from malora_cli.errors import DataError
+from malora_cli.init import guess_task
+from malora_cli.init.infer import _ANSWERS, _CHOICES, _CONTEXTS, _CONVERSATIONS, _PROMPTS
+from malora_cli.named import load_named
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Good morning to all of you at home"}]
+SHARED = [{"from": "human", "value": "2 + 3"}, {"from": "gpt", "value": "5"}]
+LONG = "It is a long answer of more than some few words."
+
+#: A row, and format, columns and metric that rows like it have.
+LAYOUTS: dict[str, tuple[dict[str, Any], str, dict[str, str], str]] = {
+    "prompt, completion": ({"prompt": "a", "completion": LONG}, "prompt-completion", {}, "rouge-l"),
+    "question, answer": (
+        {"question": "2+3", "answer": "5"},
+        "prompt-completion",
+        {"prompt": "question", "completion": "answer"},
+        "last-number",
+    ),
+    "numbers": ({"question": "2+3", "answer": 5}, "prompt-completion", {"completion": "answer"}, "last-number"),
+    "instruction, response": (
+        {"instruction": "Say hello", "response": LONG},
+        "prompt-completion",
+        {"prompt": "instruction", "completion": "response"},
+        "rouge-l",
+    ),
+    "Alpaca": ({"instruction": "Sum", "input": "2 3", "output": "5"}, "alpaca", {}, "last-number"),
+    "Alpaca without input": ({"instruction": "Say hello", "output": "hello"}, "alpaca", {}, "exact-match"),
+    "OpenAI": ({"messages": TURNS}, "messages", {}, "rouge-l"),
+    "OpenAI by another name": ({"dialogue": TURNS, "id": 3}, "messages", {"messages": "dialogue"}, "rouge-l"),
+    "ShareGPT": ({"conversations": SHARED}, "sharegpt", {}, "last-number"),
+    "ShareGPT by another name": ({"chat": SHARED}, "sharegpt", {"conversations": "chat"}, "last-number"),
+    "roles in conversations": ({"conversations": TURNS}, "messages", {"messages": "conversations"}, "rouge-l"),
+    "choices by position": (
+        {"question": "Which melts ice?", "choices": ["cold", "heat"], "answer": 1},
+        "multiple-choice",
+        {},
+        "accuracy",
+    ),
+    "choices by text": (
+        {"question": "Which melts ice?", "options": ["cold", "heat"], "answer": "heat"},
+        "multiple-choice",
+        {"choices": "options"},
+        "accuracy",
+    ),
+    "classes": ({"text": "Great film", "label": "good"}, "prompt-completion", {"prompt": "text"}, "label"),
+    "capitals": ({"Prompt": "a", "Completion": "b c"}, "prompt-completion", {"prompt": "Prompt"}, "label"),
+    "with an id": ({"id": 7, "question": "a", "answer": LONG}, "prompt-completion", {"prompt": "question"}, "rouge-l"),
+    "translation": ({"source": "Haus", "target": "house"}, "prompt-completion", {"completion": "target"}, "label"),
+    "summary": ({"text": LONG, "summary": LONG}, "prompt-completion", {"completion": "summary"}, "rouge-l"),
+}
+WRITERS = {
+    ".jsonl": lambda path, rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows)),
+    ".json": lambda path, rows: path.write_text(json.dumps(rows)),
+    ".parquet": lambda path, rows: Dataset.from_list(rows).to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_of_many_layouts(layout: str, suffix: str, tmp_path: Path) -> None:
+    row, form, columns, metric = LAYOUTS[layout]
+    path = tmp_path / f"x{suffix}"
+    WRITERS[suffix](path, [row] * 16)
+    found = guess_task(path, "x")
+    expected = metric if metric != "exact-match" else "label"  # sixteen times the same answer is a class
+    assert (found.format, found.metric) == (form, expected)
+    assert columns.items() <= found.columns.items()
+    assert found.max_new_tokens >= 16
+    assert found.reasons["format"]
+    assert not found.drop
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_tables(suffix: str, mark: str, tmp_path: Path) -> None:
+    path = tmp_path / f"sums{suffix}"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(mark)
+        rows = csv.writer(file, delimiter="," if suffix == ".csv" else "\t")
+        rows.writerows([["question", "answer"], *(["a, b", f"w{number} x"] for number in range(9))])
+    found = guess_task(path, "sums")
+    assert (found.format, found.metric) == ("prompt-completion", "exact-match")
+    assert found.columns == {"prompt": "question", "completion": "answer"}
+
+
+REFUSED = {
+    "preference pairs": ({"prompt": "a", "chosen": "b", "rejected": "c"}, r"pairs of a better and a worse.*DPOTrainer"),
+    "plain text": ({"text": "abc"}, r"plain texts without a question and an answer.*SFTTrainer"),
+    "pictures": ({"image": "a.png", "question": "a", "answer": "b"}, r"pictures or sounds"),
+    "names that say nothing": ({"a": "b", "c": "d"}, r"\(a, c\) do not say .* --prompt COLUMN --completion COLUMN"),
+    "two questions": ({"question": "a", "problem": "b", "answer": "c"}, r"do not say which is the question"),
+    "two answers": ({"question": "a", "answer": "b", "response": "c"}, r"do not say which is the question"),
+    "a context": ({"context": "a", "question": "b", "answer": "c"}, r"--prompt \"\{\{ context \}\}"),
+    "no answers": ({"question": "a", "answer": ""}, r"none of its rows is an example.*has an empty"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_asked_or_is_for_others(case: str, tmp_path: Path) -> None:
+    row, message = REFUSED[case]
+    WRITERS[".jsonl"](tmp_path / "x.jsonl", [row] * 3)
+    with pytest.raises(DataError, match=message):
+        guess_task(tmp_path / "x.jsonl", "x")
+
+
+KNOWN = {*_PROMPTS, *_ANSWERS, *_CHOICES, *_CONTEXTS, *_CONVERSATIONS, "chosen", "rejected"}
+NAMES = st.from_regex(r"[a-z]{1,9}", fullmatch=True).filter(
+    lambda name: name not in KNOWN | {"image", "audio", "video"}
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(NAMES, min_size=2, max_size=3, unique=True))
+def test_unknown_names_are_never_taken_for_something(names: list[str], tmp_path: Path) -> None:
+    WRITERS[".jsonl"](tmp_path / "x.jsonl", [dict.fromkeys(names, "some text")] * 3)
+    with pytest.raises(DataError, match="do not say which is the question"):
+        guess_task(tmp_path / "x.jsonl", "x")
+    told = guess_task(tmp_path / "x.jsonl", "x", names[1], names[0])
+    assert told.columns == {"prompt": names[1], "completion": names[0]}
+
+
+def test_what_is_guessed_stands_in_the_mix_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    rows = [{"question": f"copy w{number}", "answer": f"w{number} x"} for number in range(40)]
+    WRITERS[".jsonl"](tmp_path / "data" / "sums.train.jsonl", [*rows, {"question": "none", "answer": ""}])
+    WRITERS[".jsonl"](tmp_path / "data" / "sums.test.jsonl", rows[:8])
+    Path("other.csv").write_text("passage,query,answer\n" + "".join(f"p{n},q{n},{n}\n" for n in range(30)))
+    arguments = ["--base", str(tiny_model), "--prompt", "{{ passage }}\n\n{{ query }}", "--completion", "answer"]
+    assert status("init", "--out", "b", "numbers=other.csv", *arguments) == 0
+    assert status("init", "data/sums.train.jsonl", "--out", "a", "--base", str(tiny_model)) == 0
+    out = capsys.readouterr().out
+    assert "next:    malora check a/recipe.yaml, then malora train a/recipe.yaml" in out
+    mix = Path("a/mix.yaml").read_text()
+    assert re.search(r"^  sums:$", mix, re.MULTILINE)
+    assert "test: ../data/sums.test.jsonl  # it lies beside the training rows" in mix
+    assert "metric: exact-match  # answers of 2 words at most" in mix
+    assert "bad_rows: drop  # 1 of the first 41 rows; one has an empty" in mix
+    assert Path("a/.gitignore").read_text() == "runs/\n"
+    for name in ("a", "b"):
+        assert load_named(f"{name}/recipe.yaml").recipe.model.base == str(tiny_model)
+        quick = ["train.epochs=null", "train.steps=1", "train.micro_batch_size=4"]
+        assert status("train", f"{name}/recipe.yaml", *quick, f"output.name={name}", "--no-step") == 0
+    capsys.readouterr()
+    assert status("init", "data/sums.train.jsonl", "--out", "a") == 2
+    line = "error: a/recipe.yaml: it is there already, and is not overwritten. Move it away.\n"
+    assert capsys.readouterr().err == line
+
+
+def test_nothing_stays_where_something_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    WRITERS[".jsonl"](tmp_path / "x.jsonl", [{"question": "a", "answer": "b"}] * 3)
+    for arguments, message in (
+        (["x.jsonl", "./x.jsonl"], "FILE: two tasks would be called 'x'. Name the tasks: TASK=FILE."),
+        (["none.jsonl"], "none.jsonl: file or folder not found"),
+        (["x.jsonl", "--method", "malorra"], "did you mean 'malora'?"),
+        (
+            ["x.jsonl", "--prompt", "question"],
+            "x.jsonl: a question and an answer go together. Add --completion COLUMN.",
+        ),
+    ):
+        assert status("init", *arguments) == 2
+        assert message in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_every_format_that_is_guessed_is_one() -> None:
+    assert {form for _, form, _, _ in LAYOUTS.values()} <= set(FORMATS)
+
+
+def status(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return int(str(caught.value.code))
