@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
@@ -207,7 +207,7 @@ class _Job:
             for name, lora in loras.items():
                 places[name].mkdir(exist_ok=True)
                 self._write(places[name], form, origin, lora, choices.get(name), costs[name])
-            checks = self._checked({name: (places[name], lora) for name, lora in loras.items()})
+            checks = self._checked({name: (places[name], lora) for name, lora in loras.items()}, choices)
             self._write_merges(places, choices, costs, checks, left_out)
             if len(loras) > 1:
                 shared = self.request.rank is None
@@ -334,8 +334,13 @@ class _Job:
 
     # ------------------------------------------------------------ reading back
 
-    def _checked(self, written: Mapping[str, tuple[Path, StaticLora | None]]) -> dict[str, Mapping[str, Any]]:
-        """Read exports back in a fresh process; what is expected is computed here, from the run."""
+    def _checked(
+        self, written: Mapping[str, tuple[Path, StaticLora | None]], choices: Mapping[str, Gates] | None = None
+    ) -> dict[str, Mapping[str, Any]]:
+        """Read exports back in a fresh process; what is expected is computed here, from the run.
+
+        One of several is read back on rows of the tasks that it is for.
+        """
         found: dict[str, Mapping[str, Any]] = {}
         if not self.request.verify:
             return found
@@ -344,14 +349,15 @@ class _Job:
             for name, (folder, lora) in written.items():
                 self.tell(f"checking {name}")
                 itself = not self._is_routed and self.request.rank is None  # a LoRA, whose adapter is what is expected
-                keep_expected(self.model, list(self._some_rows()), rows, None if itself else lora)
+                tasks = choices[name].tasks if choices and len(written) > 1 else None
+                keep_expected(self.model, list(self._some_rows(tasks)), rows, None if itself else lora)
                 asked = readings(self.request, folder, self.base, self.recipe.model)
                 found[name] = sorted_out(self.request, [read_back(folder, rows, one) for one in asked])
         return found
 
-    def _some_rows(self) -> Iterator[TrainExample]:
-        """A few rows of each task, of those to measure by where there are such."""
-        for number, task in enumerate(self.tasks):
+    def _some_rows(self, names: Collection[str] | None) -> Iterator[TrainExample]:
+        """A few rows of some tasks or of all, of those to measure by where there are such."""
+        for number, task in enumerate(task for task in self.tasks if names is None or task.name in names):
             split = task.validation if len(task.validation) else task.train
             for lot in in_lots(split, number, limit=_READ_BACK, size=_READ_BACK):
                 yield from lot
