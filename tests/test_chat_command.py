@@ -405,9 +405,9 @@ def test_a_conversation_on_a_terminal(here: Path) -> None:
 
 REFUSED = {
     "unknown": (["tinny"], r"tinny: not found as a run in runs, nor as a model \(.+\); did you mean 'tiny'\?$"),
-    "a folder": (["."], r"no config\.json"),
+    "a folder": (["."], r"no model found in this folder \(config\.json is missing\)"),
     "unfinished": (["unfinished"], r"unfinished: this run is not finished.*--resume"),
-    "step": (["tiny", "--step", "5"], r"no checkpoint of step 5\. It has those of steps"),
+    "step": (["tiny", "--step", "5"], r"checkpoint of step 5 not found\. There are checkpoints of steps"),
     "step of a model": (
         ["runs/tiny/adapter", "--step", "2"],
         r"not a run, so it has no checkpoints\. Leave",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from forked import forked
 from malora_cli.errors import MaloraError, RunError
 from malora_cli.results import RunRecord, RunStatus, checkpoint_name
 from malora_cli.train import checkpoints
@@ -117,18 +117,15 @@ def test_a_run_may_be_killed_again_and_again(recipe: Path, whole: RunRecord, nam
     assert resumed.manifest.train_seconds >= seconds[-1] > trained
 
 
-def test_a_process_that_dies_leaves_a_run_that_goes_on(recipe: Path, whole: RunRecord, name: Any) -> None:
+def test_a_process_that_dies_leaves_a_run_that_goes_on(
+    recipe: Path, whole: RunRecord, name: Any, tmp_path: Path
+) -> None:
     """As by SIGKILL: no handler runs, nothing is flushed."""
     override = next(name)
-    script = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from train_runs import train_run\n"
-        "train_run(Path(sys.argv[2]), sys.argv[3], at_step=lambda step: os._exit(9) if step == 5 else None)"
+    ended = forked(
+        lambda: train_run(recipe, override, at_step=lambda step: os._exit(9) if step == 5 else None), tmp_path
     )
-    here = str(Path(__file__).parent)
-    ended = subprocess.run(
-        [sys.executable, "-c", script, here, str(recipe), override], check=False, capture_output=True
-    )
-    assert ended.returncode == 9, ended.stderr.decode()
+    assert ended.code == 9, ended.out
     assert [path.name for path in checkpoints.checkpoints(_record(recipe, override).checkpoints_dir)] == [
         "step-0000002",
         "step-0000004",

@@ -96,7 +96,7 @@ def test_all_of_a_csv_is_text(tmp_path: Path) -> None:
             "rows.jsonl: the template of 'where' names the column 'lable', which is not there; did you mean 'label'?",
         ),
         ("label and", "rows.jsonl: the template of 'where' is not valid Jinja (line 1: "),
-        ("{{ label }} and {{ image }}", "rows.jsonl: `where` is no condition"),
+        ("{{ label }} and {{ image }}", "rows.jsonl: `where` is a text, not a condition"),
         ("1 == 1", "rows.jsonl: `where` names no column, so it is the same for every row"),
         ("question == 'z'", "rows.jsonl: `where` leaves no row (4: `question == 'z'` does not hold). Mend `where`"),
         (

@@ -112,7 +112,8 @@ def test_a_whole_model_of_a_quantised_base(quantise: str, tmp_path: Path, tiny_m
     run, own = train_run(recipe, *settings, "output.name=x"), load(recipe, *settings).recipe
 
     def exported(name: str, **asked: Any) -> Path:
-        export_run(run, own, Request("dense", **asked), tmp_path / name)
+        verify = (quantise, name) == ("nf4", "rounded")  # the other ways of a read-back are tested elsewhere
+        export_run(run, own, Request("dense", verify=verify, **asked), tmp_path / name)
         return tmp_path / name
 
     for name, folder in (("rounded", exported("rounded")), ("original", exported("original", onto="original"))):

@@ -364,7 +364,7 @@ def test_a_broken_evaluation_is_one_clear_error(full: RunRecord) -> None:
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="not a run folder"):
         write_report(RunRecord(tmp_path))
 
 

@@ -102,7 +102,7 @@ def test_a_misspelt_target_is_not_passed_over(method: str) -> None:
 
 
 def test_a_target_that_is_no_linear_is_one_line() -> None:
-    with pytest.raises(ModelError, match=r"method 'malora': .*no linear layer") as error:
+    with pytest.raises(ModelError, match=r"method 'malora': .*not a linear layer") as error:
         wrap(tiny("llama"), Malora(**TINY, target_modules=("embed_tokens",)))
     message(error)
 
@@ -171,8 +171,8 @@ def test_what_is_no_adapter_of_this_model_is_one_line(damage: str, adapter: Path
     with pytest.raises(ModelError) as error:
         load_adapter(tiny("llama"), adapter)
     expected = {
-        "no-weights": "there is no adapter here",
-        "pickled": "there is no adapter here",
+        "no-weights": "no adapter found here",
+        "pickled": "no adapter found here",
         "no-config": "adapter_config.json cannot be read (No such file or directory)",
         "cut": "adapter_model.safetensors cannot be read (",
         "bad-config": "top_k 99 is above num_experts 4",
