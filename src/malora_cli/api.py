@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from malora_cli.recipe import Recipe
-    from malora_cli.results import EvalResult
+    from malora_cli.results import EvalResult, TaskEval
 
 __all__ = ["Run", "evaluate", "load", "train"]
 
@@ -77,7 +77,7 @@ class Run:
     def scores(self) -> list[dict[str, Any]]:
         """A row for each task of its newest evaluation: score with its interval, the base's, and the paired change."""
         found = self._record.evaluations()
-        return [] if not found else [_row(name, task.domain, task) for name, task in found[-1].tasks.items()]
+        return [] if not found else [_row(name, task) for name, task in found[-1].tasks.items()]
 
     def report(self) -> Path:
         """Write its page again; where that lies."""
@@ -86,11 +86,11 @@ class Run:
         return write_report(self._record)
 
 
-def _row(name: str, domain: str, task: Any) -> dict[str, Any]:
+def _row(name: str, task: TaskEval) -> dict[str, Any]:
     base, change = task.against, task.difference
     return {
         "task": name,
-        "domain": domain,
+        "domain": task.domain,
         "rows": task.rows,
         "score": task.model.score,
         "low": task.model.low,

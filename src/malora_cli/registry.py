@@ -19,6 +19,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
 
 
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """``"unknown task 'ad'; did you mean 'add'?"``."""
+    return f"unknown {kind} '{name}'; {did_you_mean(name, known)}"
+
+
 class Registry(Mapping[str, T], Generic[T]):
     """The things that the modules of one package offer, each under a name.
 
@@ -46,7 +51,7 @@ class Registry(Mapping[str, T], Generic[T]):
         try:
             return self._things[name]
         except KeyError:
-            raise KeyError(f"unknown {self.kind} '{name}'; {did_you_mean(name, self._things)}") from None
+            raise KeyError(unknown(self.kind, name, self._things)) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._things)

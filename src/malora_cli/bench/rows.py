@@ -17,7 +17,7 @@ from malora_cli.bench.loop import wrap_in_loops
 from malora_cli.errors import ModelError, RecipeError
 from malora_cli.modeling import load_base, resolve_base, wrap
 from malora_cli.recipe import ModelSettings
-from malora_cli.registry import did_you_mean
+from malora_cli.registry import unknown
 
 #: Rows that are no method of ours: the frozen model, and what other toolkits do. Of these, `PEER` is what every row is
 #: compared with. They run as their users run them, on linears that nothing has quickened.
@@ -77,7 +77,7 @@ class Workload:
             settings = ModelSettings(base=self.model, dtype=self.dtype)
             return load_base(resolve_base(settings), settings, quick=False).to(self.device)
         if self.shape not in SHAPES:
-            raise ModelError(f"unknown shape '{self.shape}'; {did_you_mean(self.shape, SHAPES)}", where="--shape")
+            raise ModelError(unknown("shape", self.shape, SHAPES), where="--shape")
         config = LlamaConfig(vocab_size=_VOCABULARY, num_hidden_layers=self.layers, **SHAPES[self.shape])
         with torch.random.fork_rng(devices=[]), torch.device(self.device):
             torch.manual_seed(0)
@@ -93,7 +93,7 @@ def check_rows(names: Sequence[str]) -> list[str]:
     known = [*_STOCK, *METHODS]
     for name in names:
         if name not in known:
-            raise RecipeError(f"unknown method '{name}'; {did_you_mean(name, known)}", where="--methods")
+            raise RecipeError(unknown("method", name, known), where="--methods")
     wanted = set(names) | {PEER} if names else known
     return [name for name in known if name in wanted]
 

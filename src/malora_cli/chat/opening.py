@@ -11,7 +11,7 @@ from malora_cli.errors import RecipeError
 from malora_cli.evals.subject import Models
 from malora_cli.modeling import load_tokenizer
 from malora_cli.recipe import MixSettings, TaskSettings
-from malora_cli.registry import did_you_mean
+from malora_cli.registry import unknown
 from malora_cli.results import read_json
 
 
@@ -22,7 +22,7 @@ def task_named(mix: MixSettings, name: str) -> TaskSettings:
         RecipeError: The mix has none of this name.
     """
     if name not in mix.tasks:
-        raise RecipeError(f"unknown task '{name}'; {did_you_mean(name, mix.tasks)}", where="--task")
+        raise RecipeError(unknown("task", name, mix.tasks), where="--task")
     return mix.tasks[name]
 
 

@@ -148,16 +148,7 @@ def find_and_tell(run: Path | None, folder: Path, *, err: bool = False) -> RunRe
 
 
 def read_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, model_only: bool = False) -> LoadedRecipe:
-    """Read a recipe by its path or its shipped name, with overrides such as ``train.steps=5``.
-
-    Args:
-        recipe: The recipe.
-        overrides: Settings over the recipe's.
-        model_only: As in `load_recipe`.
-
-    Raises:
-        RecipeError: The recipe, its mix or an override is wrong; every problem is named.
-    """
+    """`load_named`, and say whose Python code is going to be run."""
     from malora_cli.named import load_named
 
     loaded = load_named(recipe, overrides, model_only=model_only)

@@ -30,10 +30,10 @@ def list_methods(
     from malora_cli.adapters.methods import METHODS
     from malora_cli.cli._terminal import say
     from malora_cli.errors import RecipeError
-    from malora_cli.registry import did_you_mean
+    from malora_cli.registry import unknown
 
     if name is not None and name not in METHODS:
-        raise RecipeError(f"unknown method '{name}'; {did_you_mean(name, METHODS)}", where="NAME")
+        raise RecipeError(unknown("method", name, METHODS), where="NAME")
     known = {key: METHODS[key] for key in METHODS if name in (None, key)}
     if as_json:
         say(json.dumps([_described(key, method) for key, method in known.items()]))

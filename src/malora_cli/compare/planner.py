@@ -12,7 +12,7 @@ from typing import Literal
 
 from malora_cli.errors import RecipeError
 from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
-from malora_cli.registry import did_you_mean
+from malora_cli.registry import unknown
 
 #: Validation rows of each task that a trial of the tuning measures at least, where there are as many.
 TRIAL_ROWS = 200
@@ -266,7 +266,7 @@ def _check_methods(methods: Sequence[str], by_method: Mapping[str, Sequence[str]
     for option, names in (("--methods", methods), ("--for", by_method)):
         for name in names:
             if name not in known:
-                raise RecipeError(f"unknown method '{name}'; {did_you_mean(name, known)}", where=option)
+                raise RecipeError(unknown("method", name, known), where=option)
     if unused := sorted(set(by_method) - set(methods)):
         raise RecipeError(f"'{unused[0]}' is not among the methods compared", where="--for", fix="Add it to --methods.")
 

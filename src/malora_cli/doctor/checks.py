@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,13 +13,14 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub import constants
 from packaging.requirements import Requirement
 from platformdirs import user_cache_path
 
 from malora_cli.data.cache import entries
 from malora_cli.doctor.machine import cores, memory
 from malora_cli.evals.sandbox import BACKENDS
-from malora_cli.results import runs_under, why_unwritable
+from malora_cli.results import free_bytes, runs_under, why_unwritable
 
 _GIB = 2**30
 #: What the quickstart takes (README.md), and where disks begin to be too full for a model and a run.
@@ -146,8 +146,7 @@ def _places(runs: Path) -> Iterator[Check]:
             do = "Name another folder: output.folder." if name == "runs" else "Set XDG_CACHE_HOME to another folder."
             yield Check(f"{name}.writable", "fail", f"{place}: {why}", do)
             continue
-        nearest = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.is_dir())
-        free = shutil.disk_usage(nearest).free
+        free = free_bytes(place)
         do = "" if free >= _LEAST_DISK else "Free some space: a model and its runs take more."
         there = f"{len(list(runs_under(runs)))} runs" if name == "runs" else f"{len(entries())} entries of encoded rows"
         yield Check(f"{name}.writable", "warn" if do else "ok", f"{place}: {there}, {free / _GIB:.0f} GiB free", do)
@@ -158,7 +157,7 @@ def _models() -> Iterator[Check]:
     found = _version(package)
     do = "" if found else f"For the quickstart: {how}"
     yield Check("base.embedded", "ok" if found else "note", f"{package} {found}" if found else "not installed", do)
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    offline = constants.HF_HUB_OFFLINE
     do = "Unset HF_HUB_OFFLINE to download models and data sets." if offline else ""
     yield Check("hub.offline", "note" if offline else "ok", "HF_HUB_OFFLINE is set" if offline else "not set", do)
 

@@ -9,7 +9,7 @@ from malora_cli.errors import RecipeError
 from malora_cli.evals.metrics._base import Metric
 from malora_cli.evals.sandbox import open_sandbox
 from malora_cli.recipe import MixSettings
-from malora_cli.registry import did_you_mean
+from malora_cli.registry import unknown
 
 _DOMAIN = "domain:"
 _WHERE = "--tasks"
@@ -44,9 +44,9 @@ def _named(mix: MixSettings, name: str) -> list[str]:
         domain = name.removeprefix(_DOMAIN)
         domains = dict.fromkeys(task.domain for task in mix.tasks.values())
         if domain not in domains:
-            raise RecipeError(f"unknown domain '{domain}'; {did_you_mean(domain, domains)}", where=_WHERE)
+            raise RecipeError(unknown("domain", domain, domains), where=_WHERE)
         return [task for task, settings in mix.tasks.items() if settings.domain == domain]
-    raise RecipeError(f"unknown task '{name}'; {did_you_mean(name, mix.tasks)}", where=_WHERE)
+    raise RecipeError(unknown("task", name, mix.tasks), where=_WHERE)
 
 
 def check_code(mix: MixSettings, *, allowed: bool) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from malora_cli.export.static import routed_linears
 from malora_cli.modeling import BaseModel, empty_base, wrap
 from malora_cli.modeling.weights import weight_files
 from malora_cli.recipe import ModelSettings
+from malora_cli.results import free_bytes
 
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
 _MIB = 2**20
@@ -52,8 +52,7 @@ class Planned:
         Raises:
             RunError: There is not.
         """
-        existing = next(parent for parent in folder.absolute().parents if parent.is_dir())
-        free = shutil.disk_usage(existing).free
+        free = free_bytes(folder.absolute().parent)
         if free < self.bytes:
             raise RunError(
                 f"the export takes about {self.bytes / _MIB:,.0f} MiB, and {free / _MIB:,.0f} MiB are free",

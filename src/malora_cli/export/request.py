@@ -25,6 +25,8 @@ FORMATS_OF: Mapping[str, tuple[str, ...]] = {
 }
 #: Number formats that can be asked for, by format; none for the others.
 DTYPES_OF: Mapping[str, tuple[str, ...]] = {"hf": ("f32", "bf16", "f16"), "gguf": ("f32", "f16", "bf16", "q8_0")}
+#: What torch calls them.
+TORCH_DTYPES: Mapping[str, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 #: The LoRA nearest to the routed mixture, which keeps more of a run than any gates held fixed (docs/exporting.md).
 DEFAULT_GATES = "fit"
 #: Options that only some targets have a meaning for.

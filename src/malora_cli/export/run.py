@@ -31,7 +31,7 @@ from malora_cli.export.measuring import costs_of, lora_of
 from malora_cli.export.place import appearing_whole, check_place
 from malora_cli.export.planned import Planned, planned
 from malora_cli.export.request import DEFAULT_GATES, Exported, Request
-from malora_cli.export.static import LowRank, StaticLora, plain_lora
+from malora_cli.export.static import StaticLora, at_rank, plain_lora
 from malora_cli.export.sums import write_sums
 from malora_cli.export.verify import keep_expected, read_back, readings, sorted_out
 from malora_cli.export.weights import own_weights
@@ -270,7 +270,7 @@ class _Job:
             found = {name: lora_of(model, gates, self.tasks, rows, self.packer) for name, gates in choices.items()}
         else:
             found = {self.method.name: {} if self._is_dora else plain_lora(model)}
-        at = {name: _at_rank(lora, rank) for name, lora in found.items()}
+        at = {name: at_rank(lora, rank) for name, lora in found.items()}
         return {name: lora for name, (lora, _) in at.items()}, {name: left for name, (_, left) in at.items()}
 
     def _costs(self, choices: Mapping[str, Gates], loras: Mapping[str, StaticLora]) -> dict[str, list[Cost]]:
@@ -361,18 +361,6 @@ class _Job:
             split = task.validation if len(task.validation) else task.train
             for lot in in_lots(split, number, limit=_READ_BACK, size=_READ_BACK):
                 yield from lot
-
-
-def _at_rank(lora: StaticLora, rank: int) -> tuple[StaticLora, float]:
-    """A LoRA of one rank for all linears, and the share of its squared norm that this leaves out."""
-    found: dict[str, LowRank] = {}
-    lost = whole = 0.0
-    for name, one in lora.items():
-        reduced, left_out = one.reduced(rank)
-        found[name] = reduced.padded(rank)
-        energy = one.energy
-        lost, whole = lost + energy * left_out, whole + energy
-    return found, lost / whole if whole else 0.0
 
 
 def _judge(costs: Sequence[Cost], gates: Gates | None, accepted: float | None) -> None:

@@ -115,6 +115,18 @@ def plain_lora(model: PeftModel) -> StaticLora:
     return found
 
 
+def at_rank(lora: StaticLora, rank: int) -> tuple[StaticLora, float]:
+    """A LoRA of one rank for all linears, and the share of its squared norm that this leaves out."""
+    found: dict[str, LowRank] = {}
+    lost = whole = 0.0
+    for name, one in lora.items():
+        reduced, left_out = one.reduced(rank)
+        found[name] = reduced.padded(rank)
+        energy = one.energy
+        lost, whole = lost + energy * left_out, whole + energy
+    return found, lost / whole if whole else 0.0
+
+
 def routed_linears(model: PeftModel) -> dict[str, MixtureLinear]:
     """The routed linears by name, in the order of a tally's rows."""
     routing, found = routing_of(model), {}

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from malora_cli.adapters.product import by_pytorch
 from malora_cli.data.batch import Batch, TrainExample, collate
 from malora_cli.errors import RunError
-from malora_cli.export.bundle.shards import Stored
-from malora_cli.export.request import Request
+from malora_cli.export.request import TORCH_DTYPES, Request
 from malora_cli.export.static import StaticLora, applied
+from malora_cli.export.streamed import Header
 from malora_cli.modeling import BaseModel
 from malora_cli.modeling.modes import evaluating
 from malora_cli.modeling.weights import weight_files
@@ -36,7 +36,6 @@ ROUNDED = (0.5, 0.02)
 #: Supervised tokens of a row that are compared at most: each takes the whole vocabulary's logits.
 _POSITIONS = 16
 _LLAMA_CPP = "llama.cpp"
-_TORCH = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def readings(request: Request, folder: Path, base: BaseModel, settings: ModelSet
         settings: How the run loaded it.
     """
     exact = settings.dtype == "float32" and request.dtype in (None, "f32")
-    dtype, trust = _TORCH.get(request.dtype or "", settings.dtype), settings.trust_remote_code
+    dtype, trust = TORCH_DTYPES.get(request.dtype or "", settings.dtype), settings.trust_remote_code
     if request.form == "peft" and settings.quantise is None:
         return [Reading("PEFT", dtype, base=base.location, revision=base.commit, trust=trust, exact=exact)]
     if request.form == "hf":
@@ -95,7 +94,7 @@ def readings(request: Request, folder: Path, base: BaseModel, settings: ModelSet
 def _is_float32(folder: Path) -> bool:
     """Whether a model's weights are written without rounding."""
     files = [file for file in weight_files(folder) if file.suffix != ".json"]
-    return {kind for file in files for kind in Stored.of(file).dtypes.values()} <= {"F32"}
+    return {about["dtype"] for file in files for about in Header.of(file).about.values()} <= {"F32"}
 
 
 def _is_installed(runtime: str) -> bool:

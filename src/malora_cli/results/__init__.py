@@ -4,6 +4,7 @@ from malora_cli.results.digest import Digest, LogSteps, MeanConflict, Thinned, n
 from malora_cli.results.evaluation import EvalResult, Scores, TaskEval
 from malora_cli.results.files import (
     file_sha256,
+    free_bytes,
     read_json,
     remembered_sha256,
     why_unwritable,
@@ -69,6 +70,7 @@ __all__ = [
     "checkpoints_in",
     "file_sha256",
     "find_run",
+    "free_bytes",
     "imbalance",
     "made_once",
     "measured",

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import reprlib
+import shutil
 import socket
 import tempfile
 import time
@@ -130,6 +131,12 @@ def _reason(error: Exception) -> str:
 def shown(value: object) -> str:
     """A value in a message."""
     return _SHORT.repr(value)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where a folder lies, or is going to lie."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    return shutil.disk_usage(there).free
 
 
 def why_unwritable(folder: Path) -> str | None:

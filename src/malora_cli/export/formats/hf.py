@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from malora_cli.errors import ModelError
 from malora_cli.export.formats._base import Format, Origin
+from malora_cli.export.request import TORCH_DTYPES
 from malora_cli.export.static import LowRank, StaticLora
 from malora_cli.export.streamed import rewrite
 from malora_cli.modeling import BaseModel
 from malora_cli.modeling.weights import weight_files
 from malora_cli.results import read_json, write_json
 
-_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, told) for name, told in TORCH_DTYPES.items()}
 #: Rows of a weight that an update is added to at a time.
 _ROWS = 256
-_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 class HuggingFaceFormat(Format):
@@ -69,7 +69,7 @@ class HuggingFaceFormat(Format):
         config = read_json(source / CONFIG_NAME)
         if origin.dtype is not None:
             config.pop("torch_dtype", None)
-            config["dtype"] = _NAMES[origin.dtype]
+            config["dtype"] = TORCH_DTYPES[origin.dtype]
             index = folder / SAFE_WEIGHTS_INDEX_NAME
             if index.is_file():
                 total = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -96,8 +96,10 @@ def _write_shard(source: Path, target: Path, updates: Mapping[str, tuple[str, Lo
     met = set()
     dtype = None if origin.dtype is None else _DTYPES[origin.dtype]
 
+    names = origin.skeleton.state_dict().keys()
+
     def changed(stored: str, weight: Tensor) -> Tensor:
-        key = _key_of(stored, origin)
+        key = _key_of(stored, origin.skeleton.base_model_prefix, names)
         kind = dtype or weight.dtype
         met.add(key)
         if (own := origin.weights.get(key.removesuffix(".weight"))) is not None:
@@ -112,18 +114,10 @@ def _write_shard(source: Path, target: Path, updates: Mapping[str, tuple[str, Lo
     return met
 
 
-def _key_of(stored: str, origin: Origin) -> str:
+def _key_of(stored: str, prefix: str, names: Collection[str]) -> str:
     """The model's own name of a stored weight; older files leave its prefix out."""
-    prefixed = f"{origin.skeleton.base_model_prefix}.{stored}"
-    return prefixed if _has(origin.skeleton, prefixed) and not _has(origin.skeleton, stored) else stored
-
-
-def _has(model: nn.Module, weight: str) -> bool:
-    module, _, name = weight.rpartition(".")
-    try:
-        return hasattr(model.get_submodule(module), name)
-    except AttributeError:
-        return False
+    prefixed = f"{prefix}.{stored}"
+    return prefixed if prefixed in names and stored not in names else stored
 
 
 def _added(weight: Tensor, one: LowRank, *, transposed: bool, dtype: torch.dtype) -> Tensor:
