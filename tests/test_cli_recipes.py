@@ -320,7 +320,7 @@ def test_the_real_vocabulary_is_light_and_reads_every_shipped_recipe() -> None:
         "from malora_cli.recipe import description_of, recipe_schema, shipped_files\n"
         "recipe_schema(vocabulary())\n"
         "for name, path in shipped_files('recipes').items():\n"
-        "    assert read_recipe(name).name == name\n"
+        "    assert read_recipe(name).name == path.stem\n"
         "    assert description_of(path), f'{name} has no description'\n"
         "    print(name)\n"
         f"print(sorted(set({HEAVY}) & set(sys.modules)))\n"
@@ -338,5 +338,5 @@ def test_a_copied_recipe_still_finds_its_mix(monkeypatch: pytest.MonkeyPatch, fo
     vocabulary = named.vocabulary()
     for name in shipped_files("recipes"):
         assert run("recipes", "cp", name) == 0
-        copied = load_recipe(Path(f"{name}.yaml"), vocabulary=vocabulary)
+        copied = load_recipe(Path(f"{Path(name).name}.yaml"), vocabulary=vocabulary)
         assert copied.recipe == _common.read_recipe(name).recipe

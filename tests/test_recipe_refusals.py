@@ -314,6 +314,8 @@ def test_the_schema_takes_what_the_loader_takes_and_refuses_what_it_refuses() ->
     inline = {**recipe, "mix": written("mixes/sums.yaml")}
     assert checks(schema, inline, schema)
     assert checks(schema, yaml.safe_load(load().to_yaml()), schema)
+    assert checks(schema, {**recipe, "method": "shared"}, schema)
+    assert not checks(schema, {**recipe, "method": "share"}, schema)
     assert not checks(schema, {**recipe, "trian": {}}, schema)
     assert not checks(schema, {**recipe, "method": {"name": "lora"}}, schema)
     assert not checks(schema, {**recipe, "method": {"r": 3}}, schema)

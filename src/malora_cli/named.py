@@ -34,13 +34,13 @@ def recipe_file(recipe: str | Path) -> Path:
     from malora_cli.registry import did_you_mean
 
     path = Path(recipe)
-    if path.is_file() or path.suffix or path.name != str(recipe):
+    if path.is_file() or path.suffix:
         return path
-    known = shipped_files("recipes")
-    if path.name not in known:
-        nearest = did_you_mean(path.name, known)
-        raise RecipeError(f"recipe '{path.name}' not found, neither as a file nor among the shipped ones; {nearest}")
-    return known[path.name]
+    name, known = path.as_posix(), shipped_files("recipes")
+    if name not in known and path.name == name:
+        nearest = did_you_mean(name, known)
+        raise RecipeError(f"recipe '{name}' not found, neither as a file nor among the shipped ones; {nearest}")
+    return known.get(name, path)
 
 
 def load_named(recipe: str | Path, overrides: Sequence[str] = (), *, model_only: bool = False) -> LoadedRecipe:

@@ -6,15 +6,10 @@ import json
 import os
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from malora_cli.recipe.packaged import Kind
-
-#: What is shipped, by what it is called.
-_KINDS: dict[str, Kind] = {"recipe": "recipes", "mix": "data_mixes"}
 #: What may stand before the name of a mix, to tell it from a recipe of that name.
 _MIX = "data_mixes/"
 
@@ -38,13 +33,15 @@ def list_recipes() -> None:
     from rich.text import Text
 
     from malora_cli.cli._terminal import plain_table, result_console
-    from malora_cli.recipe import description_of, shipped_files
+    from malora_cli.recipe import description_of, needs_of, shipped_files
 
-    for kind in ("recipe", "mix"):
-        table = plain_table((kind, "what it is for"))
-        for name, path in shipped_files(_KINDS[kind]).items():
-            table.add_row(Text(name if kind == "recipe" else f"{_MIX}{name}", "bold"), Text(description_of(path)))
-        result_console().print(table)
+    recipes, mixes = plain_table(("recipe", "what it is for", "needs")), plain_table(("mix", "what it is for"))
+    for name, path in shipped_files("recipes").items():
+        recipes.add_row(Text(name, "bold"), Text(description_of(path)), Text(needs_of(path)))
+    for name, path in shipped_files("data_mixes").items():
+        mixes.add_row(Text(f"{_MIX}{name}", "bold"), Text(description_of(path)))
+    result_console().print(recipes)
+    result_console().print(mixes)
 
 
 def copy_recipe(

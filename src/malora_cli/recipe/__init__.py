@@ -11,7 +11,7 @@ from malora_cli.recipe.mix_settings import (
     TaskSettings,
     ValidationSettings,
 )
-from malora_cli.recipe.packaged import data_beside, description_of, shipped, shipped_files
+from malora_cli.recipe.packaged import data_beside, description_of, needs_of, shipped, shipped_files
 from malora_cli.recipe.problems import InvalidRecipeError
 from malora_cli.recipe.remedies import RemediesSettings, RemedySettings
 from malora_cli.recipe.schema import EvalSettings, ModelSettings, OutputSettings, Recipe, TrainSettings
@@ -45,6 +45,7 @@ __all__ = [
     "data_beside",
     "description_of",
     "load_recipe",
+    "needs_of",
     "recipe_of_model",
     "recipe_schema",
     "recipe_type",

@@ -136,9 +136,11 @@ def _assemble(document: Document, overrides: Sequence[Override], *, data: bool) 
             apply_override(document, override)
     has_mix = inline_mix(document)
     spell_out_tasks(document)
+    _spell_out_method(document)
     for override in overrides:
         if override.path != ("mix",) and (has_mix or override.path[0] != "mix"):
             apply_override(document, override)
+            _spell_out_method(document)  # before the next one, which may go into it
     spell_out_tasks(document)
     resolve_sources(document, needed=data)
     _resolve_model_paths(document)
@@ -147,6 +149,13 @@ def _assemble(document: Document, overrides: Sequence[Override], *, data: bool) 
         del document.data[section]
         document.prune((section,))
     return has_mix
+
+
+def _spell_out_method(document: Document) -> None:
+    """Write ``method: lora`` as ``method: {name: lora}``, which is what it stands for."""
+    if isinstance(name := document.data.get("method"), str):
+        document.data["method"] = {"name": name}
+        document.origins["method", "name"] = document.origin(("method",))
 
 
 def _resolve_model_paths(document: Document) -> None:

@@ -11,6 +11,8 @@ from malora_cli.errors import RecipeError
 
 Kind = Literal["recipes", "data_mixes"]
 
+_NEEDS = "# needs:"
+
 
 def shipped(kind: Kind) -> Path:
     """The folder of shipped recipes or mixes.
@@ -48,3 +50,9 @@ def description_of(path: Path) -> str:
     # A line that names the schema is for the editor, not for people.
     first = next((line for line in lines if not line.startswith("# yaml-language-server:")), "")
     return first.lstrip("#").strip() if first.startswith("#") else ""
+
+
+def needs_of(path: Path) -> str:
+    """What a recipe says it needs: its comment ``# needs: ...``; empty if there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((line.removeprefix(_NEEDS).strip() for line in lines if line.startswith(_NEEDS)), "")

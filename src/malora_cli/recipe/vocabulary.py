@@ -60,6 +60,10 @@ def recipe_schema(vocabulary: Vocabulary) -> dict[str, Any]:
     """
     schema = recipe_type(vocabulary).model_json_schema()
     _also_text(schema["properties"], "mix")
+    schema["properties"]["method"] = {
+        "description": schema["properties"]["method"].pop("description"),
+        "anyOf": [{"type": "string", "enum": sorted(vocabulary.methods)}, schema["properties"]["method"]],
+    }
     for method in vocabulary.methods.values():
         # In Python a method's name may have a default; in a file it is what the section is told apart by.
         definition = schema["$defs"][method.__name__]
