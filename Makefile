@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/quickstart
 
-.PHONY: help setup quickstart test verify-exports lint format clean
+.PHONY: help setup quickstart test dist first-hour verify-exports lint format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -41,6 +41,20 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 
 test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+dist: $(STAMP)  ## Build and check what is published: sdist and wheel in dist/
+	$(BIN)/pip install --quiet --disable-pip-version-check build twine check-wheel-contents validate-pyproject deptry
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m build --no-isolation --wheel --outdir build/wheel
+	$(BIN)/python tests/wheels.py dist/*.whl build/wheel/*.whl
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/validate-pyproject pyproject.toml
+	$(BIN)/deptry src
+
+first-hour: dist  ## The wheel in an empty environment, without network, from `doctor` to an export
+	$(BIN)/python tests/first_hour.py dist/*.whl --torch "$(TORCH)"
 
 verify-exports: $(STAMP)  ## Check GGUF exports in llama.cpp, which needs Linux with glibc 2.38 or newer
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/llama.cpp --no-deps llama-cpp-py-sync cffi pycparser

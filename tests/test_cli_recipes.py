@@ -108,7 +108,7 @@ def test_help_is_light() -> None:
     assert result.stderr.strip() == "[]"
     assert "recipes" in result.stdout
     assert "--debug" in result.stdout
-    assert "completion" not in result.stdout
+    assert "--install-completion" not in result.stdout
 
 
 def test_the_module_is_the_command() -> None:

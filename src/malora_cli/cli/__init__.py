@@ -56,6 +56,10 @@ def _application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_global_options)
+    if "_MALORA_COMPLETE" in os.environ:  # a shell asks
+        from typer._completion_classes import completion_init
+
+        completion_init()
     for module in sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")):
         importlib.import_module(f"{__name__}.{module}").register(app)
     return app

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from malora_cli.characters import visible
+from malora_cli.cli import _completion
 from malora_cli.cli._terminal import say, say_for_now
 from malora_cli.errors import MaloraError
 
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 _told: set[str] = set()
 
 RunArgument = Annotated[
-    Path | None, typer.Argument(metavar="[RUN]", help="Run folder, or its name under --runs; default: the newest.")
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="Run folder, or its name under --runs; default: the newest.",
+        autocompletion=_completion.runs,
+    ),
 ]
 MovedArgument = Annotated[
     list[str] | None,
@@ -34,10 +40,21 @@ MovedArgument = Annotated[
 ]
 OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings over the recipe's.", show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings over the recipe's.",
+        show_default=False,
+        autocompletion=_completion.overrides,
+    ),
 ]
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a shipped one.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="Recipe file, or the name of a shipped one.",
+        show_default=False,
+        autocompletion=_completion.recipes,
+    ),
 ]
 StepOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Use the checkpoint of this step, not the finished adapter.")
@@ -70,6 +87,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs what it then raises
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, on starting and stopping
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bar while it converts a GGUF file
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on kernels that it would like to have
     # Their warnings are for programmers; ours are one line each.
     warnings.simplefilter("ignore")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from malora_cli.cli import _completion
 from malora_cli.cli._common import RunsOption, StepOption, TrustOption
 
 
@@ -22,6 +23,7 @@ def chat(
             metavar="[RUN|MODEL]",
             help="Run folder, or its name under --runs; default: the newest. Or a model: a short name, hub id, folder, "
             "GGUF file, exported adapter or LoRA.",
+            autocompletion=_completion.runs,
         ),
     ] = None,
     settings: Annotated[
@@ -33,7 +35,12 @@ def chat(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Use the system prompt and max_new_tokens of this task.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Use the system prompt and max_new_tokens of this task.",
+            autocompletion=_completion.tasks,
+        ),
     ] = None,
     mix: Annotated[
         str | None, typer.Option(metavar="MIX", help="Take --task from this mix; default: the run's.")

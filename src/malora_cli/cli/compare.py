@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from malora_cli.cli import _completion
 from malora_cli.cli._common import CodeOption, FullOption, OverridesArgument, RecipeArgument, RunsOption, TrustOption
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print comparison.json 
 def baselines(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    methods: Annotated[str, typer.Option(metavar="A,B", help="Methods to compare.")] = "lora,molora,malora",
+    methods: Annotated[
+        str, typer.Option(metavar="A,B", help="Methods to compare.", autocompletion=_completion.methods)
+    ] = "lora,molora,malora",
     seeds: SeedsOption = "0,1,2",
     tune: TuneOption = "auto",
     baseline: BaselineOption = None,

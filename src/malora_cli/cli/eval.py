@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from malora_cli.cli import _completion
 from malora_cli.cli._common import CodeOption, FullOption, RunsOption, StepOption, TrustOption
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def evaluate(
             metavar="[RUN|MODEL]",
             help="Run folder, or its name under --runs; default: the newest. Or, with --mix, a model: a short name, "
             "hub id, folder, GGUF file or exported adapter.",
+            autocompletion=_completion.runs,
         ),
     ] = None,
     settings: Annotated[
@@ -34,11 +36,16 @@ def evaluate(
             help="Settings. For a model, any of the recipe's; for a run eval.*, model.device, and model.base or mix if "
             "these were moved.",
             show_default=False,
+            autocompletion=_completion.overrides,
         ),
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="Tasks, domain:NAME or lm_eval:NAME; default: all of the mix."),
+        typer.Option(
+            metavar="A,B",
+            help="Tasks, domain:NAME or lm_eval:NAME; default: all of the mix.",
+            autocompletion=_completion.tasks,
+        ),
     ] = None,
     mix: Annotated[
         str | None, typer.Option(metavar="MIX", help="Take the tasks from this mix: a YAML file or a shipped mix.")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from malora_cli.cli import _completion
+
 #: The base model that needs no download.
 _BASE = "smollm2-135m-instruct"
 
@@ -23,7 +25,10 @@ def init(
     ],
     folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the recipe is written.")] = Path(),
     base: Annotated[str, typer.Option(metavar="MODEL", help="Base model: a short name, hub id or folder.")] = _BASE,
-    method: Annotated[str, typer.Option(metavar="NAME", help="Method; `malora methods` lists them.")] = "malora",
+    method: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Method; `malora methods` lists them.", autocompletion=_completion.methods),
+    ] = "malora",
     prompt: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of the question, or a Jinja template of columns.")
     ] = None,

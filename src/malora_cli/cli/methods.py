@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from malora_cli.cli import _completion
+
 if TYPE_CHECKING:
     from malora_cli.adapters.methods._base import AdapterSettings
 
@@ -19,7 +21,13 @@ def register(app: typer.Typer) -> None:
 
 def list_methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show the settings of this method.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Show the settings of this method.",
+            show_default=False,
+            autocompletion=_completion.methods,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all methods with their settings as JSON.")] = False,
 ) -> None:

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from malora_cli.cli import _completion
+
 #: What may stand before the name of a mix, to tell it from a recipe of that name.
 _MIX = "data_mixes/"
 
@@ -25,16 +27,26 @@ def register(app: typer.Typer) -> None:
     app.add_typer(recipes, name="recipes")
 
 
-def list_recipes() -> None:
+def list_recipes(
+    as_json: Annotated[bool, typer.Option("--json", help="Print names, descriptions and needs as JSON.")] = False,
+) -> None:
     """List the shipped recipes and mixes with what each is for.
 
     Example: malora recipes ls
     """
     from rich.text import Text
 
-    from malora_cli.cli._terminal import plain_table, result_console
+    from malora_cli.cli._terminal import plain_table, result_console, say
     from malora_cli.recipe import description_of, needs_of, shipped_files
 
+    if as_json:
+        described = {
+            name: {"description": description_of(path), "needs": needs_of(path)}
+            for name, path in shipped_files("recipes").items()
+        }
+        plain = {name: {"description": description_of(path)} for name, path in shipped_files("data_mixes").items()}
+        say(json.dumps({"schema": 1, "recipes": described, "mixes": plain}))
+        return
     recipes, mixes = plain_table(("recipe", "what it is for", "needs")), plain_table(("mix", "what it is for"))
     for name, path in shipped_files("recipes").items():
         recipes.add_row(Text(name, "bold"), Text(description_of(path)), Text(needs_of(path)))
@@ -46,7 +58,12 @@ def list_recipes() -> None:
 
 def copy_recipe(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name of a shipped recipe or mix, as `malora recipes ls` shows it.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a shipped recipe or mix, as `malora recipes ls` shows it.",
+            autocompletion=_completion.shipped,
+        ),
     ],
     destination: Annotated[
         Path, typer.Argument(metavar="DEST", help="File to write, or a folder to write it in.", show_default=False)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from malora_cli.cli._common import RunArgument, RunsOption
+
 
 def register(app: typer.Typer) -> None:
     """Add ``malora report``."""
@@ -14,15 +16,12 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[
-        Path | None,
-        typer.Argument(metavar="[RUN]", help="Run folder, or its name under --runs; the newest when left out."),
-    ] = None,
+    run: RunArgument = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Page to write; the run's report/index.html when left out."),
     ] = None,
-    runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where run folders lie.")] = Path("runs"),
+    runs: RunsOption = Path("runs"),
 ) -> None:
     """Write RUN/report/index.html: one self-contained page of settings, losses, the seesaw and scores.
 
