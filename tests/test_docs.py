@@ -287,6 +287,9 @@ def test_a_page_on_a_terminal_is_set(capsys: pytest.CaptureFixture[str], monkeyp
 def test_sections_are_found_by_their_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("docs", "--search", "slurm Preempted") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["processes"]
+    assert status("docs", "--search", "out of memory") == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines[-1].split() == ["speed", "Training", "against", "TRL"]  # where the words stand apart
     assert status("docs", "data", "--search", "squad") == 0
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]} == {"data"}
 

@@ -35,7 +35,7 @@ def docs(
         raise MaloraError(unknown("topic", topic, pages), where="TOPIC")
     chosen = pages if topic is None else {topic: pages[topic]}
     if search is not None:
-        _print_table(("topic", "section"), list(_found(chosen, search)))
+        _print_table(("topic", "section"), _found(chosen, search))
     elif topic is None:
         titles = ((name, next(heading for heading, _ in _sections(path))) for name, path in pages.items())
         _print_table(("topic", "what it is about"), list(titles))
@@ -43,26 +43,25 @@ def docs(
         _print_page(pages[topic].read_text(encoding="utf-8"))
 
 
-def _found(pages: dict[str, Path], search: str) -> Iterator[tuple[str, str]]:
-    """Page and heading of every section with all of the words."""
+def _found(pages: dict[str, Path], search: str) -> list[tuple[str, str]]:
+    """Page and heading of every section with all of the words, those first that have them side by side."""
     words = search.casefold().split()
-    for name, path in pages.items():
-        for heading, text in _sections(path):
-            if all(word in text.casefold() for word in words):
-                yield name, heading
+    sections = [(name, *section) for name, path in pages.items() for section in _sections(path)]
+    held = [section for section in sections if all(word in section[2] for word in words)]
+    return [section[:2] for section in sorted(held, key=lambda section: " ".join(words) not in section[2])]
 
 
 def _sections(page: Path) -> Iterator[tuple[str, str]]:
-    """Heading and text of every section, the text with its heading."""
-    heading, lines, in_code = "", [""], False
+    """Heading of every section, and its words in lower case with one space between."""
+    parts: list[list[str]] = []
+    in_code = False
     for line in page.read_text(encoding="utf-8").splitlines():
         in_code ^= line.startswith("```")
         if line.startswith("#") and not in_code:
-            if heading:
-                yield heading, "\n".join(lines)
-            heading, lines = line.lstrip("#").strip(), []
-        lines.append(line)
-    yield heading, "\n".join(lines)
+            parts.append([])
+        parts[-1].append(line)
+    for lines in parts:
+        yield lines[0].lstrip("# "), " ".join(" ".join(lines).casefold().split())
 
 
 def _print_table(headings: tuple[str, str], rows: list[tuple[str, str]]) -> None:
@@ -84,6 +83,6 @@ def _print_page(text: str) -> None:
 
     console = result_console()
     if console.is_terminal:
-        console.print(Markdown(text))
+        console.print(Markdown(text, hyperlinks=False))  # they lead from page to page
     else:
         write(text)
