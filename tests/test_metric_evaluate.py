@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,12 @@ def test_likelihoods_can_be_scored_by_evaluate() -> None:
     assert computed == {"likelihood": pytest.approx(0.36787944), "unread": 0}
     with pytest.raises(KeyError, match="unknown metric 'rouge-3'; did you mean 'rouge-"):
         as_evaluate("rouge-3")
+
+
+def test_the_example_of_the_documentation() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "scores.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    imported, call, result = re.fullmatch(r"(.*)\n\n(.*)\n# (.*)\n", block).groups()  # type: ignore[union-attr]
+    scope: dict[str, object] = {}
+    exec(imported, scope)
+    assert eval(call, scope) == eval(result)

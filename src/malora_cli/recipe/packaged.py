@@ -1,4 +1,4 @@
-"""Recipes and mixes that come with the package."""
+"""Recipes, mixes and pages of the documentation that come with the package."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import yaml
 
 from malora_cli.errors import RecipeError
 
-Kind = Literal["recipes", "data_mixes"]
+Kind = Literal["recipes", "data_mixes", "docs"]
 
 _NEEDS = "# needs:"
 
 
 def shipped(kind: Kind) -> Path:
-    """The folder of shipped recipes or mixes.
+    """The folder of shipped recipes, mixes or pages.
 
     In an installed package it lies inside; in a source checkout at the top level, where people look for it.
 
@@ -31,9 +31,9 @@ def shipped(kind: Kind) -> Path:
 
 
 def shipped_files(kind: Kind) -> dict[str, Path]:
-    """The shipped recipes or mixes by name: the file's path without its suffix, such as ``examples/alpaca``."""
-    folder = shipped(kind)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    """What is shipped by name: the file's path without its suffix, such as ``examples/alpaca``."""
+    folder, pattern = shipped(kind), "*.md" if kind == "docs" else "*.yaml"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob(pattern))}
 
 
 def data_beside(mix: Path) -> list[Path]:

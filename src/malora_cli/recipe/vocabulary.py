@@ -71,6 +71,7 @@ def recipe_schema(vocabulary: Vocabulary) -> dict[str, Any]:
     task = schema["$defs"]["TaskSettings"]["properties"]
     _also_text(task, "train")
     _also_text(task, "test")
+    _also_text(task, "validation")
     task["format"]["enum"] = sorted(vocabulary.formats)
     source = schema["$defs"]["SourceSettings"]["properties"]
     source["format"]["anyOf"][0]["enum"] = sorted(vocabulary.formats)
