@@ -87,6 +87,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs what it then raises
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, on starting and stopping
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bar while it converts a GGUF file
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on kernels that it would like to have
     # Their warnings are for programmers; ours are one line each.
