@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from malora_cli.api import Run, evaluate, load, train
+from malora_cli.api import Run, compare, evaluate, load, train
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.results import Event
 from train_runs import same_weights, train_run, workplace
@@ -60,6 +60,29 @@ def test_a_run_is_loaded_with_its_adapter(run: Run) -> None:
         ours = model(input_ids=ids).logits
         with model.disable_adapter():
             assert not torch.equal(model(input_ids=ids).logits, ours)
+
+
+def test_methods_are_compared(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    events: list[Event] = []
+    lines: list[str] = []
+    quick = ["train.steps=1", "train.eval_rows=1", "eval.rows=2", "output.folder=runs"]
+    asked = {"methods": ["lora", "malora"], "seeds": [3], "rates": "none", "margin": 0.5}
+    found = compare(recipe, quick, **asked, on_event=events.append, on_line=lines.append)
+    assert [(it.method, [run.seed for run in it.runs]) for it in found.methods] == [("lora", [3]), ("malora", [3])]
+    assert found.failures == []
+    assert {event.kind for event in events} == {"train", "eval"}
+    assert Path("runs/tiny.compare/report/index.html").is_file()
+    trained = len(events)
+    again = compare(recipe, quick, **asked, on_event=events.append, on_line=lines.append)
+    assert again.sentences == found.sentences
+    assert len(events) == trained  # nothing is trained twice
+    assert lines
+    assert capfd.readouterr().out == ""
+    with pytest.raises(RecipeError, match="did you mean 'malora'"):
+        compare(recipe, quick, methods=["lora", "mallora"])
 
 
 def test_what_is_wrong_is_raised(recipe: Path, run: Run) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
-from malora_cli.cli._comparison import Asked
+from malora_cli.compare.asked import Asked
 from malora_cli.compare.existing import comparison_of
 from malora_cli.compare.planner import PlannedRun, Planner, parse_method_overrides, parse_seeds
 from malora_cli.compare.run import Crew

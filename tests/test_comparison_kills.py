@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from malora_cli.cli._comparison import Asked
 from malora_cli.compare import tuning
+from malora_cli.compare.asked import Asked
 from malora_cli.compare.baselines import Study
 from malora_cli.compare.run import Crew
 from malora_cli.evals.store import Store

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from malora_cli.cli._comparison import Asked, missing_lines
+from malora_cli.cli._comparison import missing_lines
 from malora_cli.compare import jobs
+from malora_cli.compare.asked import Asked
 from malora_cli.compare.matching import matched_ranks
 from malora_cli.compare.planner import Planner
 from malora_cli.errors import StoppedError

@@ -1,4 +1,4 @@
-"""The commands from Python: `train`, `evaluate`, `load`, and what a run has to say.
+"""The commands from Python: `train`, `evaluate`, `compare`, `load`, and what a run has to say.
 
 Nothing is printed but transformers' own bars.
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from malora_cli.recipe import Recipe
     from malora_cli.results import EvalResult, TaskEval
+    from malora_cli.results.comparison import Comparison, Endpoint
 
-__all__ = ["Run", "evaluate", "load", "train"]
+__all__ = ["Run", "compare", "evaluate", "load", "train"]
 
 
 class Run:
@@ -177,6 +178,74 @@ def evaluate(
     record = _record_of(run)
     wanted = Wanted(tasks=tasks, limit=limit, split=split, allow_code=allow_code)
     return evaluate_run(record, _recipe_of(record, trust=trust_remote_code), wanted, step=step)
+
+
+def compare(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    methods: Sequence[str] = ("lora", "molora", "malora"),
+    seeds: Sequence[int] = (0, 1, 2),
+    rates: Literal["auto", "none"] | Sequence[float] = "auto",
+    baseline: str | None = None,
+    endpoint: Endpoint = "loss",
+    margin: float = 0.01,
+    match: Literal["parameters", "none"] = "none",
+    single_task: bool = False,
+    for_method: Sequence[str] = (),
+    jobs: int = 1,
+    allow_code: bool = False,
+    on_event: Callable[[Event], None] = lambda _event: None,
+    on_line: Callable[[str], None] = lambda _line: None,
+) -> Comparison:
+    """Find out which method is best for a recipe's tasks, as ``malora compare baselines`` does.
+
+    The same call goes on where an earlier one was stopped.
+
+    Args:
+        recipe: A file, or the name of a shipped recipe.
+        overrides: Settings over the recipe's, for every run.
+        methods: What is compared.
+        seeds: Each method is trained once with each.
+        rates: Learning rates to begin with; ``"auto"`` takes four around the recipe's, ``"none"`` the recipe's alone.
+        baseline: Whom the others are compared with; None is the first.
+        endpoint: What decides: test losses, or scores; mean over tasks.
+        margin: Differences of the endpoint that count as none.
+        match: Whether ranks are set so that all have as many parameters as the baseline.
+        single_task: Whether the baseline is trained on every task alone as well.
+        for_method: Settings of single methods, such as ``"lora:method.r=16"``.
+        jobs: Runs that are trained at a time.
+        allow_code: Whether code that models write may be run, in a sandbox.
+        on_event: Told every log step and evaluation of every run that is trained here (with one job).
+        on_line: Told what happens to each run, a line each.
+
+    Returns:
+        The record with its verdicts; also kept beside the runs, with a page.
+
+    Raises:
+        MaloraError: Something is missing, wrong or in the way. A run that fails is in the record.
+    """
+    from malora_cli.compare.asked import Asked, matched
+    from malora_cli.compare.baselines import Study
+    from malora_cli.compare.run import Crew
+    from malora_cli.evals.choosing import check_code
+    from malora_cli.named import recipe_file
+    from malora_cli.reports import write_comparison, write_report
+
+    tune = rates if isinstance(rates, str) else f"lr={','.join(map(repr, rates))}"
+    told = ",".join(map(str, seeds))
+    asked = Asked(
+        recipe_file(recipe), overrides, told, tune, baseline, endpoint, margin, for_method, match, single_task
+    )
+    planner, plan = asked.of_methods(methods)
+    check_code(planner.own.recipe.mix, allowed=allow_code)
+    planner = matched(planner, plan)
+    crew = Crew(lambda: _Listener(on_event), on_line, allow_code, jobs)
+    comparison, evaluated = Study(planner, plan).carried_out(crew)
+    for it in evaluated:
+        write_report(it.record)
+    write_comparison(planner.folder, comparison)
+    return comparison
 
 
 def load(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,106 +11,15 @@ from rich.text import Text
 
 from malora_cli.cli._statement import duration
 from malora_cli.cli._terminal import plain_table, result_console, say
-from malora_cli.compare.plan import TUNING_SEED, Plan, baseline_of, check_seeds, check_tuned_rates, shared_settings
-from malora_cli.compare.planner import Planner, parse_method_overrides, parse_seeds, parse_tuning
-from malora_cli.compare.sets import SETS
-from malora_cli.named import vocabulary
+from malora_cli.compare.plan import Plan
+from malora_cli.compare.planner import Planner
 from malora_cli.results import RunRecord
-from malora_cli.results.comparison import Comparison, Effect, Endpoint, MethodResult, Verdict
+from malora_cli.results.comparison import Comparison, Effect, MethodResult, Verdict
 
 if TYPE_CHECKING:
     from malora_cli.compare.foreseen import Hours
 
 _BASELINE = "baseline"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a comparison is asked for, as it was typed.
-
-    Args:
-        recipe: The recipe.
-        overrides: For every run.
-        seeds: Of the reported runs.
-        tune: How learning rates are found.
-        baseline: Whom the others are compared with; None is the first, or the set's own.
-        endpoint: What decides.
-        margin: Differences that count as none.
-        for_method: Settings of single methods.
-        match: Whether ranks are set so that all have as many parameters as the baseline.
-        single_task: Whether the baseline is trained on every task alone as well.
-    """
-
-    recipe: Path
-    overrides: Sequence[str]
-    seeds: str
-    tune: str
-    baseline: str | None
-    endpoint: Endpoint
-    margin: float
-    for_method: Sequence[str]
-    match: Literal["parameters", "none"] = "none"
-    single_task: bool = False
-
-    def of_methods(self, methods: Sequence[str]) -> tuple[Planner, Plan]:
-        """The plan of a comparison of methods, checked before anything slow happens.
-
-        Raises:
-            RecipeError: An option or the recipe is wrong.
-        """
-        planner = self._planner
-        planner.check(methods, parse_seeds(self.seeds))
-        plan = self._plan(planner, methods, self.baseline)
-        if plan.single_task:
-            for task in planner.own.recipe.mix.tasks:
-                planner.alone(plan.baseline, task, plan.seeds[0])
-        return planner, plan
-
-    def of_set(self, name: str) -> tuple[Planner, Plan]:
-        """The same of a set of contenders."""
-        found, plain = SETS[name], self._planner
-        planner = replace(plain, contenders=found.contenders(plain.own.recipe), suffix=f"-{name}")
-        methods = list(planner.contenders)
-        planner.check(methods, parse_seeds(self.seeds))
-        return planner, self._plan(planner, methods, self.baseline or found.BASELINE)
-
-    @property
-    def _planner(self) -> Planner:
-        return Planner(self.recipe, self.overrides, parse_method_overrides(self.for_method), vocabulary())
-
-    def _plan(self, planner: Planner, methods: Sequence[str], baseline: str | None) -> Plan:
-        tuning, seeds = parse_tuning(self.tune), parse_seeds(self.seeds)
-        if tuning != "none":
-            check_seeds(seeds, TUNING_SEED)
-            check_tuned_rates(planner.by_method)
-        return Plan(
-            recipe=shared_settings(planner.own.recipe),
-            methods=list(methods),
-            settings={method: list(found) for method, found in planner.by_method.items()},
-            match=self.match,
-            single_task=self.single_task,
-            seeds=seeds,
-            tuning=list(tuning) if isinstance(tuning, tuple) else tuning,
-            tuning_seed=TUNING_SEED,
-            baseline=baseline_of(methods, baseline),
-            endpoint=self.endpoint,
-            margin=self.margin,
-        )
-
-
-def matched(planner: Planner, plan: Plan) -> Planner:
-    """The planner with the ranks of a plan that wants methods of equal size.
-
-    Raises:
-        MaloraError: A method has no such rank, or the base model cannot be had.
-    """
-    if plan.match == "none":
-        return planner
-    from malora_cli.compare.matching import matched_ranks
-
-    found = matched_ranks(planner, plan.methods, plan.baseline)
-    by_method = {method: [*planner.by_method.get(method, ()), *it.overrides] for method, it in found.items()}
-    return replace(planner, by_method={**planner.by_method, **by_method})
 
 
 def print_plan(planner: Planner, plan: Plan) -> None:

@@ -13,7 +13,7 @@ from malora_cli.cli._common import CodeOption, FullOption, OverridesArgument, Re
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from malora_cli.cli._comparison import Asked
+    from malora_cli.compare.asked import Asked
     from malora_cli.compare.plan import Plan
     from malora_cli.compare.planner import Planner
     from malora_cli.results import EvalResult, RunRecord
@@ -141,8 +141,9 @@ def plan(
     Example: malora compare plan quickstart --phase tune --out jobs.txt
     """
     from malora_cli.cli._common import names_in, prepare_libraries
-    from malora_cli.cli._comparison import matched, missing_lines
+    from malora_cli.cli._comparison import missing_lines
     from malora_cli.cli._terminal import say
+    from malora_cli.compare.asked import matched
     from malora_cli.results import write_text
 
     asked = _asked(
@@ -198,7 +199,7 @@ def _asked(
     *,
     trust: bool,
 ) -> Asked:
-    from malora_cli.cli._comparison import Asked
+    from malora_cli.compare.asked import Asked
     from malora_cli.named import granted, recipe_file
 
     settings = [*(overrides or []), *granted(trust)]
@@ -210,8 +211,9 @@ def _asked(
 def _carry_out(planner: Planner, planned: Plan, *, jobs: str, dry_run: bool, allow_code: bool, as_json: bool) -> None:
     """Train and evaluate what is missing, and say what came of it; exit code 1 where a run failed."""
     from malora_cli.cli._common import interruptible, prepare_libraries, tell_of_code
-    from malora_cli.cli._comparison import matched, print_comparison, print_plan
+    from malora_cli.cli._comparison import print_comparison, print_plan
     from malora_cli.cli._terminal import error_console, result_console, say
+    from malora_cli.compare.asked import matched
 
     tell_of_code(planner.own)
     prepare_libraries()
