@@ -131,7 +131,7 @@ KEYS = known(
         Key("default_system_message", "system", "system", read.text),
         *keys("special_tokens tokens eot_tokens added_tokens_overrides", why="the tokenizer stays as it is here"),
         *keys("resize_token_embeddings_to_32x fix_untrained_tokens unfrozen_parameters", why=trainer.BASE_STAYS),
-        *keys("rl trl reward_model process_reward_model", to="supervised fine-tuning", read=read.never),
+        *keys("rl trl reward_model process_reward_model", read=read.never, why=read.REFUSED, idle=(False,)),
         *keys("evals_per_epoch", to="train.eval_every", part="evals_per_epoch", read=read.count),
         *keys("saves_per_epoch", to="train.checkpoint_every", part="saves_per_epoch", read=read.count),
         Key("early_stopping_patience", why="remedies.patience stops single tasks"),

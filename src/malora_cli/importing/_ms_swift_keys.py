@@ -124,7 +124,7 @@ KEYS = known(
             why=trainer.PROCESSES,
             idle=(1, False),
         ),
-        *keys("rlhf_type reward_model reward_funcs ref_model beta", to="supervised fine-tuning", read=read.never),
+        *keys("rlhf_type reward_model reward_funcs ref_model beta", read=read.never, why=read.REFUSED, idle=(False,)),
         *keys(
             "enable_dft_loss enable_channel_loss", why="the loss here is the mean over supervised tokens", idle=(False,)
         ),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from malora_cli.importing._base import Said
 
 #: What becomes of training all weights, or of another adapter.
 NOT_LORA = "a LoRA of rank 64 takes its place: base weights stay frozen here"
 
+#: What becomes of keys that only preference, reward or reinforcement training has.
+REFUSED = "refused: only supervised fine-tuning is imported"
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 #: Schedules that a recipe has under another name, and those that come near one.
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
@@ -156,10 +158,9 @@ def only(*wanted: Any, instead: str) -> Callable[[Any], None]:
     return read
 
 
-def never(value: Any) -> None:
+def never(_value: Any) -> NoReturn:
     """A reader of a key that only preference and reward training has."""
-    if value is not False:
-        raise ValueError("only supervised fine-tuning is imported, not preference, reward or reinforcement training")
+    raise ValueError("only supervised fine-tuning is imported, not preference, reward or reinforcement training")
 
 
 def schedule(value: Any) -> Any:

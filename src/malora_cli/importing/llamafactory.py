@@ -74,7 +74,7 @@ KEYS = known(
         Key("rope_scaling", why=trainer.BASE_STAYS),
         *keys("resize_vocab add_tokens add_special_tokens", why="the tokenizer stays as it is here", idle=(False,)),
         Key("use_swanlab", why="not a tracker that is known here", idle=(False,)),
-        *keys("pref_beta pref_loss ref_model reward_model", read=read.never),
+        *keys("pref_beta pref_loss ref_model reward_model", read=read.never, why=read.REFUSED, idle=(False,)),
         *keys("media_dir image_max_pixels image_min_pixels video_max_pixels", why=_PICTURES),
         *keys("freeze_vision_tower freeze_multi_modal_projector", why=_PICTURES, idle=(True,)),
         *keys(
@@ -110,7 +110,7 @@ ROW_KEYS = by_name(
     Key("folder", why="name the files in tasks.train.path"),
     Key("num_samples", "tasks.max_rows", read=read.count, differs="chosen at random by mix.seed"),
     *(Key(f"columns.{name}", "tasks.columns", read=read.text) for name in (*_COLUMNS, "history", "system", "tools")),
-    *keys("columns.chosen columns.rejected columns.kto_tag", to="supervised fine-tuning", read=read.never),
+    *keys("columns.chosen columns.rejected columns.kto_tag", read=read.never, why=read.REFUSED, idle=(False,)),
     *keys("columns.images columns.videos columns.audios", why=_PICTURES),
     *(Key(f"tags.{name}", "tasks.columns and tasks.speakers", read=read.text) for name in (*_ROLES, *_TAGS)),
 )
@@ -167,7 +167,7 @@ def _task(name: str, label: str, info: Mapping[str, Any], at: Places, found: Map
     source = _source(name, said, at, to)
     alpaca = entry.get("formatting", "alpaca") == "alpaca"
     settings = (_alpaca if alpaca else _conversation)(source, entry, said, to, name)
-    if "last" in found and found["last"].value:
+    if "last" in found and found["last"].value and settings["format"] == "messages":
         settings["supervise"] = "last"
     task = Task(label, settings | {"too_long": "truncate_right", "bad_rows": "drop"}, source.rows)
     if wanted := said.get("num_samples"):

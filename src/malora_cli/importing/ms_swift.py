@@ -103,7 +103,7 @@ def _task(label: str, item: str, key: str, found: Mapping[str, Found], at: Place
     settings = _settings(source, key, found.get("columns", Found("", {})).value, to)
     settings["too_long"] = found["cut"].value if "cut" in found else "drop"
     settings["bad_rows"] = "error" if "strict" in found and found["strict"].value else "drop"
-    if "supervise" in found and found["supervise"].value == "last":
+    if "supervise" in found and found["supervise"].value == "last" and settings["format"] == "messages":
         settings["supervise"] = "last"
     task = Task(label, settings, source.rows)
     if match["count"]:

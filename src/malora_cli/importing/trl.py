@@ -83,7 +83,12 @@ KEYS = known(
         *keys("dataset_num_proc activation_offloading", differs=trainer.SPEED),
         Key("ignore_bias_buffers", why=trainer.PROCESSES, idle=(False,)),
         Key("env", why="set environment variables in the shell"),
-        *keys("beta reference_free label_smoothing ref_model_mixup_alpha reward_funcs", read=read.never),
+        *keys(
+            "beta reference_free label_smoothing ref_model_mixup_alpha reward_funcs",
+            read=read.never,
+            why=read.REFUSED,
+            idle=(False,),
+        ),
     ),
 )
 
