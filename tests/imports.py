@@ -61,6 +61,10 @@ def alpaca(n: int) -> Row:
     return {"instruction": f"Add {n} and 2.", "input": "" if n % 2 else f"{n}, 2", "output": f"{n + 2}", "id": n}
 
 
+def pair(n: int) -> Row:
+    return {"prompt": f"Is {n} big?", "completion": f"{n} is not."}
+
+
 def questions(n: int) -> Row:
     return {"q": f"Twice {n}?", "a": f"It is {2 * n}.", "rules": f"Rule {n}.", "system": "never read", "past": []}
 
@@ -487,7 +491,7 @@ TRL = {
         "trl",
         "sft.yaml",
         TRL_HEAD + "dataset_name: pairs.jsonl\nwarmup_steps: 0.1\nlr_scheduler_type: cosine_with_restarts\nbf16: yes\n",
-        {"pairs.jsonl": lambda n: {"prompt": f"Is {n} big?", "completion": f"{n} is not.", "system": "never read"}},
+        {"pairs.jsonl": lambda n: pair(n) | {"system": "never read"}},
         {"pairs": ("pairs.jsonl", lambda row: [("user", row["prompt"]), ("assistant", row["completion"])])},
         settings={
             "train.warmup_ratio": 0.1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imports import CASES, LF, Case, Turns, alpaca
+from imports import CASES, LF, Case, Turns, alpaca, messages, pair
 from malora_cli.cli import main
 from malora_cli.data.columns import RowReader
 from malora_cli.data.encoding import Encoder
@@ -246,7 +248,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_of_any_key_is_told_or_refused_in_a_line(
     tool: str, data: st.DataObject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,6 +268,39 @@ def test_any_value_of_any_key_is_told_or_refused_in_a_line(
         refused = str(error)
     assert len(refused.splitlines()) <= 1
     assert refused or (set(keys) <= {line.key for line in lines} and all(line.detail for line in lines))
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    4,
+    0.5,
+    1e300,
+    float("nan"),
+    "",
+    "no",
+    "auto",
+    "x",
+    "\x00",
+    "{",
+    "1e400",
+    [],
+    ["a"],
+]
+ODD += [[None], [{"path": 1}], {}, {"a": []}, [["a"]], {"a": {"b": 1}}]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_reader_reads_or_names_the_rule(tool: str) -> None:
+    for key in (*TOOLS[tool].keys.values(), *TOOLS[tool].row_keys.values()):
+        for value in ODD:
+            try:
+                key.read(value)
+            except ValueError as error:
+                rule = str(error)
+                assert rule.startswith(("must", "only")), (key.name, value)
 
 
 def told(keys: list[Key]) -> str:
@@ -291,3 +326,35 @@ def test_every_key_says_what_becomes_of_it() -> None:
         for key in (*tool.keys.values(), *tool.row_keys.values()):
             assert key.line.detail, key.name
             assert not (key.differs and key.why), key.name
+
+
+#: The files that the examples of the page are about: the configurations' own names, and the rows beside them.
+EXAMPLES = {"llamafactory": "sft.yaml", "axolotl": "qlora.yml", "ms-swift": "train.sh", "trl": "sft.yaml"}
+BESIDE = {"llamafactory": alpaca, "axolotl": alpaca, "ms-swift": alpaca, "trl": pair}
+
+
+def examples(page: str) -> dict[str, tuple[str, str]]:
+    """The configuration of each tool's example on the page, with the name of its file."""
+    found = {tool: re.search(rf"<!-- {tool} example -->\n```\w+\n(.*?)```", page, re.DOTALL) for tool in EXAMPLES}
+    return {tool: (EXAMPLES[tool], match[1]) for tool, match in found.items() if match}
+
+
+def printed_for(tool: str, file: str, config: str, folder: Path) -> str:
+    """What a tool's example prints, run in a folder that is the current one."""
+    (folder / file).write_text(config)
+    (folder / "sums.jsonl").write_text("".join(json.dumps(BESIDE[tool](number)) + "\n" for number in range(400)))
+    (folder / "chats.jsonl").write_text("".join(json.dumps(messages(number)) + "\n" for number in range(200)))
+    (folder / "dataset_info.json").write_text(json.dumps({"sums": {"file_name": "sums.jsonl"}}))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert status("import", tool, file) == 0
+    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_examples_of_the_page_print_what_it_says(
+    tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = PAGE.read_text(encoding="utf-8")
+    out = printed_for(tool, *examples(page)[tool], tmp_path)
+    assert f"$ malora import {tool} {EXAMPLES[tool]}\n{out}```" in page

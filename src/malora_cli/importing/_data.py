@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from glob import has_magic
 from pathlib import Path
 from typing import Any
 
 from malora_cli.errors import DataError
+from malora_cli.places import is_there
 from malora_cli.projects import relative
 
 #: What text has where it can be the id of a dataset or a model on the hub.
@@ -103,8 +103,8 @@ class Places:
         path = Path(os.path.expanduser(given))  # noqa: PTH111 (pathlib's raises for an unknown user)
         for folder in (*self.more, Path(), self.file.parent):
             try:
-                there = any(folder.glob(given)) if has_magic(given) else (folder / path).exists()
-            except (OSError, ValueError, NotImplementedError):  # no path at all, or one from the root with a star
+                there = is_there(str(folder / path))
+            except (OSError, ValueError):  # it cannot be a path at all
                 return None
             if there:
                 return folder / path

@@ -26,6 +26,8 @@ _NEAR = {
     "rex": "linear",
     "reduce_lr_on_plateau": "constant",
 }
+#: Far beyond any number of rows or steps.
+_LARGEST = 10**12
 _ADAMW = ("adamw", "adamw_torch", "adamw_hf", "adamw_torch_fused")
 _TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -57,8 +59,8 @@ def number(value: Any) -> float:
         found = float(value)
     except ValueError:
         raise ValueError("must be a number") from None
-    if found != found or abs(found) == float("inf"):
-        raise ValueError("must be a finite number")
+    if not abs(found) < _LARGEST:  # nor NaN
+        raise ValueError(f"must be a number below {_LARGEST:,}")
     return int(found) if found.is_integer() else found
 
 
@@ -165,6 +167,7 @@ def never(_value: Any) -> NoReturn:
 
 def schedule(value: Any) -> Any:
     """Read the course of the learning rate."""
+    value = text(value)
     if value in _SCHEDULES:
         return _SCHEDULES[value]
     if value in _NEAR:
