@@ -50,16 +50,9 @@ def init(
     from rich.text import Text
 
     from malora_cli.init import guess_task, write_project
-    from malora_cli.named import load_named
 
     guesses = [guess_task(path, name, prompt, completion) for name, path in named]
     written = write_project(folder, guesses, base, method)
-    try:
-        load_named(written[0])
-    except Exception:
-        for path in written:
-            path.unlink()
-        raise
     table = plain_table(("task", "format", "metric", "why"))
     for guess in guesses:
         why = f"{guess.reasons['format']}; {guess.reasons['metric']}"

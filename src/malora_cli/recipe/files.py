@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
@@ -25,29 +24,29 @@ def shown_path(path: Path) -> str:
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
-def read_document(path: Path, what: Literal["recipe", "mix"]) -> Document:
+def read_document(path: Path, what: str) -> Document:
     """Read a YAML file that holds a mapping.
 
     Args:
         path: The file.
-        what: What it should hold, for messages.
+        what: What it should hold, for messages, such as ``"recipe"``.
 
     Raises:
         RecipeError: There is no such file, or it is no text, no YAML, empty or no mapping.
     """
     shown, folder = shown_path(path), _folder_of(path)
     try:
-        document = read_yaml(_text(path, shown), lambda line: Origin(f"{shown}:{line}", folder))
+        document = read_yaml(_text(path, shown, what), lambda line: Origin(f"{shown}:{line}", folder))
     except yaml.MarkedYAMLError as error:
         raise _not_yaml(error, shown) from error
     except yaml.YAMLError as error:  # a character that YAML forbids; it knows no line
         reason = getattr(error, "reason", "it cannot be read")
         raise RecipeError(f"not valid YAML: {reason}", where=shown, fix="Save it as plain text.") from error
     if document.data is None:
-        raise RecipeError(f"the file is empty, not a {what}", where=shown, fix=_FIX[what])
+        raise RecipeError(f"the file is empty, not a {what}", where=shown, fix=_FIX.get(what))
     if not isinstance(document.data, dict):
         where = document.origins[()].where
-        raise RecipeError(f"got {show(document.data)}; a {what} is a mapping", where=where, fix=_FIX[what])
+        raise RecipeError(f"got {show(document.data)}; a {what} is a mapping", where=where, fix=_FIX.get(what))
     return document
 
 
@@ -57,13 +56,14 @@ def _folder_of(path: Path) -> Path:
     return file.parent if file.suffix == path.suffix else path.parent.resolve()
 
 
-def _text(path: Path, shown: str) -> str:
+def _text(path: Path, shown: str, what: str) -> str:
     try:
         return read_text(path)
     except FileNotFoundError:
-        raise RecipeError("file not found", where=shown, fix="`malora recipes ls` lists what is shipped.") from None
+        fix = "`malora recipes ls` lists what is shipped." if what in _FIX else None
+        raise RecipeError("file not found", where=shown, fix=fix) from None
     except IsADirectoryError:
-        raise RecipeError("this is a folder", where=shown, fix="Name a .yaml file in it.") from None
+        raise RecipeError("this is a folder", where=shown, fix="Name a file in it.") from None
     except UnicodeDecodeError as error:
         what = f"not UTF-8 text (byte {error.object[error.start]:#04x} at position {error.start})"
         raise RecipeError(what, where=shown, fix="Save it as UTF-8.") from None
