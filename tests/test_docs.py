@@ -75,7 +75,8 @@ def test_python_blocks_import_what_there_is() -> None:
 
 
 def test_every_yaml_block_is_part_of_a_recipe(tmp_path: Path) -> None:
-    found = [(piece, page) for block, page in blocks("yaml") for piece in _pieces(block)]
+    ours = [(block, page) for block, page in blocks("yaml") if page != "docs/importing.md"]  # other tools' files
+    found = [(piece, page) for block, page in ours for piece in _pieces(block)]
     assert len(found) >= 20
     wrong = {f"{page}: {piece}": problems for piece, page in found if (problems := _problems(piece, tmp_path))}
     assert wrong == {}

@@ -10,7 +10,7 @@ PROCESSES = "how many processes share the work is said when a run starts: docs/p
 #: What differs where a key decides speed and memory alone.
 SPEED = "decided by itself here; what is learned stays the same"
 SHOWN = "a run writes its record and shows its progress by itself"
-NO_HUB = "a run uploads nothing; `malora merge-export --push-to-hub` does"
+NO_HUB = "a run uploads nothing; `malora merge-export --push-to-hub OWNER/NAME` does"
 RESUME = "`malora train RECIPE --resume` goes on with a run"
 OTHER_ADAPTER = "a run begins with a new adapter"
 TRACKER_ENV = "trackers take it from their environment variables"
