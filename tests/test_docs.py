@@ -40,7 +40,7 @@ SPANS = [
     for span in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
 ]
 #: Options of other programs that stand in the text by themselves.
-FOREIGN = {"--recipe"}
+FOREIGN = {"--recipe", "--torch-backend"}
 #: Pages whose examples are of a method, a metric or a remedy that a reader adds.
 ELSEWHERE = ("docs/extending.md", "docs/remedies.md")
 
