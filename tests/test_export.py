@@ -27,6 +27,7 @@ from malora_cli.data.tasks import load_tasks
 from malora_cli.errors import MaloraError, RecipeError, RunError
 from malora_cli.evals.choosing import choose_tasks
 from malora_cli.export.formats import FORMATS, Origin
+from malora_cli.export.place import appearing_whole
 from malora_cli.export.static import static_lora
 from malora_cli.modeling import BaseModel, load_adapter, wrap
 from malora_cli.recipe import ModelSettings, Recipe
@@ -55,6 +56,16 @@ def runs(recipe: Path) -> dict[str, tuple[RunRecord, tuple[str, ...]]]:
         "targets": (*PACE, "method.target_modules=[q_proj, down_proj]", "output.name=targets"),
     }
     return {name: (train_run(recipe, *given), given) for name, given in overrides.items()}
+
+
+def test_two_exports_do_not_write_into_one_folder_at_once(tmp_path: Path) -> None:
+    place = tmp_path / "lora"
+    with appearing_whole(place) as first:
+        first.mkdir()
+        with pytest.raises(RunError, match="another export is being written there"), appearing_whole(place):
+            pytest.fail("it was let in")
+        assert first.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
 
 
 def base_model(folder: Path) -> PreTrainedModel:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from malora_cli.errors import RunError
@@ -57,17 +58,38 @@ def appearing_whole(folder: Path, *, force: bool = False) -> Iterator[Path]:
     """
     folder = folder.absolute()
     scratch, old = _beside(folder, "writing"), _beside(folder, "old")
-    shutil.rmtree(scratch, ignore_errors=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        yield scratch
-        if force and folder.exists():
-            folder.rename(old)
-        scratch.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with _alone(folder):
+            shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+            try:
+                yield scratch
+                if force and folder.exists():
+                    folder.rename(old)
+                scratch.rename(folder)
+                shutil.rmtree(old, ignore_errors=True)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # which is what a full disk is to safetensors
         why = error.strerror or error if isinstance(error, OSError) else error
         fix = "Free some space there, or name another folder by --out FOLDER."
         raise RunError(f"the export cannot be written ({why})", where=str(folder), fix=fix) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Only one process writes into a folder at a time.
+
+    Raises:
+        RunError: Another does.
+    """
+    lock = FileLock(_beside(folder, "lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError("another export is being written there", where=str(folder), fix=_ANOTHER) from None
+    try:
+        yield
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
