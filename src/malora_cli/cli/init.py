@@ -52,6 +52,7 @@ def init(
     from malora_cli.init import guess_task, write_project
     from malora_cli.named import load_named
 
+    there = folder.exists()
     guesses = [guess_task(path, name, prompt, completion) for name, path in named]
     written = write_project(folder, guesses, base, method)
     try:
@@ -59,6 +60,8 @@ def init(
     except Exception:
         for path in written:
             path.unlink()
+        if not there:
+            folder.rmdir()
         raise
     table = plain_table(("task", "format", "metric", "why"))
     for guess in guesses:
