@@ -167,9 +167,19 @@ def _errors() -> Iterator[str]:
         for number, mistake in enumerate(it for it in file["mistakes"] if it["area"] == area):
             yield from [""] * (number > 0)
             yield f"{mistake['did']}:"
-            yield from ["", "```text", f"$ {mistake['run']}", *mistake["says"], "```"]
+            yield from ["", "```text", *_given(mistake), f"$ {mistake['run']}", *mistake["says"], "```"]
             if "do" in mistake:
                 yield from ["", mistake["do"]]
+
+
+def _given(mistake: dict[str, Any]) -> Iterator[str]:
+    """The lines of files that make the mistake, where they are few."""
+    for name, changes in mistake.get("edit", {}).items():
+        for old, new in changes.items():
+            yield from (f"# {name}: {line.strip()}" for line in new.splitlines() if line not in old.splitlines())
+    for name, content in mistake.get("write", {}).items():
+        lines = content.splitlines() if isinstance(content, str) else []
+        yield from (f"# {name}: {line}" for line in lines[:3])
 
 
 def _settings_of(settings: type[BaseModel]) -> list[str]:

@@ -223,7 +223,7 @@ def test_long_values_are_cut_and_lines_stay_lines() -> None:
         (b"model:\n\tbase: x\n", "r.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token. "
          "Indent with spaces, not tabs."),
         (b"model: {base: x\ntrain: 1\n", f"r.yaml:2:6: not valid YAML: expected ',' or '}}', but got ':'. {BRACKETS}"),
-        (b"a: 1\n b: 2\n", "r.yaml:2:3: not valid YAML: mapping values are not allowed here. Put a blank behind "
+        (b"a: 1\n b: 2\n", "r.yaml:2:3: not valid YAML: mapping values are not allowed here. Put a space after "
          "each colon, and indent the settings of a section alike."),
         (b"a: 1\n---\nb: 1\n", "r.yaml:2:1: not valid YAML: but found another document. One file holds one mapping "
          "of settings."),

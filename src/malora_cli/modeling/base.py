@@ -222,8 +222,8 @@ def _unavailable(name: str, error: Exception) -> ModelError:
             fix="Set model.attention to sdpa or eager.",
         )
     if "backend tokenizer" in reason:
-        fix = "Save its tokenizer.json and tokenizer_config.json beside the weights."
-        return ModelError("it has no tokenizer", where=f"model '{name}'", fix=fix)
+        fix = "Save it beside the weights; a tokenizer.model instead takes `pip install sentencepiece`."
+        return ModelError("no tokenizer found in it (tokenizer.json is missing)", where=f"model '{name}'", fix=fix)
     if " " not in reason:  # as a KeyError's
         reason = f"{type(error).__name__}: {reason}"
     fix = f"Name a folder, a GGUF file, a hub id or a short name ({did_you_mean(name, ALIASES)})."

@@ -21,7 +21,7 @@ _FIX = {
 _YAML_FIXES = {
     "\\t": "Indent with spaces, not tabs.",
     "alias": "Put text that begins with * in quotes.",
-    "mapping values": "Put a blank behind each colon, and indent the settings of a section alike.",
+    "mapping values": "Put a space after each colon, and indent the settings of a section alike.",
     "expected ','": "Close every bracket and quote, and put commas between values.",
     "document start": "One file holds one mapping of settings.",
 }
