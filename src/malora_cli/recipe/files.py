@@ -23,7 +23,7 @@ _YAML_FIXES = {
     "alias": "Put text that begins with * in quotes.",
     "mapping values": "Put a space after each colon, and indent the settings of a section alike.",
     "expected ','": "Close every bracket and quote, and put commas between values.",
-    "document start": "One file holds one mapping of settings.",
+    "document": "One file holds one mapping of settings.",
 }
 
 
