@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 from pydantic import BaseModel
 
 from malora_cli.adapters.methods import METHODS
@@ -22,6 +23,9 @@ from malora_cli.results import metrics as log
 from malora_cli.results import run
 
 Schema = dict[str, Any]
+
+#: The mistakes whose lines are tested.
+MISTAKES = Path(__file__).parents[1] / "tests" / "mistakes.yaml"
 
 #: Sections of a recipe and what lies in them, by the heading that each gets: the name of its schema.
 SECTIONS = {
@@ -57,6 +61,7 @@ def pages() -> dict[str, str]:
         "methods.md": _methods(),
         "metrics.md": _metrics(),
         "run-folder.md": _run_folder(),
+        "errors.md": _errors(),
     }
     return {name: "\n".join([*lines, ""]) for name, lines in made.items()}
 
@@ -148,6 +153,33 @@ def _command(command: Any, context: Any) -> Iterator[str]:
 def _bare(names: str) -> str:
     """An argument without the Python type that Typer puts behind it."""
     return re.sub(r" <(path|str|list\[\w+\])>$", "", names)
+
+
+def _errors() -> Iterator[str]:
+    file = yaml.load(MISTAKES.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    yield from _heading(1, "Errors")
+    yield "What people get wrong, and the line that `malora` answers with on standard error. Search this page for"
+    yield "the words of yours. A line says where something is wrong, what stands there, what the rule is and what to"
+    yield "do; `…` stands for your folder here. The exit code is 2 for what you can mend, and nothing has been written"
+    yield "then. With `--debug` in front of the command, malora also shows where in the program it was found."
+    for area, title in file["areas"].items():
+        yield from _heading(2, title)
+        for number, mistake in enumerate(it for it in file["mistakes"] if it["area"] == area):
+            yield from [""] * (number > 0)
+            yield f"{mistake['did']}:"
+            yield from ["", "```text", *_given(mistake), f"$ {mistake['run']}", *mistake["says"], "```"]
+            if "do" in mistake:
+                yield from ["", mistake["do"]]
+
+
+def _given(mistake: dict[str, Any]) -> Iterator[str]:
+    """The lines of files that make the mistake, where they are few."""
+    for name, changes in mistake.get("edit", {}).items():
+        for old, new in changes.items():
+            yield from (f"# {name}: {line.strip()}" for line in new.splitlines() if line not in old.splitlines())
+    for name, content in mistake.get("write", {}).items():
+        lines = content.splitlines() if isinstance(content, str) else []
+        yield from (f"# {name}: {line}" for line in lines[:3])
 
 
 def _settings_of(settings: type[BaseModel]) -> list[str]:

@@ -123,7 +123,7 @@ def test_the_commands_list_and_remove(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as caught:
         main(["cache", "prune", "--unused-for", "soon"])
     assert caught.value.code == 2
-    assert "a time is a number of up to nine digits with m" in capsys.readouterr().err
+    assert "must be a number of up to nine digits with m" in capsys.readouterr().err
 
 
 def test_a_disk_that_fills_is_one_line_and_leaves_nothing(root: Path, tmp_path: Path, tiny_model: Path) -> None:

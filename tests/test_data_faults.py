@@ -25,7 +25,7 @@ def test_the_faults_of_all_tasks_are_told_at_once(place: Path, encoder: Encoder)
     assert _faults(place, encoder, "mix.tasks.add.test=nope.jsonl") == [
         f"task 'copy': {place / 'copy.train.jsonl'}: row 19 has no 'answer'. Mend or remove the row, or set the task's "
         "bad_rows to drop.",
-        "task 'add': nope.jsonl: file or folder not found",
+        "task 'add': nope.jsonl: file or folder not found. Paths are relative to the file that names them.",
     ]
     every = [f"mix.tasks.{name}.columns.prompt=nope" for name in ("copy", "upper", "add")]
     assert len(_faults(place, encoder, *every, "mix.tasks.upper.train=nope.csv")) == 3
@@ -53,8 +53,7 @@ def test_where_no_row_can_be_used_it_is_not_offered_to_drop_them(rows: int, plac
     append_rows(path, *[{"question": "x", "answer": None}] * rows)
     also = f", as have all of the first {rows} rows" if rows > 1 else ""
     assert _faults(place, encoder, f"mix.tasks.add.train={path}") == [
-        f"task 'add': {path}: row 1 has no 'answer'{also}. See that the task's `columns`, `format` and `where` "
-        "suit these data."
+        f"task 'add': {path}: row 1 has no 'answer'{also}. Check the task's `columns`, `format` and `where`."
     ]
     append_rows(path, {"question": "x", "answer": "y"})
     assert "set the task's bad_rows to drop" in _faults(place, encoder, f"mix.tasks.add.train={path}")[0]

@@ -301,13 +301,13 @@ def test_a_folder_without_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["nope.jsonl", "data/nope.csv.gz", "~/nope", "./nope", "/nope/nope", "a/b/c", "a b"])
 def test_a_path_to_nothing(path: str) -> None:
-    assert _message(path) == f"{path}: file or folder not found"
+    assert _message(path).startswith(f"{path}: file or folder not found")
 
 
 def test_a_hub_dataset_without_a_network() -> None:
     message = _message("nobody/nothing", revision="abc", config="main")
     assert message.startswith("nobody/nothing: not found as a file or folder, and cannot be loaded from the hub (")
-    assert "that this machine can reach" in message
+    assert "a config and split it has" in message
 
 
 def test_a_pattern_is_all_files_of_that_name(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_pattern_is_all_files_of_that_name(tmp_path: Path) -> None:
     _write(tmp_path / "part" / "notes.txt", "no rows")
     assert [row["q"] for row in _load(tmp_path / "part" / "rows-*.jsonl")] == ["1", "2"]
     assert [row["q"] for row in _load(tmp_path / "**" / "*.jsonl")] == ["1", "2"]
-    assert _message(tmp_path / "part" / "*.csv") == f"{tmp_path}/part/*.csv: no file has a name like this"
+    assert _message(tmp_path / "part" / "*.csv") == f"{tmp_path}/part/*.csv: no file matches this pattern"
     assert "rows cannot be read from '.txt' files" in _message(tmp_path / "part" / "*")
 
 

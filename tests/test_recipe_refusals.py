@@ -31,6 +31,8 @@ from malora_cli.recipe.packaged import description_of
 from recipe_files import RECIPE, VOCABULARY, Shared, Wide, change, load, problems
 from recipe_files import in_a_folder as _in_a_folder  # noqa: F401 - a fixture of every test here
 
+BRACKETS = "Close every bracket and quote, and put commas between values."
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -39,7 +41,8 @@ from recipe_files import in_a_folder as _in_a_folder  # noqa: F401 - a fixture o
     [
         ("steps: 100", "steps: 0", "sums.yaml:8: train.steps: got 0; must be greater than 0"),
         ("steps: 100", "steps: true", "sums.yaml:8: train.steps: got true; must be a whole number"),
-        ("steps: 100", "steps: '100'", "sums.yaml:8: train.steps: got '100'; must be a whole number"),
+        ("steps: 100", "steps: '100'", "sums.yaml:8: train.steps: got '100'; must be a whole number; leave the quotes "
+         "out"),
         ("steps: 100", "steps: 1.5", "sums.yaml:8: train.steps: got 1.5; must be a whole number"),
         ("  steps: 100\n", "", "sums.yaml:7: train.epochs: missing; exactly one of steps and epochs must be set, and "
          "neither is"),
@@ -62,8 +65,8 @@ from recipe_files import in_a_folder as _in_a_folder  # noqa: F401 - a fixture o
         ("2e-3", "2e-3\n  epochs: 3", "sums.yaml:11: train.epochs: got 3; exactly one of steps and epochs must be set, "
          "and steps is 100 too; null unsets one"),
         ("r: 4", "r: 40", "sums.yaml:3: method: subspace_rank 32 must be at least r 40"),
-        ("r: 4", "rank: 4", "sums.yaml:5: method.rank: got 4; unknown setting of method 'shared'; known: "
-         "name, r, subspace_rank, target_modules"),
+        ("r: 4", "rank: 4", "sums.yaml:5: method.rank: got 4; unknown setting of method 'shared'; did you "
+         "mean 'r'?"),
         ("r: 4", "subspace: 4", "sums.yaml:5: method.subspace: got 4; unknown setting of method 'shared'; did you mean "
          "'subspace_rank'?"),
         ("name: shared", "name: lora", "sums.yaml:4: method.name: got 'lora'; must be one of wide, shared"),
@@ -71,7 +74,7 @@ from recipe_files import in_a_folder as _in_a_folder  # noqa: F401 - a fixture o
         ("{base: tiny}", "{base: 7}", "sums.yaml:2: model.base: got 7; must be text; put it in quotes"),
         ("{base: tiny}", "{base: [tiny]}", "sums.yaml:2: model.base: got [\"tiny\"]; must be text"),
         ("{base: tiny}", "{base: ''}", "sums.yaml:2: model.base: got ''; must not be empty"),
-        ("{base: tiny}", "tiny", "sums.yaml:2: model: got 'tiny'; must be a mapping"),
+        ("{base: tiny}", "tiny", "sums.yaml:2: model: got 'tiny'; must be a mapping, as {base: tiny}"),
         ("{base: tiny}", "{base: tiny, dtype: bfloat}", "sums.yaml:2: model.dtype: got 'bfloat'; must be one of "
          "float32, bfloat16, float16; did you mean 'bfloat16'?"),
         ("{base: tiny}", "{}", "sums.yaml:2: model.base: missing; required (Base model: a known short name, a hub id, "
@@ -190,7 +193,7 @@ def test_a_mix_that_is_no_yaml_hides_no_other_problem() -> None:
     change("uniform", "{", "mixes/sums.yaml")
     change("steps: 100", "steps: -1")
     first, second = problems()
-    assert first == "mixes/sums.yaml:4:7: not valid YAML: expected ',' or '}', but got ':'"
+    assert first == f"mixes/sums.yaml:4:7: not valid YAML: expected ',' or '}}', but got ':'. {BRACKETS}"
     assert second == "sums.yaml:8: train.steps: got -1; must be greater than 0"
 
 
@@ -219,9 +222,11 @@ def test_long_values_are_cut_and_lines_stay_lines() -> None:
         (b"model: \xff\n", "r.yaml: not UTF-8 text (byte 0xff at position 7). Save it as UTF-8."),
         (b"model:\n\tbase: x\n", "r.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token. "
          "Indent with spaces, not tabs."),
-        (b"model: {base: x\ntrain: 1\n", "r.yaml:2:6: not valid YAML: expected ',' or '}', but got ':'"),
-        (b"a: 1\n b: 2\n", "r.yaml:2:3: not valid YAML: mapping values are not allowed here"),
-        (b"a: 1\n---\nb: 1\n", "r.yaml:2:1: not valid YAML: but found another document"),
+        (b"model: {base: x\ntrain: 1\n", f"r.yaml:2:6: not valid YAML: expected ',' or '}}', but got ':'. {BRACKETS}"),
+        (b"a: 1\n b: 2\n", "r.yaml:2:3: not valid YAML: mapping values are not allowed here. Put a space after "
+         "each colon, and indent the settings of a section alike."),
+        (b"a: 1\n---\nb: 1\n", "r.yaml:2:1: not valid YAML: but found another document. One file holds one mapping "
+         "of settings."),
         (b"a: *x\n", "r.yaml:1:4: not valid YAML: found undefined alias 'x'. Put text that begins with * in quotes."),
         (b"a: \x01\n", "r.yaml: not valid YAML: special characters are not allowed. Save it as plain text."),
     ],

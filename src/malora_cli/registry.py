@@ -5,18 +5,31 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+#: Characters of a list of names in a line that is meant to be read.
+_LONGEST_LIST = 120
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"did you mean 'x'?"`` for the nearest known name, or the list of what is known when none is near."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+    return f"did you mean '{near[0]}'?" if near else f"known: {_listed(names, name)}"
+
+
+def _listed(names: Sequence[str], name: str) -> str:
+    """All of the names; where they would fill a screen, those that are most like ``name``."""
+    text = ", ".join(names)
+    if len(text) <= _LONGEST_LIST:
+        return text
+    by_likeness = sorted(names, key=lambda it: -difflib.SequenceMatcher(None, name, it).ratio())
+    shown = f"{', '.join(by_likeness)}, "[:_LONGEST_LIST].rpartition(", ")[0]
+    return f"{shown}, … ({len(names)} in all)"
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

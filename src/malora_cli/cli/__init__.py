@@ -28,17 +28,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: The arguments; those of the process by default.
     """
     from malora_cli.cli._terminal import replace_what_cannot_be_shown
+    from malora_cli.cli._usage import UsageMistake, as_one_line
 
     options: dict[str, bool] = {}
     code: str | int | None
     replace_what_cannot_be_shown()
     try:
-        typer.main.get_command(_application())(arguments, prog_name="malora", obj=options)
-        code = 0
-    except SystemExit as ended:  # which help and usage end with
+        command = typer.main.get_command(_application())
+        code = command(arguments, prog_name="malora", obj=options, standalone_mode=False) or 0
+    except SystemExit as ended:  # which nobody reading ends with
         code = 0 if isinstance(ended.__context__, BrokenPipeError) else ended.code
     except MaloraError as error:
         code = _report(error.kind, str(error), error.exit_code, options)
+    except UsageMistake as mistake:
+        line = as_one_line(mistake)
+        code = MaloraError.exit_code if line is None else _report(line.kind, str(line), line.exit_code, options)
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except Exception as error:

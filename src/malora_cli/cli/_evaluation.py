@@ -96,7 +96,7 @@ def run_named(run: Path | None, runs: Path, mix: str | None, *, err: bool) -> Ru
             raise
         if mix is None:
             fix = f"`ls {runs}` lists the runs; for a model add --mix MIX, which names the tasks."
-            raise RunError("run not found", where=str(run), fix=fix) from error
+            raise RunError(error.what, where=str(run), fix=fix) from error
         return None
 
 

@@ -70,7 +70,8 @@ def prune_entries(
     match = re.fullmatch(r"([0-9]{1,9})([mhdw])", unused_for)
     if match is None:
         raise MaloraError(
-            f"got '{unused_for}'; a time is a number of up to nine digits with m, h, d or w", where="--unused-for"
+            f"got '{unused_for}'; must be a number of up to nine digits with m, h, d or w, such as 30d",
+            where="--unused-for",
         )
     seconds = int(match[1]) * _UNITS[match[2]]
     gone, answers = prune(unused_for_seconds=seconds), prune_answers(unused_for_seconds=seconds)

@@ -112,7 +112,7 @@ class Encoding:
             row, what, fix = fault.args
             if fix == MEND_ROW and (looked_at := self._all_bad(rows)):
                 what = f"{what}, as have all of the first {looked_at:,} rows" if looked_at > 1 else what
-                fix = "See that the task's `columns`, `format` and `where` suit these data."
+                fix = "Check the task's `columns`, `format` and `where`."
             raise DataError(f"{rows.places.name(row)} has {what}", where=rows.places.file(row), fix=fix) from None
         encoded = joined([Dataset.from_file(str(folder / name)) for name in about["files"]])
         # The same rows may stand elsewhere in another file, so where they do is none of the cache's business.

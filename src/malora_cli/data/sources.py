@@ -114,7 +114,7 @@ def files_of(path: str) -> list[Path]:
     except OSError as error:
         raise DataError(f"cannot be looked up ({error.strerror})", where=path) from error
     if not found:
-        raise DataError("no file has a name like this", where=path)
+        raise DataError("no file matches this pattern", where=path)
     return found
 
 
@@ -198,7 +198,8 @@ def _dataset_of(source: SourceSettings) -> str:
         )
     is_path = path.is_absolute() or kind_of(path) in _KINDS or source.path.startswith((".", "~"))
     if is_path or not _HUB_ID.fullmatch(source.path):
-        raise DataError("file or folder not found", where=source.path)
+        fix = None if path.is_absolute() else "Paths are relative to the file that names them."
+        raise DataError("file or folder not found", where=source.path, fix=fix)
     return source.path
 
 
@@ -221,7 +222,7 @@ def _unreadable(source: SourceSettings, error: Exception) -> DataError:
         return DataError(
             f"not found as a file or folder, and cannot be loaded from the hub ({reason_of(root)})",
             where=source.path,
-            fix="Name a file, a folder or a hub dataset that this machine can reach, and a config and split it has.",
+            fix="Name a file, a folder or a hub dataset, with a config and split it has.",
         )
     if not named and not any(kind_of(file) in _KINDS for file in path.rglob("*")):
         return DataError("the folder holds no rows", where=source.path, fix=_USE)

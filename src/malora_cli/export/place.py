@@ -28,7 +28,7 @@ def check_place(folder: Path, *, force: bool) -> None:
     """
     folder = folder.absolute()
     if folder.exists() and not force:
-        fix = "Name another by --out FOLDER, or replace it with --force."
+        fix = "Name another by --out FOLDER, or replace it with --force." if _is_export(folder) else _ANOTHER
         raise RunError("this folder exists already", where=str(folder), fix=fix)
     if folder.is_symlink() or (folder.exists() and not _is_export(folder)):
         raise RunError("what is there is not an export, and is not replaced", where=str(folder), fix=_ANOTHER)

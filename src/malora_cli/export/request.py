@@ -114,7 +114,9 @@ class Request:
         if self.public and self.push is None:
             raise RecipeError("nothing is pushed", where="--public", fix="Add --push-to-hub OWNER/NAME.")
         if self.accept_loss is not None and not isfinite(self.accept_loss):
-            raise RecipeError(f"got {self.accept_loss}, not a finite number", where="--accept-loss")
+            raise RecipeError(
+                f"got {self.accept_loss}, not a finite number", where="--accept-loss", fix="Give nats a token, as 0.02."
+            )
         for name, targets in _ONLY_FOR.items():
             if getattr(self, name) is not None and self.to not in targets:
                 option, fix = f"--{name.replace('_', '-')}", f"Use --to {' or '.join(targets)}."

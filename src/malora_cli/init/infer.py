@@ -130,8 +130,7 @@ def _format_of(
     raise DataError(
         f"its columns ({', '.join(columns)}) do not say which is the question and which the answer",
         where=where,
-        fix="Say so: --prompt COLUMN --completion COLUMN, or --prompt with a template: "
-        '--prompt "{{ context }}\\n\\n{{ question }}".',
+        fix='Say so: --prompt COLUMN --completion COLUMN, or a template: --prompt "{{ context }}\\n\\n{{ question }}".',
     )
 
 
@@ -144,9 +143,11 @@ def _refuse_what_is_for_others(columns: Sequence[str], where: str) -> None:
             fix="Use TRL's DPOTrainer, or say what is to be learned: --prompt COLUMN --completion chosen.",
         )
     if names & {"image", "images", "audio", "video"}:
-        raise DataError("it has pictures or sounds, and malora trains on text", where=where)
+        raise DataError(
+            "it has pictures or sounds, and malora trains on text", where=where, fix="Take these columns out."
+        )
     if names == {"text"}:
-        fix = "Part it into questions and answers, or use TRL's SFTTrainer."
+        fix = "Split them into questions and answers, or use TRL's SFTTrainer."
         raise DataError("these are plain texts without a question and an answer", where=where, fix=fix)
 
 

@@ -154,11 +154,14 @@ def resolve_base(settings: ModelSettings, *, commit: str | None = None) -> BaseM
             raise ModelError("GGUF file not found", where=where)
         return BaseModel(name, str(converted_folder(path)))
     if is_folder:
+        if (path / "adapter_config.json").exists():  # transformers would load what that names
+            fix = "Name the base model that it was trained on."
+            raise ModelError("this folder holds an adapter (adapter_config.json)", where=where, fix=fix)
         if not (path / "config.json").is_file():
             raise ModelError("no model found in this folder (config.json is missing)", where=where)
-        if (path / "adapter_config.json").exists():  # transformers would load what that names
-            raise ModelError("this folder holds an adapter (adapter_config.json)", where=where, fix="Name a model.")
         return BaseModel(name, str(path.resolve()))
+    if is_file:
+        raise ModelError("this is a file, not a model", where=where, fix="Name the folder that it lies in.")
     if not _HUB_ID.fullmatch(name):
         raise ModelError("folder not found, and a hub id looks like owner/name", where=where)
     try:
@@ -218,13 +221,15 @@ def _unavailable(name: str, error: Exception) -> ModelError:
             where=f"model '{name}'",
             fix="Set model.attention to sdpa or eager.",
         )
-    kind = "" if type(error) is OSError else f"{type(error).__name__}: "
-    return ModelError(
-        f"it cannot be loaded ({kind}{reason})",
-        where=f"model '{name}'",
-        fix=f"Name a folder, a GGUF file, a hub id that this machine can reach, or a short name "
-        f"({did_you_mean(name, ALIASES)}).",
-    )
+    if "backend tokenizer" in reason:
+        fix = "Save it beside the weights; a tokenizer.model instead takes `pip install sentencepiece`."
+        return ModelError("no tokenizer found in it (tokenizer.json is missing)", where=f"model '{name}'", fix=fix)
+    if " " not in reason:  # as a KeyError's
+        reason = f"{type(error).__name__}: {reason}"
+    fix = f"Name a folder, a GGUF file, a hub id or a short name ({did_you_mean(name, ALIASES)})."
+    if os.path.exists(os.path.expanduser(name)):  # noqa: PTH110, PTH111 (as in resolve_base)
+        fix = "Copy or download it again."
+    return ModelError(f"it cannot be loaded ({reason.rstrip('.')})", where=f"model '{name}'", fix=fix)
 
 
 def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokenizerBase:

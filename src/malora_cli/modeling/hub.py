@@ -10,6 +10,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -43,6 +44,8 @@ def commit_of(name: str, revision: str | None) -> str:
         raise
     except Exception as error:  # of the hub's library, and of the library for HTTP that it uses
         if commit is None:
+            if isinstance(error, OfflineModeIsEnabled):
+                raise OSError("it is not on this machine, and HF_HUB_OFFLINE is set") from error
             raise OSError(f"the hub cannot be reached, and it is not on this machine: {first_line(error)}") from error
         if not constants.HF_HUB_OFFLINE:
             warnings.warn(

@@ -16,6 +16,15 @@ _FIX = {
     "mix": "Give it at least `tasks:` with one task.",
 }
 
+#: What helps, by the words that PyYAML has for it.
+_YAML_FIXES = {
+    "\\t": "Indent with spaces, not tabs.",
+    "alias": "Put text that begins with * in quotes.",
+    "mapping values": "Put a space after each colon, and indent the settings of a section alike.",
+    "expected ','": "Close every bracket and quote, and put commas between values.",
+    "document": "One file holds one mapping of settings.",
+}
+
 
 def shown_path(path: Path) -> str:
     """A path as messages show it: from the current folder where it lies below, else whole."""
@@ -77,7 +86,6 @@ def _not_yaml(error: yaml.MarkedYAMLError, shown: str) -> RecipeError:
     problem = error.problem or error.context or "it cannot be read"
     if isinstance(error, LimitError):
         return RecipeError(problem, where=where, fix="No recipe needs as much.")
-    fix = "Indent with spaces, not tabs." if "\\t" in problem else None
-    if "alias" in f"{error.context} {problem}":
-        fix = "Put text that begins with * in quotes."
+    said = f"{error.context} {problem}"
+    fix = next((fix for words, fix in _YAML_FIXES.items() if words in said), None)
     return RecipeError(f"not valid YAML: {problem}", where=where, fix=fix)

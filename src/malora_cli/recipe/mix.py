@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from malora_cli.errors import RecipeError
-from malora_cli.recipe.files import read_document
+from malora_cli.recipe.files import read_document, shown_path
 from malora_cli.recipe.packaged import shipped_files
 from malora_cli.recipe.problems import show
 from malora_cli.recipe.settings import metric_of_text
@@ -40,7 +40,7 @@ def inline_mix(document: Document) -> bool:
     file = _mix_file(given, origin)
     if isinstance(file, Path):
         try:
-            document.graft(("mix",), read_document(file, "mix"))
+            document.graft(("mix",), _read_mix(file))
         except RecipeError as error:
             # It names its own file, and no place in the recipe.
             document.problems.append(Problem(Origin(str(error), origin.folder), (), ""))
@@ -49,6 +49,14 @@ def inline_mix(document: Document) -> bool:
     else:
         document.problems.append(Problem(origin, ("mix",), f"got {show(given)}; {file}"))
     return False
+
+
+def _read_mix(file: Path) -> Document:
+    found = read_document(file, "mix")
+    if "tasks" not in found.data and {"model", "mix"} <= found.data.keys():
+        fix = f"Name its mix: {show(found.data['mix'])}."
+        raise RecipeError("this is a recipe, not a mix", where=shown_path(file), fix=fix)
+    return found
 
 
 def _mix_file(given: str, origin: Origin) -> Path | str:

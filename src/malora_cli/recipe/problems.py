@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from malora_cli.errors import RecipeError
@@ -19,8 +20,21 @@ from malora_cli.registry import did_you_mean
 from malora_cli.yaml_lines import DataPath, Document, Problem
 
 _LONGEST_VALUE = 60
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 #: What pydantic puts into a location besides keys: that it is about a key, and which side of a union it took.
 _MARKS = ("[key]", "[column]", "[columns]")
+
+#: What other programs call a setting of ours.
+_CALLED_ELSEWHERE = {
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "lr": "learning_rate",
+    "max_seq_length": "max_length",
+    "rank": "r",
+}
+#: Names that stand in a line even where the nearest is known.
+_FEW_NAMES = 120
 
 _CONSTRAINTS = {
     "int_type": "must be a whole number",
@@ -138,9 +152,15 @@ def _constraint(details: ErrorDetails, path: DataPath, document: Document, kind:
             allowed = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
             nearest = did_you_mean(value, allowed) if isinstance(value, str) else ""
             listed = f"must be one of {', '.join(allowed)}"
+            if nearest and len(listed) > _FEW_NAMES:
+                return f"unknown {path[-2] if path[-1] == 'name' else 'value'}; {nearest}"
             return f"{listed}; {nearest}" if nearest.startswith("did") else listed
         case "union_tag_not_found":
             return "must be a mapping with a name"
+        case "int_type" | "float_type" if isinstance(value, str) and _NUMBER.fullmatch(value):
+            return f"{_CONSTRAINTS[details['type']]}; leave the quotes out"
+        case "model_type" | "model_attributes_type" if isinstance(value, str) and (name := _only_required(kind, path)):
+            return f"must be a mapping, as {{{name}: {value}}}"
         case "string_type" if isinstance(value, (int, float)):
             return "must be text; put it in quotes"
         case "string_type":
@@ -158,8 +178,30 @@ def _plain(limit: Any) -> Any:
 def _unknown_key(path: DataPath, data: Any, kind: type[BaseModel] | None) -> str:
     method = _value_at(data, ("method", "name")) if path[0] == "method" else None
     owner = f" of method {show(method)}" if method is not None else ""
-    nearest = f"; {did_you_mean(path[-1], kind.model_fields)}" if kind else ""
+    nearest = f"; {_nearest_setting(path, kind)}" if kind else ""
     return f"unknown setting{owner}{nearest}"
+
+
+def _nearest_setting(path: DataPath, kind: type[BaseModel]) -> str:
+    """The setting that is meant: one of this section, or at the top one that lies in a section."""
+    name = _CALLED_ELSEWHERE.get(path[-1], path[-1])
+    if name != path[-1] and name in kind.model_fields:
+        return f"did you mean '{name}'?"
+    inner = (section for section in kind.model_fields if name in _fields_of(kind, section)) if len(path) == 1 else ()
+    section = next(iter(inner), None)
+    return did_you_mean(path[-1], kind.model_fields) if section is None else f"did you mean '{section}.{name}'?"
+
+
+def _only_required(kind: type[BaseModel] | None, path: DataPath) -> str | None:
+    """The one setting of the section at ``path`` that has no default, if there is just one."""
+    required = [name for name, field in _fields_of(kind, path[-1]).items() if field.is_required()] if kind else []
+    return required[0] if len(required) == 1 else None
+
+
+def _fields_of(kind: type[BaseModel], section: str) -> dict[str, FieldInfo]:
+    """The settings of a section of settings; none where it is no section."""
+    inner = kind.model_fields[section].annotation if section in kind.model_fields else None
+    return inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
 
 
 def _purpose(path: DataPath, kind: type[BaseModel] | None, vocabulary: Vocabulary) -> str:

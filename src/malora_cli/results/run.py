@@ -21,6 +21,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
@@ -394,7 +395,9 @@ def find_run(run: Path | None, folder: Path) -> RunRecord:
             record = RunRecord(path)
             if record.exists:
                 return record
-        raise RunError("run not found", where=str(run), fix=f"`ls {folder}` lists the runs.")
+        near = get_close_matches(run.name, [record.name for record in runs_under(folder)], n=1)
+        what = f"run not found; did you mean '{near[0]}'?" if near else "run not found"
+        raise RunError(what, where=str(run), fix=f"`ls {folder}` lists the runs.")
     newest = next(runs_under(folder), None)
     if newest is None:
         raise RunError("no runs found", where=str(folder), fix="Train one: `malora train RECIPE`.")

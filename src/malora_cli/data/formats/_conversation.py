@@ -118,7 +118,7 @@ def _turn(message: Mapping[str, Any], row: Mapping[str, Any]) -> Turn:
     speakers = (row.get("speakers") or {}).items()
     role = next((role for other, role in speakers if other.casefold() == name.casefold()), _ROLES.get(name.casefold()))
     if role is None:
-        known = ", ".join(_ROLES)
+        known = "system, user, assistant, tool"
         raise RowError(f"a message of the unknown role '{name[:40]}' (known: {known}; others by the task's speakers)")
     key = _key(message, row.get("content"), _TEXT)
     text = _text(message.get(key), key)
