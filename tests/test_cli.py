@@ -350,7 +350,7 @@ def test_every_shipped_recipe_and_mix_loads(tmp_path: Path) -> None:
     assert "quickstart" in recipes
     assert "quickstart" in mixes
     for name, path in recipes.items():
-        assert load(path).name == name
+        assert load(path).name == path.stem, name
     used = {yaml.safe_load(path.read_text(encoding="utf-8"))["mix"] for path in recipes.values()}
     assert used <= mixes.keys()
     for name in mixes:

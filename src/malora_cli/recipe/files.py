@@ -72,7 +72,8 @@ def _text(path: Path, shown: str, what: str) -> str:
         fix = "`malora recipes ls` lists what is shipped." if what in _FIX else None
         raise RecipeError("file not found", where=shown, fix=fix) from None
     except IsADirectoryError:
-        raise RecipeError("this is a folder", where=shown, fix="Name a file in it.") from None
+        kind = "a .yaml file" if what in _FIX else "a file"
+        raise RecipeError("this is a folder", where=shown, fix=f"Name {kind} in it.") from None
     except UnicodeDecodeError as error:
         what = f"not UTF-8 text (byte {error.object[error.start]:#04x} at position {error.start})"
         raise RecipeError(what, where=shown, fix="Save it as UTF-8.") from None
