@@ -33,7 +33,7 @@ LEFT = {
     "init": ("recipe.yaml", "mix.yaml"),
     "train": ("runs/recipe/adapter/adapter_model.safetensors", "runs/recipe/report/index.html"),
     "eval": ("runs/recipe/eval",),
-    "merge-export": ("runs/recipe/export/lora/adapter_model.safetensors",),
+    "merge-export": ("runs/recipe/export/lora-fit/adapter_model.safetensors",),
 }
 #: Refuses to reach anything, in every Python process.
 NO_NETWORK = """\
