@@ -225,12 +225,11 @@ def compare(
     Raises:
         MaloraError: Something is missing, wrong or in the way. A run that fails is in the record.
     """
-    from malora_cli.compare.asked import Asked, matched
-    from malora_cli.compare.baselines import Study
+    from malora_cli.compare.asked import Asked, carried_out, matched
     from malora_cli.compare.run import Crew
     from malora_cli.evals.choosing import check_code
     from malora_cli.named import recipe_file
-    from malora_cli.reports import write_comparison, write_report
+    from malora_cli.reports import write_comparison
 
     tune = rates if isinstance(rates, str) else f"lr={','.join(map(repr, rates))}"
     told = ",".join(map(str, seeds))
@@ -241,9 +240,7 @@ def compare(
     check_code(planner.own.recipe.mix, allowed=allow_code)
     planner = matched(planner, plan)
     crew = Crew(lambda: _Listener(on_event), on_line, allow_code, jobs)
-    comparison, evaluated = Study(planner, plan).carried_out(crew)
-    for it in evaluated:
-        write_report(it.record)
+    comparison = carried_out(planner, plan, crew)
     write_comparison(planner.folder, comparison)
     return comparison
 

@@ -15,11 +15,16 @@ T = TypeVar("T")
 _LONGEST_LIST = 120
 
 
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """``"did you mean 'x'?"`` for the nearest known name; nothing when none is near."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else ""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"did you mean 'x'?"`` for the nearest known name, or the list of what is known when none is near."""
+    """As `nearest`, or the list of what is known when none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean '{near[0]}'?" if near else f"known: {_listed(names, name)}"
+    return nearest(name, names) or f"known: {_listed(names, name)}"
 
 
 def _listed(names: Sequence[str], name: str) -> str:

@@ -36,8 +36,7 @@ def runs(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """Runs, the newest first, and folders."""
     from malora_cli.results import runs_under
 
-    folder = Path(ctx.params.get("runs") or "runs")
-    found = sorted(runs_under(folder), key=lambda run: run.manifest_path.stat().st_mtime, reverse=True)
+    found = runs_under(Path(ctx.params.get("runs") or "runs"))
     return _starting(incomplete, [*((str(run.path), "run") for run in found), *_files(incomplete)])
 
 
@@ -52,19 +51,17 @@ def tasks(ctx: typer.Context, incomplete: str) -> list[Offer]:
         settings = run.recipe["mix"]["tasks"]
     except (MaloraError, KeyError):
         return []
-    before, comma, _ = incomplete.rpartition(",")
     domains = dict.fromkeys(task["domain"] for task in settings.values())
     names = [*((name, task["domain"]) for name, task in settings.items()), *((f"domain:{it}", "") for it in domains)]
-    return _starting(incomplete, [(f"{before}{comma}{name}", about) for name, about in names])
+    return _last_of_list(incomplete, names)
 
 
 def methods(incomplete: str) -> list[Offer]:
     """Methods; the last name of a list is completed."""
     from malora_cli.adapters.methods import METHODS
 
-    before, comma, _ = incomplete.rpartition(",")
     names = [(name, method.model_fields["name"].description or "") for name, method in METHODS.items()]
-    return _starting(incomplete, [(f"{before}{comma}{name}", about) for name, about in names])
+    return _last_of_list(incomplete, names)
 
 
 def overrides(incomplete: str) -> list[Offer]:
@@ -107,6 +104,12 @@ def _files(incomplete: str, *endings: str) -> Iterator[Offer]:
             yield os.path.join(folder, entry.name, ""), "folder"  # noqa: PTH118
         elif entry.name.endswith(endings or ("\0",)):
             yield os.path.join(folder, entry.name), "file"  # noqa: PTH118
+
+
+def _last_of_list(incomplete: str, names: Iterable[Offer]) -> list[Offer]:
+    """Names for the part behind the last comma, each with what stands before it."""
+    before, comma, _ = incomplete.rpartition(",")
+    return _starting(incomplete, [(f"{before}{comma}{name}", about) for name, about in names])
 
 
 def _starting(incomplete: str, offers: Iterable[Offer]) -> list[Offer]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any
 
 import typer
 
 from malora_cli.errors import MaloraError
-from malora_cli.registry import did_you_mean, unknown
+from malora_cli.registry import nearest, unknown
 
 #: What Typer raises for them, under whose own copy of click it may lie.
 UsageMistake: type[Exception] = next(it for it in typer.BadParameter.__mro__ if it.__name__ == "ClickException")
@@ -57,8 +56,8 @@ def as_one_line(error: Any) -> MaloraError | None:
 def _unknown_option(name: str, context: Any) -> MaloraError:
     parameters, path = context.command.get_params(context), context.command_path
     options = {option for parameter in parameters for option in parameter.opts if option[:2] == "--"} - {"--help"}
-    if near := difflib.get_close_matches(name, sorted(options), n=1, cutoff=0.7):  # dashes alone make them alike
-        return MaloraError(f"unknown option '{name}'; did you mean '{near[0]}'?", where=path)
+    if near := nearest(name, options, cutoff=0.7):  # dashes alone make them alike
+        return MaloraError(f"unknown option '{name}'; {near}", where=path)
     settings = any(parameter.metavar == _SETTINGS for parameter in parameters)
     more = "; settings of a recipe are written without dashes, as train.steps=8" if settings else ""
     return MaloraError(f"unknown option '{name}'", where=path, fix=f"`{path} --help` lists them{more}.")
@@ -74,9 +73,9 @@ def _bad_value(error: Any) -> str:
     message = error.message.removeprefix("Value error, ").rstrip(".")
     if match := re.fullmatch(r"'(.*?)' is not one of (.*)", message):
         names = re.findall(r"'(.*?)'", match[2])
-        nearest = did_you_mean(match[1], names)
+        near = nearest(match[1], names)
         listed = f"got '{match[1]}'; must be one of {', '.join(names)}"
-        return f"{listed}; {nearest}" if nearest.startswith("did") else listed
+        return f"{listed}; {near}" if near else listed
     rules = (re.sub(theirs, ours, message) for theirs, ours in _RULES.items() if re.fullmatch(theirs, message))
     return f"got '{_given(error)}'; {next(rules, _lowered(message))}"
 

@@ -224,18 +224,16 @@ def _carry_out(planner: Planner, planned: Plan, *, jobs: str, dry_run: bool, all
     from malora_cli.evals.choosing import check_code
 
     check_code(planner.own.recipe.mix, allowed=allow_code)
-    from malora_cli.compare.baselines import Study
+    from malora_cli.compare.asked import carried_out
     from malora_cli.compare.jobs import jobs_wanted
     from malora_cli.compare.run import Crew
-    from malora_cli.reports import write_comparison, write_report
+    from malora_cli.reports import write_comparison
     from malora_cli.train.view import view_for
 
     console = error_console() if as_json else result_console()
     with interruptible():
         crew = Crew(lambda: view_for(console), lambda line: say(line, err=as_json), allow_code, jobs_wanted(jobs))
-        comparison, evaluated = Study(planner, planned).carried_out(crew)
-    for it in evaluated:
-        write_report(it.record)
+        comparison = carried_out(planner, planned, crew)
     print_comparison(comparison, planner.folder, as_json=as_json)
     say(f"page:       {write_comparison(planner.folder, comparison)}", err=as_json)
     if comparison.failures:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from malora_cli.compare.plan import TUNING_SEED, Plan, baseline_of, check_seeds, check_tuned_rates, shared_settings
 from malora_cli.compare.planner import Planner, parse_method_overrides, parse_seeds, parse_tuning
 from malora_cli.compare.sets import SETS
 from malora_cli.named import vocabulary
-from malora_cli.results.comparison import Endpoint
+from malora_cli.results.comparison import Comparison, Endpoint
+
+if TYPE_CHECKING:
+    from malora_cli.compare.run import Crew
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,18 @@ def matched(planner: Planner, plan: Plan) -> Planner:
     found = matched_ranks(planner, plan.methods, plan.baseline)
     by_method = {method: [*planner.by_method.get(method, ()), *it.overrides] for method, it in found.items()}
     return replace(planner, by_method={**planner.by_method, **by_method})
+
+
+def carried_out(planner: Planner, plan: Plan, crew: Crew) -> Comparison:
+    """Train and evaluate what is missing, and write the pages of the runs that were evaluated.
+
+    Raises:
+        MaloraError: As `Study.carried_out`, or a page cannot be written.
+    """
+    from malora_cli.compare.baselines import Study
+    from malora_cli.reports import write_report
+
+    comparison, evaluated = Study(planner, plan).carried_out(crew)
+    for it in evaluated:
+        write_report(it.record)
+    return comparison

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from malora_cli.errors import RecipeError
 from malora_cli.recipe.problems import show
-from malora_cli.registry import did_you_mean
+from malora_cli.registry import nearest
 
 if TYPE_CHECKING:
     from malora_cli.importing._data import Mixed, Places
@@ -159,8 +159,8 @@ class Ledger:
         for name, value in given.items():
             shown, key = f"{inside}{name}", keys.get(name)
             if key is None:
-                near = did_you_mean(name, keys)
-                hint = f"; {near}" if near.startswith("did") else ""
+                near = nearest(name, keys)
+                hint = f"; {near}" if near else ""
                 self.left_out(shown, f"not a key of {self.tool} that is known here{hint}")
             elif value is None or value in ("", [], {}):
                 self.carried(shown, "not set")

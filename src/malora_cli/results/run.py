@@ -21,7 +21,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
@@ -32,6 +31,7 @@ from pydantic import Field
 
 from malora_cli.errors import RunError
 from malora_cli.places import follow
+from malora_cli.registry import nearest
 from malora_cli.results.contents import ADAPTER_FILES, checkpoint_damage, difference
 from malora_cli.results.evaluation import EvalResult
 from malora_cli.results.files import damaged, is_scratch, read_json, shown, write_json, write_text
@@ -395,8 +395,8 @@ def find_run(run: Path | None, folder: Path) -> RunRecord:
             record = RunRecord(path)
             if record.exists:
                 return record
-        near = get_close_matches(run.name, [record.name for record in runs_under(folder)], n=1)
-        what = f"run not found; did you mean '{near[0]}'?" if near else "run not found"
+        near = nearest(run.name, [record.name for record in runs_under(folder)])
+        what = f"run not found; {near}" if near else "run not found"
         raise RunError(what, where=str(run), fix=f"`ls {folder}` lists the runs.")
     newest = next(runs_under(folder), None)
     if newest is None:
