@@ -194,6 +194,7 @@ def compare(
     single_task: bool = False,
     for_method: Sequence[str] = (),
     jobs: int = 1,
+    cpus_on_ray: int | None = None,
     allow_code: bool = False,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_line: Callable[[str], None] = lambda _line: None,
@@ -215,6 +216,7 @@ def compare(
         single_task: Whether the baseline is trained on every task alone as well.
         for_method: Settings of single methods, such as ``"lora:method.r=16"``.
         jobs: Runs that are trained at a time.
+        cpus_on_ray: Train every run as a task of Ray with so many cores; None does without Ray.
         allow_code: Whether code that models write may be run, in a sandbox.
         on_event: Told every log step and evaluation of every run that is trained here (with one job).
         on_line: Told what happens to each run, a line each.
@@ -226,6 +228,7 @@ def compare(
         MaloraError: Something is missing, wrong or in the way. A run that fails is in the record.
     """
     from malora_cli.compare.asked import Asked, carried_out, matched
+    from malora_cli.compare.jobs import side_by_side
     from malora_cli.compare.run import Crew
     from malora_cli.evals.choosing import check_code
     from malora_cli.named import recipe_file
@@ -239,7 +242,8 @@ def compare(
     planner, plan = asked.of_methods(methods)
     check_code(planner.own.recipe.mix, allowed=allow_code)
     planner = matched(planner, plan)
-    crew = Crew(lambda: _Listener(on_event), on_line, allow_code, jobs)
+    trained = side_by_side("auto" if cpus_on_ray else str(jobs), cpus_on_ray, on_line)
+    crew = Crew(lambda: _Listener(on_event), on_line, allow_code, trained)
     comparison = carried_out(planner, plan, crew)
     write_comparison(planner.folder, comparison)
     return comparison

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -68,6 +69,11 @@ MatchOption = Annotated[
 JobsOption = Annotated[
     str, typer.Option("--jobs", metavar="auto|N", help="Runs trained at a time; auto: one a GPU, one in all on a CPU.")
 ]
+OnOption = Annotated[
+    Literal["ray"] | None,
+    typer.Option("--on", help="Train every run as a task of Ray: on the cluster of RAY_ADDRESS, or on this machine."),
+]
+CpusOption = Annotated[int, typer.Option("--cpus-per-run", min=1, help="Cores for each run, with --on ray.")]
 SingleOption = Annotated[
     bool, typer.Option("--single-task", help="Train the baseline on every task alone as well: shows the seesaw effect.")
 ]
@@ -90,6 +96,8 @@ def baselines(
     single_task: SingleOption = False,
     for_method: ForOption = None,
     jobs: JobsOption = "auto",
+    on: OnOption = None,
+    cpus_per_run: CpusOption = 1,
     dry_run: DryOption = False,
     allow_code: CodeOption = False,
     as_json: JsonOption = False,
@@ -108,7 +116,14 @@ def baselines(
     asked = _asked(
         recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, single_task, trust=trust
     )
-    _carry_out(*asked.of_methods(names_in(methods)), jobs=jobs, dry_run=dry_run, allow_code=allow_code, as_json=as_json)
+    _carry_out(
+        *asked.of_methods(names_in(methods)),
+        jobs=jobs,
+        cpus_on_ray=cpus_per_run if on else None,
+        dry_run=dry_run,
+        allow_code=allow_code,
+        as_json=as_json,
+    )
 
 
 def plan(
@@ -173,13 +188,22 @@ def _of_set(name: str, what: str) -> Callable[..., None]:
         margin: MarginOption = 0.01,
         for_method: ForOption = None,
         jobs: JobsOption = "auto",
+        on: OnOption = None,
+        cpus_per_run: CpusOption = 1,
         dry_run: DryOption = False,
         allow_code: CodeOption = False,
         as_json: JsonOption = False,
         trust: TrustOption = False,
     ) -> None:
         asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, trust=trust)
-        _carry_out(*asked.of_set(name), jobs=jobs, dry_run=dry_run, allow_code=allow_code, as_json=as_json)
+        _carry_out(
+            *asked.of_set(name),
+            jobs=jobs,
+            cpus_on_ray=cpus_per_run if on else None,
+            dry_run=dry_run,
+            allow_code=allow_code,
+            as_json=as_json,
+        )
 
     compare_set.__doc__ = f"{what}\n\n    Example: malora compare {name} quickstart --seeds 0,1,2\n    "
     return compare_set
@@ -208,7 +232,16 @@ def _asked(
     )
 
 
-def _carry_out(planner: Planner, planned: Plan, *, jobs: str, dry_run: bool, allow_code: bool, as_json: bool) -> None:
+def _carry_out(
+    planner: Planner,
+    planned: Plan,
+    *,
+    jobs: str,
+    cpus_on_ray: int | None,
+    dry_run: bool,
+    allow_code: bool,
+    as_json: bool,
+) -> None:
     """Train and evaluate what is missing, and say what came of it; exit code 1 where a run failed."""
     from malora_cli.cli._common import interruptible, prepare_libraries, tell_of_code
     from malora_cli.cli._comparison import print_comparison, print_plan
@@ -225,14 +258,15 @@ def _carry_out(planner: Planner, planned: Plan, *, jobs: str, dry_run: bool, all
 
     check_code(planner.own.recipe.mix, allowed=allow_code)
     from malora_cli.compare.asked import carried_out
-    from malora_cli.compare.jobs import jobs_wanted
+    from malora_cli.compare.jobs import side_by_side
     from malora_cli.compare.run import Crew
     from malora_cli.reports import write_comparison
     from malora_cli.train.view import view_for
 
     console = error_console() if as_json else result_console()
     with interruptible():
-        crew = Crew(lambda: view_for(console), lambda line: say(line, err=as_json), allow_code, jobs_wanted(jobs))
+        tell = partial(say, err=as_json)
+        crew = Crew(lambda: view_for(console), tell, allow_code, side_by_side(jobs, cpus_on_ray, tell))
         comparison = carried_out(planner, planned, crew)
     print_comparison(comparison, planner.folder, as_json=as_json)
     say(f"page:       {write_comparison(planner.folder, comparison)}", err=as_json)

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
+from malora_cli.compare.on_ray import train_on_ray
 from malora_cli.compare.planner import PlannedRun
+from malora_cli.compare.run import SideBySide
 from malora_cli.errors import RecipeError, StoppedError
 from malora_cli.train.stopping import StopRequest
 
@@ -39,10 +42,34 @@ def jobs_wanted(text: str) -> int:
     return int(text)
 
 
+def side_by_side(jobs: str, cpus_on_ray: int | None, tell: Callable[[str], None]) -> SideBySide | None:
+    """How several runs are trained at a time; None where it is one after another, here.
+
+    Args:
+        jobs: ``auto``, or a number of processes on this machine.
+        cpus_on_ray: Cores for each run on Ray; None does without Ray.
+        tell: Told what happens to each run.
+
+    Raises:
+        RecipeError: Jobs are no number, or are counted where Ray counts them.
+    """
+    wanted = jobs_wanted(jobs)
+    if cpus_on_ray is None:
+        return partial(train_in_processes, jobs=wanted, tell=tell) if wanted > 1 else None
+    if jobs != "auto":
+        raise RecipeError(
+            "on Ray, as many runs are trained at a time as the cluster has room for",
+            where="--jobs",
+            fix="Leave it out, and say with --cpus-per-run how many cores each takes.",
+        )
+    return partial(train_on_ray, cpus=cpus_on_ray, tell=tell)
+
+
 def train_in_processes(runs: Sequence[PlannedRun], jobs: int, tell: Callable[[str], None]) -> None:
     """Train runs, some of which may have begun, as many at a time as there are jobs.
 
-    Each writes what it has to say beside its run, into ``NAME.log``.
+    Each writes what it has to say beside its run, into ``NAME.log``. A single run is left to this process, whose
+    terminal shows its progress.
 
     Args:
         runs: Runs that are not finished.
@@ -52,6 +79,8 @@ def train_in_processes(runs: Sequence[PlannedRun], jobs: int, tell: Callable[[st
     Raises:
         StoppedError: This process was told to stop, and has told the others.
     """
+    if len(runs) < 2:
+        return
     cards, running = gpus(), set[subprocess.Popen[bytes]]()
     free = SimpleQueue[int]()
     for slot in range(jobs):

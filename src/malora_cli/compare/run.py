@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from malora_cli.compare.jobs import train_in_processes
 from malora_cli.compare.outcome import Evaluated, Outcome
 from malora_cli.compare.planner import PlannedRun
 from malora_cli.errors import DivergedError, MaloraError, RunError, StoppedError
@@ -18,6 +17,9 @@ from malora_cli.train.resuming import check_same_recipe
 from malora_cli.train.run import train
 from malora_cli.train.view import View
 
+#: Trains runs that are not finished, several at a time, each in a process of its own.
+SideBySide = Callable[[Sequence[PlannedRun]], None]
+
 
 @dataclass(frozen=True)
 class Crew:
@@ -27,13 +29,13 @@ class Crew:
         new_view: Makes the view of one training run.
         tell: Told what happens to each run.
         allow_code: Run code that models write, in a sandbox.
-        jobs: Runs that are trained at a time, each in a process of its own.
+        side_by_side: Trains what is missing first; None trains each run when its turn comes.
     """
 
     new_view: Callable[[], View]
     tell: Callable[[str], None]
     allow_code: bool = False
-    jobs: int = 1
+    side_by_side: SideBySide | None = None
 
     def carry_out(self, runs: Sequence[PlannedRun]) -> Outcome:
         """Train and evaluate every run that is not there yet; where one fails, the others go on.
@@ -87,10 +89,10 @@ class Crew:
     def train_side_by_side(self, runs: Sequence[PlannedRun]) -> None:
         """Train what is not finished in several processes; what fails there is looked at when its turn comes."""
         waiting = [run for run in runs if not record_of(run).finished]
-        if self.jobs > 1 and len(waiting) > 1:
+        if self.side_by_side is not None and waiting:
             for run in waiting:
                 check_place_of(run)
-            train_in_processes(waiting, self.jobs, self.tell)
+            self.side_by_side(waiting)
 
     def attempt(self, run: PlannedRun, known: Trial | None = None) -> Trial:
         """Train one trial of the tuning, and take its validation loss, mean over tasks.
