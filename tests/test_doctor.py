@@ -13,6 +13,7 @@ from malora_cli.cli import main
 from malora_cli.doctor import checks
 from malora_cli.doctor.checks import Check, checked
 from malora_cli.doctor.machine import cores, memory
+from train_runs import load, train_run, workplace
 
 BROKEN = {
     "raises": ("raise ImportError('libcudart.so.12: cannot open shared object file')", r"libcudart\.so\.12: cannot"),
@@ -125,3 +126,73 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert not (tmp_path / "runs").exists(), "nothing is written"
     put_torch(tmp_path / "broken", "raise ImportError('x')", monkeypatch)
     assert status("--json") == 2
+
+
+# ---------------------------------------------------------------- of a recipe, and for a bug report
+
+
+def of_recipe(recipe: Path, *overrides: str) -> dict[str, Check]:
+    from malora_cli.doctor.recipe import of_recipe
+
+    return {check.id: check for check in of_recipe(load(recipe, *overrides).recipe)}
+
+
+def test_a_recipe_that_can_be_trained_here(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = workplace(tmp_path, tiny_model)
+    told = of_recipe(recipe)
+    assert told["recipe.data"] == Check("recipe.data", "ok", "3 tasks")
+    assert re.search(r"[\d,]+ parameters, [\d,]+ trainable", told["recipe.base"].found)
+    assert told["recipe.memory"].status == "ok"
+    monkeypatch.setattr("malora_cli.doctor.recipe.memory", lambda: (2**20, 2**10))
+    assert of_recipe(recipe)["recipe.memory"].status == "fail"
+
+
+def test_what_a_recipe_lacks_here(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    recipe = workplace(tmp_path, tiny_model)
+    mix = "mix.tasks.copy.train"
+    assert of_recipe(recipe, f"{mix}=gone.jsonl")["recipe.data"].status == "fail"
+    assert "copy: " in of_recipe(recipe, f"{mix}=gone.jsonl")["recipe.data"].found
+    absent = of_recipe(recipe, f"{mix}=nobody/nothing-of-the-kind", "model.base=nobody/none-of-the-kind")
+    assert [absent[name].status for name in ("recipe.data", "recipe.base")] == ["note", "note"]
+    assert "downloaded" in absent["recipe.base"].do
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert of_recipe(recipe, "model.base=nobody/none-of-the-kind")["recipe.base"].status == "fail"
+    assert "folder not found" in of_recipe(recipe, "model.base=./gone")["recipe.base"].found
+
+
+def test_a_bundle_says_nothing_of_its_machine(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home" / "somebody"
+    secrets = {"HUB_TOKEN": "tok-123456", "S3_SECRET": "quite-secret", "API_KEY": "key-key-key"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Path, "home", lambda: home)
+    monkeypatch.setattr("malora_cli.doctor.bundle.platform.node", lambda: "box-of-somebody")
+    hidden = " ".join([*secrets.values(), "hf_abcdefgh1234", "https://me:pass@host/x", "box-of-somebody"])
+    run = train_run(workplace(home / "work", tiny_model), "train.steps=2", f"mix.description={hidden}")
+    file = tmp_path / "report.json"
+    with pytest.raises(SystemExit):
+        main(["doctor", "--bundle", str(file), "--runs", str(run.path.parent)])
+    assert f"run {run.name}: manifest, recipe, newest log events" in capsys.readouterr().out
+    written = file.read_text(encoding="utf-8")
+    found = json.loads(written)
+    assert found["manifest"]["steps"] == 2
+    assert found["newest log events"][-1]["step"] == 2
+    assert found["recipe"]["mix"]["description"] == "$HUB_TOKEN $S3_SECRET $API_KEY hf_... https://host/x HOST"
+    assert str(home) not in written
+    assert "~/work/" in written
+    rows = [json.loads(line) for line in (home / "work" / "copy.train.jsonl").read_text().splitlines()]
+    assert not any(value in written for row in rows for value in row.values() if len(value) > 4)
+
+
+def test_a_bundle_of_a_damaged_run_says_so(tmp_path: Path, tiny_model: Path) -> None:
+    from malora_cli.doctor import write_bundle
+
+    run = train_run(workplace(tmp_path, tiny_model), "train.steps=1")
+    run.manifest_path.write_text("{", encoding="utf-8")
+    write_bundle(tmp_path / "report.json", [], run)
+    assert "manifest" in json.loads((tmp_path / "report.json").read_text())["manifest"]

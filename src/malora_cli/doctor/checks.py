@@ -22,9 +22,9 @@ from malora_cli.doctor.machine import cores, memory
 from malora_cli.evals.sandbox import BACKENDS
 from malora_cli.results import free_bytes, runs_under, why_unwritable
 
-_GIB = 2**30
+GIB = 2**30
 #: What the quickstart takes (README.md), and where disks begin to be too full for a model and a run.
-_LEAST_MEMORY, _LEAST_DISK = 6 * _GIB, 3 * _GIB
+_LEAST_MEMORY, _LEAST_DISK = 6 * GIB, 3 * GIB
 #: How long torch may take to be imported.
 _TORCH_SECONDS = 60
 #: Packages that are shown even where nothing is wrong with them.
@@ -136,7 +136,7 @@ def _machine() -> Iterator[Check]:
         yield Check("threads", "ok", f"{usable:g} cores{set_to}")
     total, free = memory()
     do = "" if free >= _LEAST_MEMORY else "The quickstart takes up to 6 GiB: end other programs."
-    yield Check("memory", "warn" if do else "ok", f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free", do)
+    yield Check("memory", "warn" if do else "ok", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free", do)
 
 
 def _places(runs: Path) -> Iterator[Check]:
@@ -149,7 +149,7 @@ def _places(runs: Path) -> Iterator[Check]:
         free = free_bytes(place)
         do = "" if free >= _LEAST_DISK else "Free some space: a model and its runs take more."
         there = f"{len(list(runs_under(runs)))} runs" if name == "runs" else f"{len(entries())} entries of encoded rows"
-        yield Check(f"{name}.writable", "warn" if do else "ok", f"{place}: {there}, {free / _GIB:.0f} GiB free", do)
+        yield Check(f"{name}.writable", "warn" if do else "ok", f"{place}: {there}, {free / GIB:.0f} GiB free", do)
 
 
 def _models() -> Iterator[Check]:
