@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -99,6 +100,28 @@ def test_the_command_states_it_all(recipe: Path, capsys: pytest.CaptureFixture[s
     )
     assert not (recipe.parent / "runs").exists()
     assert "The longest step" not in _out(capsys, "check", str(recipe), "--no-step")
+
+
+def test_the_same_as_json(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (recipe.parent / "add.train.jsonl").open("a") as file:
+        file.write('{"question": "x", "answer": ""}\n')
+    drop = "mix.tasks.add.bad_rows=drop"
+    found = json.loads(_out(capsys, "check", str(recipe), "--json", drop))
+    materials = gather(load(recipe, drop).recipe)
+    statement = state(materials.mixture, materials.packer)
+    tasks = {task["name"]: task for task in found["tasks"]}
+    for entry in statement.tasks:
+        told, train = tasks[entry.task.name], entry.task.train
+        assert (told["rows"], told["label_tokens"]) == (len(train), train.label_tokens)
+        assert told["input_tokens"] + told["label_tokens"] == train.tokens
+        assert told["share"] == pytest.approx(1 / 3, abs=0.05)
+    [unused] = tasks["add"]["unused"]["train"]
+    assert (unused["rows"], unused["samples"]) == (1, [31])
+    assert (found["schema"], found["steps"], found["batch_size"]) == (1, 6, 6)
+    cost = found["longest_step"]
+    rate = cost["seconds"] / cost["tokens"]
+    assert cost["training_seconds"] == pytest.approx(rate * found["step_tokens"] * found["steps"])
+    assert json.loads(_out(capsys, "check", str(recipe), "--no-step", "--json", drop))["longest_step"] is None
 
 
 def test_long_lists_are_folded_on_a_terminal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -67,6 +67,47 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
         console.print(Text(line), soft_wrap=True)
     console.tell_left_out(len(lines), "lines on rows and columns")
     console.print(Text("\n" + _packing(statement)), soft_wrap=True)
+
+
+def plain_statement(statement: Statement, cost: StepCost | None) -> dict[str, Any]:
+    """All of it as plain data, for ``malora check --json``; seconds, bytes, and shares from 0 to 1."""
+    return {
+        "schema": 1,
+        "tasks": [
+            {
+                "name": entry.task.name,
+                "domain": entry.task.settings.domain,
+                "rows": len(entry.task.train),
+                "validation_rows": len(entry.task.validation),
+                "test_rows": len(entry.task.test),
+                "input_tokens": entry.input_tokens,
+                "label_tokens": entry.task.train.label_tokens,
+                "longest_tokens": entry.task.train.longest,
+                "passes": entry.passes,
+                "share": entry.share,
+                "label_share": entry.label_share,
+                "read": entry.task.train.read,
+                "cut": entry.task.train.cut,
+                "unused": {name: [unused.model_dump() for unused in split.unused] for name, split in entry.task.splits},
+                "also_in_training": entry.task.overlap.exact,
+                "share_words": entry.task.overlap.runs,
+            }
+            for entry in statement.tasks
+        ],
+        "notes": [*_row_notes(statement), *_column_notes(statement), *_usual_tests(statement)],
+        "steps": statement.steps,
+        "batch_size": statement.batch_size,
+        "step_tokens": statement.step_tokens,
+        "micro_batches": statement.micro_batches,
+        "longest_step": None
+        if cost is None
+        else {
+            "tokens": cost.tokens,
+            "seconds": cost.seconds,
+            "peak_bytes": cost.peak_bytes,
+            "training_seconds": cost.training_seconds(statement.step_tokens * statement.steps),
+        },
+    }
 
 
 def _row_notes(statement: Statement) -> list[str]:

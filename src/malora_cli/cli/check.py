@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated
+
 import typer
 
 from malora_cli.cli._common import FullOption, MeasureOption, OverridesArgument, RecipeArgument, TrustOption
@@ -17,6 +20,7 @@ def check(
     overrides: OverridesArgument = None,
     step: MeasureOption = True,
     full: FullOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     trust: TrustOption = False,
 ) -> None:
     """State what every task of a recipe brings and gets, and what the longest step costs; train nothing.
@@ -24,18 +28,23 @@ def check(
     Example: malora check recipes/quickstart.yaml --no-step
     """
     from malora_cli.cli._common import prepare_libraries, read_recipe
-    from malora_cli.cli._terminal import result_console
+    from malora_cli.cli._terminal import result_console, say
     from malora_cli.named import granted
 
     loaded = read_recipe(recipe, [*(overrides or []), *granted(trust)])
     prepare_libraries()
-    from malora_cli.cli._statement import print_cost, print_example, print_statement, print_template
+    from malora_cli.cli._statement import plain_statement, print_cost, print_example, print_statement, print_template
     from malora_cli.data.statement import rendered, state
-    from malora_cli.train.materials import gather, prepare_model
+    from malora_cli.train.materials import gather
+    from malora_cli.train.probe import measured
 
     console = result_console(full=full)
     materials = gather(loaded.recipe)
     statement = state(materials.mixture, materials.packer)
+    if as_json:
+        cost = measured(loaded.recipe, materials) if step else None
+        say(json.dumps(plain_statement(statement, cost), ensure_ascii=False))
+        return
     print_statement(statement, console)
     print_template(materials.tokenizer, console)
     for number, task in enumerate(console.start(materials.tasks)):
@@ -43,9 +52,5 @@ def check(
         print_example(task, rendered(example, materials.tokenizer), console)
     console.tell_left_out(len(materials.tasks), "first rows")
     if step:
-        from malora_cli.train.probe import measure_longest_step
-
-        model = prepare_model(loaded.recipe, materials)
-        cost = measure_longest_step(model, materials.mixture, materials.packer, loaded.recipe.train)
         console.print()
-        print_cost(cost, statement, console)
+        print_cost(measured(loaded.recipe, materials), statement, console)

@@ -22,9 +22,10 @@ from malora_cli.modeling.adapter import balance_factor
 from malora_cli.modeling.loss import token_nats
 from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.modeling.modes import as_trained
-from malora_cli.recipe import TrainSettings
+from malora_cli.recipe import Recipe, TrainSettings
 from malora_cli.results.files import WINDOWS
 from malora_cli.train import processes
+from malora_cli.train.materials import Materials, prepare_model
 from malora_cli.train.trouble import ONE_ROW, SMALLER, not_in_one_process, smaller
 
 
@@ -47,6 +48,16 @@ class StepCost:
     def training_seconds(self, tokens: float) -> float:
         """Seconds that training on so many tokens takes at this pace."""
         return self.seconds / self.tokens * tokens
+
+
+def measured(recipe: Recipe, materials: Materials) -> StepCost:
+    """The longest step of a recipe, on a model that is made for it.
+
+    Raises:
+        MaloraError: The model cannot be loaded, or memory does not suffice for one row at a time.
+    """
+    model = prepare_model(recipe, materials)
+    return measure_longest_step(model, materials.mixture, materials.packer, recipe.train)
 
 
 def measure_longest_step(model: PeftModel, mixture: Mixture, packer: Packer, settings: TrainSettings) -> StepCost:
