@@ -27,6 +27,7 @@ STEPS = (
     ("malora eval --limit 8", 180),
     ("malora report", 60),
     ("malora merge-export --to lora", 180),
+    ("malora docs first-run", 20),
 )
 #: What each step leaves behind.
 LEFT = {
