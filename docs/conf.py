@@ -20,8 +20,9 @@ highlight_language = "text"  # of blocks that name none
 
 
 def setup(app: Sphinx) -> None:
-    """Let the README be the first page."""
+    """Let the README be the first page, and put the Markdown beside the pages for language models."""
     app.connect("source-read", _with_the_readme)
+    app.connect("build-finished", _with_markdown)
 
 
 def _with_the_readme(_app: Sphinx, page: str, source: list[str]) -> None:
@@ -33,3 +34,24 @@ def _with_the_readme(_app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = text + toctree + groups
     else:
         source[0] = source[0].replace("](../README.md", "](index.md")
+
+
+def _with_markdown(app: Sphinx, error: Exception | None) -> None:
+    """Copy every page as it was written, and list them in llms.txt (https://llmstxt.org)."""
+    if error is not None:
+        return
+    lines = [f"# {project}", "", f"> {_paragraph(README)}", "", "## Pages", ""]
+    for page in sorted(app.env.found_docs):
+        written = README if page == "index" else Path(app.srcdir) / f"{page}.md"
+        copied = Path(app.outdir) / f"{page}.md"
+        copied.write_text(written.read_text(encoding="utf-8"), encoding="utf-8")
+        title = written.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        lines.append(f"- [{title}]({page}.md): {_paragraph(written)}")
+    (Path(app.outdir) / "llms.txt").write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def _paragraph(page: Path) -> str:
+    """The first paragraph of a page, in one line, its links as plain words."""
+    paragraphs = page.read_text(encoding="utf-8").split("\n\n")
+    first = next(text for text in paragraphs if not text.startswith(("#", "|", "```")))
+    return re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", " ".join(first.split()))
