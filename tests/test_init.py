@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 
 from malora_cli.cli import main
 from malora_cli.data.formats import FORMATS
-from malora_cli.errors import DataError
+from malora_cli.errors import DataError, RunError
 from malora_cli.init import guess_task
 from malora_cli.init.infer import _ANSWERS, _CHOICES, _CONTEXTS, _CONVERSATIONS, _PROMPTS
 from malora_cli.named import load_named
+from train_runs import refused
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Good morning to all of you at home"}]
 SHARED = [{"from": "human", "value": "2 + 3"}, {"from": "gpt", "value": "5"}]
@@ -193,3 +195,52 @@ def status(*arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:
         main(list(arguments))
     return int(str(caught.value.code))
+
+
+def test_the_steps_that_fit_into_some_minutes(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from malora_cli.init import pace
+
+    rows = "".join(f'{{"prompt": "say {n}", "completion": "{n}"}}\n' for n in range(400))
+    (tmp_path / "counting.jsonl").write_text(rows)
+
+    def steps_of(name: str, *minutes: str) -> tuple[dict[str, Any], str]:
+        written = tmp_path / name / "recipe.yaml"
+        said = ["init", str(tmp_path / "counting.jsonl"), "--out", str(written.parent), "--base", str(tiny_model)]
+        with pytest.raises(SystemExit) as caught:
+            main([*said, *minutes])
+        assert not caught.value.code
+        return load_named(written).recipe.train.model_dump(), written.read_text()
+
+    def paced(seconds: float) -> None:
+        measure = pace.measured
+        monkeypatch.setattr(
+            pace, "measured", lambda *given: replace(measure(*given), tokens=1000, seconds=1000 * seconds)
+        )
+
+    assert steps_of("plain")[0]["epochs"] == 1
+    paced(1e-9)
+    train, text = steps_of("fast", "--minutes", "10")
+    assert "3 epochs, which take less than 10 min" in text
+    epoch = train["steps"] / 3
+    paced(0.01)
+    train, text = steps_of("slow", "--minutes", "1.5")
+    assert 0 < train["steps"] < epoch
+    assert f"steps: {train['steps']}  # 1.5 min at 100 tokens/s, measured here" in text
+
+
+def test_nothing_stays_where_no_step_can_be_measured(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from malora_cli.init import pace
+
+    def fails(*_: object) -> None:
+        raise RunError("memory does not suffice")
+
+    monkeypatch.setattr(pace, "measured", fails)
+    rows = "".join(f'{{"prompt": "say {n}", "completion": "{n}"}}\n' for n in range(400))
+    (tmp_path / "counting.jsonl").write_text(rows)
+    said = ["init", str(tmp_path / "counting.jsonl"), "--out", str(tmp_path), "--base", str(tiny_model)]
+    assert "memory does not suffice" in refused([*said, "--minutes", "1"], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["counting.jsonl"]

@@ -33,6 +33,10 @@ def init(
         str | None, typer.Option(metavar="COLUMN", help="Column of the question, or a Jinja template of columns.")
     ] = None,
     completion: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the answer.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="N", help="Train about so long, by a step that is measured; default: one epoch."),
+    ] = None,
 ) -> None:
     """Write a mix and a recipe for your own files: formats, columns and metrics are told from the rows, with reasons.
 
@@ -52,7 +56,7 @@ def init(
     from malora_cli.init import guess_task, write_project
 
     guesses = [guess_task(path, name, prompt, completion) for name, path in named]
-    written = write_project(folder, guesses, base, method)
+    written = write_project(folder, guesses, base, method, minutes)
     table = plain_table(("task", "format", "metric", "why"))
     for guess in guesses:
         why = f"{guess.reasons['format']}; {guess.reasons['metric']}"

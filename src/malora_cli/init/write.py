@@ -9,9 +9,12 @@ from typing import Any
 from malora_cli.init.infer import Guess
 from malora_cli.projects import MIX, RECIPE, Noted, document, relative
 from malora_cli.projects import write_project as write_files
+from malora_cli.results import write_text
 
 
-def write_project(folder: Path, guesses: Sequence[Guess], base: str, method: str) -> list[Path]:
+def write_project(
+    folder: Path, guesses: Sequence[Guess], base: str, method: str, minutes: float | None = None
+) -> list[Path]:
     """Write a mix of some tasks and a recipe that trains on it.
 
     Args:
@@ -19,25 +22,38 @@ def write_project(folder: Path, guesses: Sequence[Guess], base: str, method: str
         guesses: The tasks.
         base: The base model.
         method: The method.
+        minutes: How long it trains, by a step that is measured; None is one epoch.
 
     Returns:
         What was written.
 
     Raises:
-        RunError: A file is in the way, or cannot be written.
-        RecipeError: What would be written does not load.
+        MaloraError: A file is in the way or cannot be written, what would be written does not load, or the step cannot
+            be measured. Nothing stays on disk then.
     """
-    return write_files(folder / RECIPE, folder / MIX, (_recipe(base, method), _mix(folder, guesses)))
+    recipe = folder / RECIPE
+    texts = (_recipe(base, method, {"epochs": 1}), _mix(folder, guesses))
+    written = write_files(recipe, folder / MIX, texts)
+    if minutes is not None:
+        from malora_cli.init.pace import steps_in  # which imports what trains
+
+        try:
+            write_text(recipe, _recipe(base, method, {"steps": steps_in(minutes, recipe)}))
+        except BaseException:
+            for path in written:
+                path.unlink()
+            raise
+    return written
 
 
-def _recipe(base: str, method: str) -> str:
+def _recipe(base: str, method: str, length: dict[str, Any]) -> str:
     return document(
         "What is trained and how: malora train recipe.yaml. `malora recipes schema` says what else there is.",
         {
             "model": {"base": base},
             "method": {"name": Noted(method, "`malora methods` lists them")},
             "mix": MIX,
-            "train": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3},
+            "train": {**length, "batch_size": 16, "learning_rate": 1e-3},
             "eval": {"rows": 100},
         },
     )
