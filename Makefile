@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 SITE := build/docs
 RUN := runs/quickstart
 
-.PHONY: help setup quickstart test docs reference dist first-hour verify-exports lint format clean
+.PHONY: help setup quickstart test docs images reference dist first-hour verify-exports lint format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -68,6 +68,9 @@ docs: $(VENV)/.docs  ## Build the documentation into build/docs; a warning or a 
 	@! grep -rEo '<(script|img|source|iframe|embed)[^>]* src="(https?:)?//[^"]*|<link[^>]* href="(https?:)?//[^"]*|url\(["'\'']?(https?:)?//[^)]*' \
 		--include='*.html' --include='*.css' $(SITE) || { echo "The pages above load something from elsewhere." >&2; exit 1; }
 	@echo "The documentation lies at $(SITE)/index.html: open it in a browser."
+
+images: $(STAMP)  ## Draw the README's picture of the live view from the quickstart's run
+	$(BIN)/python docs/images.py $(RUN)
 
 reference: $(STAMP)  ## Write docs/reference from the code
 	$(BIN)/python docs/generate.py

@@ -10,18 +10,21 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 
 from malora_cli.cli import _application, main
 from malora_cli.named import vocabulary
 from malora_cli.recipe import InvalidRecipeError, Recipe, load_recipe, recipe_schema
 from malora_cli.recipe.mix_settings import MixSettings, TaskSettings
 from malora_cli.reports.section import SECTIONS
+from malora_cli.results import EvalEvent, TaskLoss, TrainEvent
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -258,14 +261,15 @@ def test_the_diagram_shows_the_rooms_in_the_order_that_is_checked() -> None:
 
 
 def test_the_reference_is_what_the_code_says() -> None:
-    made = _generator().pages()
+    made = _module("generate").pages()
     assert {path.name for path in (DOCS / "reference").iterdir()} == made.keys()
     for name, page in made.items():
         assert PAGES[f"docs/reference/{name}"] == page, "run `python docs/generate.py`"
 
 
-def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+def _module(name: str) -> ModuleType:
+    """A script of the documentation."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -274,6 +278,32 @@ def _generator() -> ModuleType:
 
 
 # ---------------------------------------------------------------- malora docs
+
+
+def test_the_picture_of_the_live_view_is_drawn_from_a_log() -> None:
+    images = _module("images")
+    log = [
+        EvalEvent(step=0, seconds=0, tasks={"sums": TaskLoss(nats=9, tokens=3, examples=3)}),
+        *(
+            TrainEvent(
+                step=step,
+                seconds=30 * step,
+                tasks={"sums": TaskLoss(nats=6 / step, tokens=3, examples=6)},
+                learning_rate=1e-3,
+                tokens_per_second=10,
+                seconds_per_step=30,
+            )
+            for step in (5, 10)
+        ),
+    ]
+    console = Console(file=StringIO(), width=100)
+    console.print(images.drawn(log, 20, {"sums": 1.0})._picture())
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "10/20 0:05:00" in drawn
+    assert re.search(r"^sums +0\.200 +-0\.200 +3\.000 .*█", drawn, re.MULTILINE)
+    picture = images.PICTURE.read_text(encoding="utf-8")
+    assert "rotate_right" in picture
+    assert "@font-face" not in picture
 
 
 def test_topics_are_listed_with_their_titles(capsys: pytest.CaptureFixture[str]) -> None:
