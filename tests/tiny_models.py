@@ -28,6 +28,10 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {"head_dim": 8}),
     "gemma3_text": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 4}),
+    "llama4_text": (
+        "Llama4TextConfig",
+        {"head_dim": 8, "attention_chunk_size": 4, "intermediate_size_mlp": 48, "num_local_experts": 2},
+    ),
     "phi": ("PhiConfig", {}),
     "falcon": ("FalconConfig", {}),
     "opt": ("OPTConfig", {"word_embed_proj_dim": 32, "ffn_dim": 48, "dropout": 0.0}),
@@ -36,7 +40,10 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "GPTJConfig",
         {"n_embd": 32, "n_head": 4, "n_layer": LAYERS, "rotary_dim": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
     ),
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_head": 4, "n_positions": 128}),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 32, "n_head": 4, "n_positions": 128, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    ),
 }
 
 
