@@ -28,10 +28,6 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {"head_dim": 8}),
     "gemma3_text": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 4}),
-    "llama4_text": (
-        "Llama4TextConfig",
-        {"head_dim": 8, "attention_chunk_size": 4, "intermediate_size_mlp": 48, "num_local_experts": 2},
-    ),
     "phi": ("PhiConfig", {}),
     "falcon": ("FalconConfig", {}),
     "opt": ("OPTConfig", {"word_embed_proj_dim": 32, "ffn_dim": 48, "dropout": 0.0}),
@@ -47,6 +43,15 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+#: Attention in chunks, which keeps its keys and values in a way of its own.
+_CHUNKED = {
+    "llama4_text": (
+        "Llama4TextConfig",
+        {"head_dim": 8, "attention_chunk_size": 4, "intermediate_size_mlp": 48, "num_local_experts": 2},
+    )
+}
+
+
 def tiny(
     kind: str,
     attention: str = "sdpa",
@@ -55,7 +60,7 @@ def tiny(
     layers: int = LAYERS,
 ) -> PreTrainedModel:
     """A model of an architecture by its ``model_type``, with weights large enough for attention to matter."""
-    name, own = _CONFIGS[kind]
+    name, own = (_CONFIGS | _CHUNKED)[kind]
     config = getattr(transformers, name)(**{**COMMON, **own, "num_hidden_layers": layers})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -29,7 +29,7 @@ def check(
 
     loaded = read_recipe(recipe, [*(overrides or []), *granted(trust)])
     prepare_libraries()
-    from malora_cli.cli._statement import print_cost, print_example, print_statement, print_template
+    from malora_cli.cli._statement import print_cost, print_example, print_format, print_statement, print_template
     from malora_cli.data.statement import rendered, state
     from malora_cli.train.materials import gather, prepare_model
 
@@ -37,6 +37,7 @@ def check(
     materials = gather(loaded.recipe)
     statement = state(materials.mixture, materials.packer)
     print_statement(statement, console)
+    print_format(loaded, console)
     print_template(materials.tokenizer, console)
     for number, task in enumerate(console.start(materials.tasks)):
         example = task.train.examples([0], number)[0]

@@ -26,7 +26,7 @@ from malora_cli.adapters.quick import quicken
 from malora_cli.errors import ModelError
 from malora_cli.modeling import hub
 from malora_cli.modeling.attention import attend_within_examples, attends_within_examples
-from malora_cli.modeling.device import own_device
+from malora_cli.modeling.device import dtype_of, own_device
 from malora_cli.modeling.gguf import converted_folder
 from malora_cli.modeling.loss import note_plain_head, reads_across_examples
 from malora_cli.modeling.memory import out_of_memory
@@ -283,7 +283,7 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
         base.check_weights()
         model, found = AutoModelForCausalLM.from_pretrained(
             base.location,
-            dtype=getattr(torch, settings.dtype),
+            dtype=getattr(torch, dtype_of(settings)),
             attn_implementation=settings.attention,
             use_safetensors=True,
             output_loading_info=True,
