@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from malora_cli.data.batch import TrainExample, collate
 from malora_cli.modeling import attention, load_base, resolve_base
-from malora_cli.modeling.attention import PACKED_SDPA
+from malora_cli.modeling.attention import PACKED_SDPA, PackedRow, packed_attention
 from malora_cli.modeling.loss import token_nats
 from malora_cli.recipe import ModelSettings
 from tiny_models import LAYERS, tiny, tokens
@@ -152,6 +152,19 @@ def test_a_window_that_holds_every_example_is_none(varlen: Varlen) -> None:
     model = tiny("mistral", PACKED_SDPA)
     token_nats(model, collate([TrainExample([5, 6, 7, 8], [(1, 4)], 0)] * 3))
     assert set(varlen.windows) == {(-1, 0)}
+
+
+def test_what_the_kernel_for_rows_does_not_know_is_not_passed_over(
+    varlen: Varlen, blocks: list[tuple[int, bool]]
+) -> None:
+    """PyTorch's own function knows dropout, and refuses to leave a cap on scores out."""
+    query = torch.randn(1, 2, 5, 8)
+    told = {"packed_row": PackedRow((2, 3)), "cu_seq_lens_q": torch.tensor([0, 2, 5], dtype=torch.int32)}
+    packed_attention(nn.Module(), query, query, query, None, dropout=0.5, **told)
+    packed_attention(nn.Module(), query[..., :7], query[..., :7], query[..., :7], None, **told)
+    assert ([size for size, _ in blocks], varlen.windows) == ([2, 3, 2, 3], [])
+    with pytest.raises(ValueError, match="softcap"):
+        packed_attention(nn.Module(), query, query, query, None, softcap=30.0, **told)
 
 
 def test_the_kernel_for_rows_gets_the_number_format_of_autocast(varlen: Varlen) -> None:

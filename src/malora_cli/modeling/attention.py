@@ -169,7 +169,7 @@ def packed_attention(
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """As autocast brings it to PyTorch's own attention, which the other kernel is not known to it as."""
+    """As autocast hands it to PyTorch's own attention; to the other kernel it would leave it as it is."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
@@ -183,8 +183,15 @@ def _has_varlen(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kw
     """Whether flash attention takes such a layer here; it goes by number format, width and GPU."""
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    special = kwargs.get("dropout") or kwargs.get("position_bias") is not None or query.shape[-1] % 8
-    if special or not is_causal or not _on_cuda(query.device) or _varlen_attention() is None:
+    special = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
+    if (
+        special
+        or kwargs.get("dropout")
+        or query.shape[-1] % 8
+        or not is_causal
+        or not _on_cuda(query.device)
+        or _varlen_attention() is None
+    ):
         return False
     return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, True, query.shape[1] != key.shape[1]))
 
@@ -205,7 +212,12 @@ def _at_once(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, window: 
 
 @cache
 def _varlen_attention() -> Callable[..., Any] | None:
-    """PyTorch's attention for rows of examples; None where it has none yet that knows windows and shared heads."""
+    """PyTorch's attention for rows of examples; None where it has none yet that knows windows and shared heads.
+
+    GPUs before Ampere lack flash attention.
+    """
+    if torch.cuda.get_device_capability() < (8, 0):
+        return None
     try:
         from torch.nn.attention.varlen import varlen_attn  # takes seconds to import, and is for GPUs only
     except ImportError:
