@@ -39,6 +39,7 @@ class _Cuda:
     device_count = staticmethod(lambda: 1)
     get_device_name = staticmethod(lambda at: f"Card {at}")
     mem_get_info = staticmethod(lambda at: (1, 80 * 2**30))
+    is_bf16_supported = staticmethod(lambda including_emulation: True)
 class _Mps: is_available = staticmethod(lambda: False)
 class _Backends: mps = _Mps
 class _Cpu: _is_avx512_bf16_supported = _is_amx_tile_supported = staticmethod(lambda: False)
@@ -63,7 +64,7 @@ def test_a_torch_that_works_is_described(tmp_path: Path) -> None:
     told = found(tmp_path)
     assert told["torch"] == Check("torch", "ok", "9.9, 3 threads")
     assert told["device.cuda"] == Check("device.cuda", "ok", "Card 0, 80 GiB")
-    assert "device.bfloat16" not in told
+    assert told["model.dtype"] == Check("model.dtype", "ok", "auto is bfloat16 here")
     assert {"python", "malora", "peft", "threads", "memory", "runs.writable", "base.embedded"} <= told.keys()
 
 
@@ -72,9 +73,9 @@ def test_a_processor_that_does_not_compute_in_bfloat16_is_noted(
 ) -> None:
     no_card = STUB.replace("is_available = staticmethod(lambda: True)", "is_available = staticmethod(lambda: False)")
     put_torch(tmp_path / "without", "__version__ = '9.9'\n" + no_card, monkeypatch)
-    lacks = found(tmp_path)["device.bfloat16"]
-    assert (lacks.status, lacks.found) == ("note", "the processor does not compute in it")
-    assert "model.dtype at auto" in lacks.do
+    lacks = found(tmp_path)["model.dtype"]
+    assert (lacks.status, lacks.found) == ("note", "auto is float32 here; the processor does not compute in bfloat16")
+    assert "Leave it at auto" in lacks.do
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -17,7 +17,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "cuda": [f"{torch.cuda.get_device_name(at)}, {torch.cuda.mem_get_info(at)[1] / 2**30:.0f} GiB" for at in cards],
         "cuda_built": torch.version.cuda,
-        "bfloat16": multiplies_bfloat16(),
+        "auto": "bfloat16" if cards and torch.cuda.is_bf16_supported(including_emulation=False) else "float32",
+        "multiplies_bfloat16": multiplies_bfloat16(),
         "mps": torch.backends.mps.is_available(),
     }
     print(json.dumps(found))

@@ -32,6 +32,9 @@ _LONG = 256
 #: What makes a mask more than causality within an example and a window: padding, and functions of a model's own.
 _SPECIAL = ("attention_mask", "use_vmap", "allow_is_bidirectional_skip")
 
+#: What PyTorch's own function knows, or refuses, and its attention for rows of examples would pass over.
+_UNKNOWN = ("position_bias", "softcap", "s_aux")
+
 
 @dataclass(frozen=True)
 class PackedRow:
@@ -183,15 +186,10 @@ def _has_varlen(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kw
     """Whether flash attention takes such a layer here; it goes by number format, width and GPU."""
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    special = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
-    if (
-        special
-        or kwargs.get("dropout")
-        or query.shape[-1] % 8
-        or not is_causal
-        or not _on_cuda(query.device)
-        or _varlen_attention() is None
-    ):
+    unknown = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in _UNKNOWN)
+    if unknown or not is_causal or query.shape[-1] % 8:
+        return False
+    if not _on_cuda(query.device) or _varlen_attention() is None:
         return False
     return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, True, query.shape[1] != key.shape[1]))
 
