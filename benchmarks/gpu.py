@@ -283,7 +283,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
 
 
 def measure(part: str, place: Place, out: Path) -> bool:
-    """Run one part and keep its figures; says whether it came to its end."""
+    """Run one part and keep its figures; says whether it came to its end, and its tests passed."""
     started = time.perf_counter()
     try:
         figures: dict[str, Any] = {"found": PARTS[part](place)}
@@ -294,11 +294,12 @@ def measure(part: str, place: Place, out: Path) -> bool:
     figures = {"device": on, "tiny": place.tiny, "seconds": time.perf_counter() - started, **versions, **figures}
     write_json(out / f"gpu-{part}.json", figures)
     console.print(f"{part}: {figures['seconds']:.0f} s on {on}", figures.get("error", "done"), highlight=False)
-    return "error" not in figures
+    broken = [file for file, it in figures.get("found", {}).items() if isinstance(it, dict) and it.get("exit_code")]
+    return "error" not in figures and not broken
 
 
 def main() -> None:
-    """Run one part, or all of them; exit code 1 where one did not come to its end."""
+    """Run one part, or all of them; exit code 1 where one did not come to its end, or a test failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=[*PARTS, "all"])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
