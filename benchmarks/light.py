@@ -6,12 +6,13 @@ losses of every row. Prompts become hashes, so that rows of one prompt still are
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+from malora_cli.results.predictions import hashed
 
 #: Files of a run, or of a comparison, that are copied as they are.
 KEPT = ("recipe.yaml", "metrics.jsonl", "experts.json", "comparison.json", "comparison.csv", "plan.json", "tuning.json")
@@ -22,7 +23,7 @@ NAMES = ("task", "cluster")
 def light_row(row: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a row, and a hash in place of its prompt."""
     numbers = {key: value for key, value in row.items() if not isinstance(value, str | list) or key in NAMES}
-    return {**numbers, "prompt": hashlib.sha256(row["prompt"].encode()).hexdigest()[:16]}
+    return {**numbers, "prompt": hashed(row["prompt"])}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from malora_cli.compare.sentences import notes, sentences
 from malora_cli.errors import RunError
 from malora_cli.results import RunRecord, utc_now
 from malora_cli.results.comparison import Comparison, Effect, Endpoint, Failure, MethodResult, MethodRun, Trial, Tuned
-from malora_cli.results.predictions import read_predictions
+from malora_cli.results.predictions import cluster_of, read_predictions
 from malora_cli.results.verdicts import RunRows, SeveralRuns, TaskRows, decided, effect, mean_ranks
 
 
@@ -107,7 +107,7 @@ def _task_rows(rows: Sequence[Mapping[str, Any]], endpoint: Endpoint) -> TaskRow
         nats=array("d", (row["adapter_nats"] if losses else 0.0 for row in rows)).tolist(),
         tokens=[row["tokens"] if losses else 1 for row in rows],
         scores=array("d", (row["adapter_score"] for row in rows)).tolist(),
-        clusters=[row.get("cluster", row["prompt"]) for row in rows],
+        clusters=[cluster_of(row) for row in rows],
     )
 
 

@@ -9,7 +9,9 @@ its tokens), NAME_choices (nats of every choice), NAME_unread and NAME_outcome, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,19 @@ from malora_cli.results.files import damaged
 _SUFFIX = ".predictions.jsonl"
 #: Names under which a model's answers may stand that is not what others are compared with.
 MODELS = ("adapter", "model")
+#: Digits of a prompt's hash.
+_HASHED = 16
+
+
+def hashed(prompt: str) -> str:
+    """What stands for a prompt where its text is not to travel."""
+    return sha256(prompt.encode()).hexdigest()[:_HASHED]
+
+
+def cluster_of(row: Mapping[str, Any]) -> str:
+    """The same for rows that are no independent evidence, also where one run has their texts and another hashes."""
+    own = str(row.get("cluster", row["prompt"]))
+    return own if re.fullmatch(f"[0-9a-f]{{{_HASHED}}}", own) else hashed(own)
 
 
 def predictions_path(evaluation: Path) -> Path:
