@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 SITE := build/docs
 RUN := runs/quickstart
 
-.PHONY: help setup quickstart test docs images reference dist first-hour verify-exports lint format clean
+.PHONY: help setup quickstart test gpu docs images reference dist first-hour verify-exports lint format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -44,6 +44,9 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 
 test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal  # what its many processes import is compiled once
+
+gpu: $(STAMP)  ## Measure and check on a CUDA GPU what has only run on processors; results in benchmarks/results
+	$(BIN)/python benchmarks/gpu.py all
 
 dist: $(STAMP)  ## Build and check what is published: sdist and wheel in dist/
 	$(PIP) build twine check-wheel-contents validate-pyproject deptry

@@ -8,8 +8,8 @@
 
 `trl` trains SmolLM2-135M on the rows of a recipe's mixture (`--recipe`; the quickstart's by default) of up to 512
 tokens, in the same order, each contender in a process of its own, in turns. PEFT's LoRA has rank 64 on the same
-linears; nobody checkpoints gradients or leaves float32. `trl` has 16 rows a step as we do, and `trl-packed` as many
-packs of 1,024 tokens as hold them on average.
+linears; nobody checkpoints gradients, and all are in the format that `model.dtype` comes to (`auto`: float32 on a CPU).
+`trl` has 16 rows a step as we do, and `trl-packed` as many packs of 1,024 tokens as hold them on average.
 """
 
 from __future__ import annotations
@@ -84,9 +84,11 @@ def trl(packed: bool, recipe: str, folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from malora_cli.modeling.device import dtype_of
     from malora_cli.train.materials import gather
 
-    materials = gather(read_recipe(recipe, settings()).recipe)
+    asked = read_recipe(recipe, settings()).recipe
+    materials, dtype = gather(asked), dtype_of(asked.model)
     rows = []
     for example in materials.mixture.__getitems__(list(range(len(materials.mixture)))):
         supervised = {at for first, last in example.spans for at in range(first, last)}
@@ -104,7 +106,7 @@ def trl(packed: bool, recipe: str, folder: Path) -> dict[str, Any]:
         lr_scheduler_type="cosine",
         logging_steps=1,
         max_length=1024,
-        bf16=False,
+        bf16=dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
         completion_only_loss=True,
@@ -123,7 +125,7 @@ def trl(packed: bool, recipe: str, folder: Path) -> dict[str, Any]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             marks.append(time.perf_counter())
 
-    model = AutoModelForCausalLM.from_pretrained(materials.base.location, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(materials.base.location, dtype=getattr(torch, dtype))
     trainer = SFTTrainer(
         model=model,
         args=arguments,

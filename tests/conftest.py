@@ -174,7 +174,7 @@ def append_rows(path: Path, *rows: dict[str, Any]) -> None:
 def write_recipe(folder: Path, model: Path, mix: Path) -> Path:
     """Write the tiny recipe into a folder; for fixtures of a wider scope than ``tiny_recipe``."""
     recipe = {
-        "model": {"base": str(model)},
+        "model": {"base": str(model), "dtype": "float32"},  # on a GPU, too: many tests compare numbers
         "method": {"name": "malora", "r": 4, "subspace_rank": 8, "num_experts": 4, "lora_alpha": 8},
         "mix": mix.name,
         "train": {

@@ -206,4 +206,7 @@ def test_examples_stand_behind_one_another(batch: list[TrainExample]) -> None:
     assert list(zip(*columns, strict=True)) == expected
     assert found["input_ids"].tolist() == [[token for example in batch for token in example.input_ids]]
     assert found["position_ids"].tolist() == [[at for example in batch for at in range(len(example.input_ids))]]
-    assert {tensor.dtype for tensor in found.values()} == {torch.int64}  # type: ignore[attr-defined]
+    assert found["lengths"] == tuple(len(example.input_ids) for example in batch)
+    tensors = [value for value in found.values() if isinstance(value, torch.Tensor)]
+    assert {tensor.dtype for tensor in tensors} == {torch.int64}
+    assert len(tensors) == len(found) - 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import psutil
 import pytest
 
+import malora_cli
 from malora_cli.cli import main
 from malora_cli.doctor import checks
 from malora_cli.doctor.checks import Check, checked
@@ -37,9 +39,13 @@ class _Cuda:
     device_count = staticmethod(lambda: 1)
     get_device_name = staticmethod(lambda at: f"Card {at}")
     mem_get_info = staticmethod(lambda at: (1, 80 * 2**30))
+    is_bf16_supported = staticmethod(lambda including_emulation: True)
 class _Mps: is_available = staticmethod(lambda: False)
 class _Backends: mps = _Mps
-version, cuda, backends = _Version, _Cuda, _Backends
+class _Cpu: _is_avx512_bf16_supported = _is_amx_tile_supported = staticmethod(lambda: False)
+class _Mkldnn: _is_mkldnn_bf16_supported = staticmethod(lambda: False)
+class _Ops: mkldnn = _Mkldnn
+version, cuda, backends, cpu, ops = _Version, _Cuda, _Backends, _Cpu, _Ops
 def get_num_threads(): return 3
 """
 
@@ -47,7 +53,7 @@ def get_num_threads(): return 3
 def put_torch(place: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place.mkdir()
     (place / "torch.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(place))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), str(Path(malora_cli.__file__).parents[1])]))
 
 
 def found(runs: Path) -> dict[str, Check]:
@@ -58,7 +64,18 @@ def test_a_torch_that_works_is_described(tmp_path: Path) -> None:
     told = found(tmp_path)
     assert told["torch"] == Check("torch", "ok", "9.9, 3 threads")
     assert told["device.cuda"] == Check("device.cuda", "ok", "Card 0, 80 GiB")
+    assert told["model.dtype"] == Check("model.dtype", "ok", "auto is bfloat16 here")
     assert {"python", "malora", "peft", "threads", "memory", "runs.writable", "base.embedded"} <= told.keys()
+
+
+def test_a_processor_that_does_not_compute_in_bfloat16_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_card = STUB.replace("is_available = staticmethod(lambda: True)", "is_available = staticmethod(lambda: False)")
+    put_torch(tmp_path / "without", "__version__ = '9.9'\n" + no_card, monkeypatch)
+    lacks = found(tmp_path)["model.dtype"]
+    assert (lacks.status, lacks.found) == ("note", "auto is float32 here; the processor does not compute in bfloat16")
+    assert "Leave it at auto" in lacks.do
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import two_processes
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MoloraConfig
-from malora_cli.adapters.kernel import Load, balance_loss, expert_load, router_logits
+from malora_cli.adapters.kernel import Load, balance_loss, balance_pulls, expert_load, router_logits
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import Routing, RoutingTally
 from two_processes import route
@@ -191,7 +191,8 @@ def test_load_counts_exactly_under_autocast(masked: bool) -> None:
 def balance_of(probability: Tensor, top_k: int, mask: Tensor | None = None) -> float:
     kept, expert = probability.topk(top_k, dim=-1)
     gate = torch.zeros_like(probability).scatter(-1, expert, kept)
-    return float(balance_loss(probability, expert_load(gate, mask), mask))
+    [pull_E] = balance_pulls([expert_load(gate, mask)])
+    return float(balance_loss(probability, pull_E, mask))
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,17 +10,15 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.methods.malora import Malora
 from malora_cli.data.batch import TrainExample, collate
-from malora_cli.modeling import attention, load_base, resolve_base, wrap
 from malora_cli.modeling import loss as loss_module
+from malora_cli.modeling import wrap
 from malora_cli.modeling.attention import PACKED_SDPA
 from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import example_nats, note_plain_head, reads_across_examples, token_nats
-from malora_cli.recipe import ModelSettings
 from tiny_models import LAYERS, VOCABULARY, randomise, tiny, tokens
 from train_runs import train_run, workplace
 
@@ -57,91 +54,6 @@ def test_examples_in_one_row_are_as_good_as_alone(kind: str, attention: str) -> 
         sums = example_nats(one, [collate(examples()[:2]), collate(examples()[2:])])
         assert [count for _, count in sums] == [6, 9, 1, 12]
         torch.testing.assert_close(torch.tensor([nats for nats, _ in sums]), torch.stack([e.sum() for e in expected]))
-
-
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mistral", "gpt2"])
-def test_attention_by_example_has_the_same_gradients_and_computes_no_other_block(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-
-    def spy(module: nn.Module, query: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
-        sizes.append(query.shape[2])
-        return sdpa_attention_forward(module, query, *rest, **kwargs)
-
-    monkeypatch.setattr(attention, "sdpa_attention_forward", spy)
-    gradients = []
-    for name in ("sdpa", PACKED_SDPA):
-        model = tiny(kind, name)
-        token_nats(model, collate(examples())).sum().backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    assert sizes == [9, 14, 2, 20] * LAYERS
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-4, msg=name)
-
-
-def test_a_loaded_model_attends_by_example_unless_another_way_is_named(tmp_path: Path) -> None:
-    tiny("llama").save_pretrained(tmp_path)
-    for name, expected in (("sdpa", PACKED_SDPA), ("eager", "eager")):
-        settings = ModelSettings(base=str(tmp_path), attention=name)
-        model = load_base(resolve_base(settings), settings)
-        assert model.config._attn_implementation == expected
-        model.save_pretrained(tmp_path / name)
-        assert PACKED_SDPA not in (tmp_path / name / "config.json").read_text()
-
-
-class _Masks:
-    """The masks of T x T numbers that a forward pass keeps for the backward pass, by where their numbers lie."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.found: dict[int, torch.Tensor] = {}
-
-    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.shape[-2:] == (self.size, self.size):
-            self.found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-
-@pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize(("kind", "masks"), [("llama", 1), ("mistral", 1), ("gemma3_text", 2)])
-def test_kernels_of_whole_rows_share_one_mask(
-    kind: str, masks: int, mixed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As GPUs compute them; each layer would keep one of its own. Gemma has layers of two kinds."""
-    monkeypatch.setattr(attention, "_lengths", lambda *_: [])
-    kept, gradients = [], []
-    dtype = torch.bfloat16 if mixed else torch.float32
-    for name in ("sdpa", PACKED_SDPA):
-        model = tiny(kind, name, dtype=dtype, layers=6)
-        found = _Masks(45)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(found, lambda tensor: tensor),
-            torch.autocast("cpu", enabled=mixed),
-        ):
-            nats_K = token_nats(model, collate(examples()))
-        nats_K.sum().backward()
-        kept.append(found.found)
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    assert len(kept[0]) == 6
-    assert len(kept[1]) == masks
-    assert all(mask.dtype == dtype and mask.stride(-2) == 48 for mask in kept[1].values())  # aligned, or it is copied
-    for name, gradient in gradients[0].items():
-        assert torch.equal(gradients[1][name], gradient), name
-
-
-@torch.no_grad()
-def test_attention_by_example_leaves_other_rows_to_pytorch() -> None:
-    """Padded batches and decoding with a cache have masks of their own."""
-    ids = tokens(2, 12)
-    mask = torch.ones_like(ids)
-    mask[0, :5] = 0
-    found = []
-    for name in ("sdpa", PACKED_SDPA):
-        model = tiny("llama", name)
-        settings = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
-        found.append((model(input_ids=ids, attention_mask=mask).logits[:, -1], model.generate(ids, **settings)))
-    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 def test_the_head_runs_only_where_a_token_is_supervised() -> None:

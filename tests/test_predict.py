@@ -107,6 +107,8 @@ def test_the_tokens_that_a_gpu_holds(bytes_a_token: int, expected: int, monkeypa
     read: list[int] = []
 
     class Model:
+        dtype = torch.float32
+
         def parameters(self) -> Iterator[object]:
             return iter([SimpleNamespace(device=torch.device("cuda"))])
 

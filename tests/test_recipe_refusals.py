@@ -76,7 +76,7 @@ BRACKETS = "Close every bracket and quote, and put commas between values."
         ("{base: tiny}", "{base: ''}", "sums.yaml:2: model.base: got ''; must not be empty"),
         ("{base: tiny}", "tiny", "sums.yaml:2: model: got 'tiny'; must be a mapping, as {base: tiny}"),
         ("{base: tiny}", "{base: tiny, dtype: bfloat}", "sums.yaml:2: model.dtype: got 'bfloat'; must be one of "
-         "float32, bfloat16, float16; did you mean 'bfloat16'?"),
+         "auto, float32, bfloat16, float16; did you mean 'bfloat16'?"),
         ("{base: tiny}", "{}", "sums.yaml:2: model.base: missing; required (Base model: a known short name, a hub id, "
          "a folder or a GGUF file)"),
         ("model: {base: tiny}\n", "\n", "sums.yaml:3: model: missing; required (The base model)"),

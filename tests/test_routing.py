@@ -13,6 +13,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from malora_cli import MaloraConfig, MoloraConfig
+from malora_cli.adapters import kernel
+from malora_cli.adapters.kernel import balance_pulls, expert_load
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import Routing, RoutingTally, routing_of, scale_balance_with, tallying
 from tiny_models import LAYERS, randomise, tiny, tokens
@@ -255,9 +257,10 @@ def test_tally_sums_over_passes_and_reads_balance() -> None:
     model = wrapped()
     with tallying(model) as tally:
         first = model(**batch(seed=1))
+        first.loss.backward()
         one = tally.balance
-        _, expected = balance_in_the_open(model, lambda: model(**batch(seed=1)))
-    assert first.loss is not None
+        second, expected = balance_in_the_open(model, lambda: model(**batch(seed=1)))
+        second.loss.backward()
     assert one == pytest.approx(expected.item(), rel=1e-5)
     assert tally.tokens_L.tolist() == [2.0 * (9 + 8 + 7)] * ROUTERS
     assert tally.calls_L.tolist() == [2.0] * ROUTERS
@@ -345,3 +348,36 @@ def test_several_experts_counts_fit_one_tally() -> None:
     assert tally.share_LE.shape == (LAYERS, 5)
     torch.testing.assert_close(tally.share_LE.sum(1), torch.ones(LAYERS))
     assert not tally.assigned_LE[:, 3:].any()
+
+
+@pytest.mark.parametrize(("checkpointing", "exchanges"), [(None, 1), (False, 1), (True, LAYERS)])
+def test_loads_are_exchanged_at_once(
+    checkpointing: bool | None, exchanges: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By all routers together, or by those of a layer that a reentrant checkpoint computes again; by none forward."""
+    model, alone = wrapped(), wrapped()
+    for one in (model, alone):
+        if checkpointing is not None:
+            one.base_model.model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+            one.enable_input_require_grads()
+    alone(**batch()).loss.backward()
+    exchanged: list[int] = []
+    monkeypatch.setattr(kernel, "_processes", lambda: 2)
+    # Another process with the same tokens has the same loads.
+    monkeypatch.setattr(kernel.dist, "all_reduce", lambda sums: (exchanged.append(sums.numel()), sums.mul_(2)))
+    loss = model(**batch()).loss
+    assert not exchanged
+    loss.backward()
+    sizes = [size for size in exchanged if size > 1]  # the other is the weight of the loss
+    assert len(sizes) == exchanges
+    assert sum(sizes) >= ROUTERS * (model.peft_config["default"].num_experts + 1)  # what is computed again comes twice
+    assert_same(gradients(model), gradients(alone), atol=1e-7)
+
+
+def test_routers_of_several_sizes_pull_as_each_alone() -> None:
+    torch.manual_seed(0)
+    loads = [expert_load(torch.rand(5, experts).softmax(-1), None) for experts in (2, 4, 4)]
+    for some in (loads, loads[1:]):
+        for load, pull_E in zip(some, balance_pulls(some), strict=True):
+            share_E = load.assigned_E / load.assigned_E.sum()
+            torch.testing.assert_close(pull_E, len(share_E) * share_E / 5)

@@ -36,7 +36,19 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "GPTJConfig",
         {"n_embd": 32, "n_head": 4, "n_layer": LAYERS, "rotary_dim": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
     ),
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_head": 4, "n_positions": 128}),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 32, "n_head": 4, "n_positions": 128, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    ),
+}
+
+
+#: Attention in chunks, which keeps its keys and values in a way of its own.
+_CHUNKED = {
+    "llama4_text": (
+        "Llama4TextConfig",
+        {"head_dim": 8, "attention_chunk_size": 4, "intermediate_size_mlp": 48, "num_local_experts": 2},
+    )
 }
 
 
@@ -48,7 +60,7 @@ def tiny(
     layers: int = LAYERS,
 ) -> PreTrainedModel:
     """A model of an architecture by its ``model_type``, with weights large enough for attention to matter."""
-    name, own = _CONFIGS[kind]
+    name, own = (_CONFIGS | _CHUNKED)[kind]
     config = getattr(transformers, name)(**{**COMMON, **own, "num_hidden_layers": layers})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from malora_cli.adapters.kernel import (
     balance_loss,
+    balance_pulls,
     expert_load,
-    load_of_all_processes,
     router_logits,
     top_gates,
 )
@@ -42,7 +42,8 @@ def route(x_TI: Tensor, router_EI: Tensor, *, top_k: int, renormalize: bool) -> 
 def balance(x_TI: Tensor, router_EI: Tensor) -> Tensor:
     """The balance loss over these tokens, in the company of the other process where there is one."""
     gates = route(x_TI, router_EI, top_k=2, renormalize=True)
-    return balance_loss(gates.probability_TE, load_of_all_processes(expert_load(gates.gate_TE, None)), None)
+    [pull_E] = balance_pulls([expert_load(gates.gate_TE, None)])
+    return balance_loss(gates.probability_TE, pull_E, None)
 
 
 def run(rank: int, folder: str) -> None:

@@ -16,6 +16,7 @@ from accelerate.state import GradientState
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from malora_cli.adapters.balancing import Loads
 from malora_cli.adapters.eager import eager
 from malora_cli.adapters.routing import Routing, scale_balance_with, scale_balance_with_tokens
 
@@ -75,7 +76,8 @@ class Follower:
 
     @eager
     def _begin(self) -> None:
-        """The weight that the balance loss has where a trainer makes a loss of its own of the output."""
+        """Collect loads, and note the weight that the balance loss has where a trainer makes a loss of its own."""
+        self.routing.loads = Loads()
         self.routing.balance_weight = self.shares.take(last=GradientState().sync_gradients)
 
     @eager

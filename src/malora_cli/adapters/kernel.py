@@ -12,6 +12,7 @@ Source: MALoRA (arXiv 2410.22782), Eq. 4-7; Switch Transformers (arXiv 2101.0396
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -84,10 +85,10 @@ def top_gates(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Tensor:
         return logits_TE.softmax(dim=-1)
     # The order of logits is that of probabilities, and renormalised gates are a softmax over the kept logits alone.
     if renormalize:
-        kept_TK, expert_TK = logits_TE.topk(top_k, dim=-1)
+        kept_TK, expert_TK = logits_TE.topk(top_k, dim=-1, sorted=False)
         kept_TK = kept_TK.softmax(dim=-1)
     else:
-        kept_TK, expert_TK = logits_TE.softmax(dim=-1).topk(top_k, dim=-1)
+        kept_TK, expert_TK = logits_TE.softmax(dim=-1).topk(top_k, dim=-1, sorted=False)
     return torch.zeros_like(logits_TE).scatter_(-1, expert_TK, kept_TK)
 
 
@@ -152,29 +153,38 @@ def _processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def load_of_all_processes(load: Load) -> Load:
-    """The load over the batch of all data-parallel processes; their *mean* number of tokens.
+def balance_pulls(loads: Sequence[Load]) -> list[Tensor]:
+    """``N f_t / T`` of some routers: the gradient of each one's balance loss by the probability of an expert.
 
-    With these shares and that number, the mean over processes of the balance loss, and so of its gradient, is that of
-    the whole batch: the loss is linear in the mean probabilities.
-    """
-    processes = _processes()
-    if processes == 1:
-        return load
-    sums = torch.cat([load.assigned_E, load.gate_E, load.tokens.unsqueeze(0)])
-    dist.all_reduce(sums)
-    assigned_E, gate_E, tokens = sums.split([len(load.assigned_E), len(load.gate_E), 1])
-    return Load(assigned_E, gate_E, tokens[0] / processes)
-
-
-def balance_pull(load: Load) -> Tensor:
-    """``N f_t / T``: the gradient of the balance loss by an expert's probability, the same for every real token.
+    It is the same for every real token. The loads are those of the batch of all data-parallel processes, with their
+    *mean* number of tokens: so the mean over processes of the balance loss, and of its gradient, is that of the whole
+    batch, for the loss is linear in the mean probabilities. They are exchanged at once, for every exchange is waited
+    for.
 
     Args:
-        load: Of one router, or that of `load_of_all_processes`.
+        loads: Of routers whose numbers of experts may differ.
+
+    Returns:
+        A pull for each, shape ``(E,)``.
     """
-    share_E = load.assigned_E / load.assigned_E.sum().clamp(min=1)
-    return share_E * (share_E.numel() / load.tokens.clamp(min=1))
+    experts, processes = [len(load.assigned_E) for load in loads], _processes()
+    assigned = torch.cat([load.assigned_E for load in loads])
+    tokens_L = torch.stack([load.tokens.to(assigned.device) for load in loads])
+    if processes > 1:
+        sums = torch.cat([assigned, tokens_L])
+        dist.all_reduce(sums)
+        assigned, tokens_L = sums.split([sum(experts), len(loads)])
+        tokens_L = tokens_L / processes
+    if len(set(experts)) == 1:
+        return [*_pulls(assigned.view(len(loads), -1), tokens_L)]
+    parts = zip(assigned.split(experts), tokens_L, strict=True)
+    return [_pulls(assigned_E, tokens) for assigned_E, tokens in parts]
+
+
+def _pulls(assigned_E: Tensor, tokens: Tensor) -> Tensor:
+    """The pull of one router, or of several with a dimension in front of both."""
+    share_E = assigned_E / assigned_E.sum(-1, keepdim=True).clamp(min=1)
+    return share_E * (share_E.shape[-1] / tokens.clamp(min=1)).unsqueeze(-1)
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
@@ -187,17 +197,17 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return total / processes
 
 
-def balance_loss(probability_TE: Tensor, load: Load, token_mask: Tensor | None) -> Tensor:
+def balance_loss(probability_TE: Tensor, pull_E: Tensor, token_mask: Tensor | None) -> Tensor:
     """Switch-style load-balancing loss of one router: ``N * sum_t f_t p_t``, 1.0 when uniform.
 
     ``f_t`` is expert t's share of the (token, slot) assignments, without a gradient; ``p_t`` is its mean probability.
 
     Args:
         probability_TE: Full softmax of the router.
-        load: Its load over the same tokens, or that of `load_of_all_processes`.
+        pull_E: Its `balance_pulls` over the same tokens, or those of all processes.
         token_mask: As in `expert_load`; padding counts in neither share.
     """
     flat_TE = probability_TE.flatten(0, -2)
     if token_mask is not None:
         flat_TE = flat_TE * token_mask.reshape(-1, 1).to(flat_TE)
-    return (flat_TE.sum(0) * balance_pull(load)).sum()
+    return (flat_TE.sum(0) * pull_E).sum()

@@ -9,6 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
+from malora_cli.adapters.balancing import Balance, Loads, gates_with_balance
 from malora_cli.adapters.block import BlockRouter
 from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig
 from malora_cli.adapters.eager import eager
@@ -16,16 +17,13 @@ from malora_cli.adapters.fused import can_fuse, fused_mixture
 from malora_cli.adapters.initialisation import kaiming_uniform
 from malora_cli.adapters.kernel import (
     Factors,
-    balance_loss,
-    balance_pull,
     expert_load,
     gate_entropy,
-    load_of_all_processes,
     mixture_delta,
     router_logits,
     top_gates,
 )
-from malora_cli.adapters.routing import Balance, Routing, gates_with_balance
+from malora_cli.adapters.routing import Routing
 from malora_cli.adapters.structure import Structure
 
 NO_MERGE = (
@@ -253,7 +251,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         gate, entropy = block.take(self._router_index, tokens)
         gate = gate.view(*x.shape[:-1], -1)
         if routing.tally is not None:
-            routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), None, entropy)
+            routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), entropy)
         return gate
 
     def _watch(self, logits: Tensor, gate: Tensor, name: str) -> tuple[Balance | None, Tensor | None]:
@@ -269,16 +267,15 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
             return None, None
         mask = routing.mask_of(logits.numel() // logits.shape[-1])
         load = expert_load(gate, mask)
-        whole = load_of_all_processes(load) if balanced else load
         if routing.tally is not None:
             entropy = None if self.training else gate_entropy(logits.detach().softmax(-1), mask)
-            value = balance_loss(logits.detach().softmax(-1), whole, mask) if balanced else None
-            routing.tally.add(self._router_index, load, value, entropy)
+            routing.tally.add(self._router_index, load, entropy)
         if not balanced:
             return None, entropy
+        loads = Loads() if routing.loads is None else routing.loads
         # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
         factor = config.balance_factor / len(routing.routers[name])
-        return Balance(balance_pull(whole), factor, mask, routing), entropy
+        return Balance(loads, loads.add(load), self._router_index, factor, mask, routing), entropy
 
     def _balanced(self, name: str) -> bool:
         """Whether a router of this adapter has a balance loss."""

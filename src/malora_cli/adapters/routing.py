@@ -1,9 +1,8 @@
 """What the routers of one model share: the token mask, the weight of the balance loss, and a tally of their choices.
 
-The balance loss reaches the gradient through the backward pass of the gates, see `gates_with_balance`: nothing is
-collected from modules afterwards, so it survives both kinds of gradient checkpointing, data-parallel wrappers and
-accumulation. Its weight is not known in the forward pass (a trainer divides, or scales for float16, later), so
-`scale_balance_with` records in the backward pass what the trainer did to the loss, which comes before any layer's turn.
+The balance loss reaches the gradient through the backward pass of the gates, see ``balancing``. Its weight is not known
+in the forward pass (a trainer divides, or scales for float16, later), so `scale_balance_with` records in the backward
+pass what the trainer did to the loss, which comes before any layer's turn.
 """
 
 from __future__ import annotations
@@ -13,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from malora_cli.adapters.kernel import Load, mean_over_processes
+
+if TYPE_CHECKING:
+    from malora_cli.adapters.balancing import Loads
 
 #: What of a tally is kept on disk.
 _KEPT = ("assigned_LE", "gate_LE", "tokens_L", "entropy_L")
@@ -42,7 +43,7 @@ class RoutingTally:
         self.entropy_L = torch.zeros(routers, device=device)
 
     @torch.no_grad()
-    def add(self, router: int, load: Load, balance: Tensor | None, entropy: Tensor | None) -> None:
+    def add(self, router: int, load: Load, entropy: Tensor | None) -> None:
         """Add one forward pass of one router; ``entropy`` is that of its real tokens, see `kernel.gate_entropy`."""
         if entropy is not None:
             self.entropy_L[router] += entropy
@@ -50,9 +51,12 @@ class RoutingTally:
         self.assigned_LE[router, :experts] += load.assigned_E
         self.gate_LE[router, :experts] += load.gate_E
         self.tokens_L[router] += load.tokens
-        if balance is not None:
-            self.balance_L[router] += balance
-            self.calls_L[router] += 1
+
+    @torch.no_grad()
+    def add_balance(self, router: int, balance: Tensor) -> None:
+        """Add the balance loss of one router, which is known in the backward pass."""
+        self.balance_L[router] += balance
+        self.calls_L[router] += 1
 
     def kept(self) -> dict[str, list[Any]]:
         """The sums as plain lists, to be kept on disk; `of` reads them back."""
@@ -83,7 +87,7 @@ class RoutingTally:
 
     @property
     def balance(self) -> float:
-        """Balance loss, mean over forward passes and over the routers that had any; nan where none had."""
+        """Balance loss, mean over backward passes and over the routers that had any; nan where none had."""
         used_L = self.calls_L > 0
         return float((self.balance_L[used_L] / self.calls_L[used_L]).mean())
 
@@ -135,6 +139,7 @@ class Routing:
     names: list[str] = field(default_factory=list)  # of the adapted linears, in the order of the tally's rows
     routers: dict[str, set[int]] = field(default_factory=dict)  # rows of each adapter, which may leave linears out
     token_mask: Tensor | None = None  # of the newest forward pass; kept until the next for recomputation
+    loads: Loads | None = None  # of the newest forward pass that trains; None: every router is by itself
     balance_weight: Tensor | float = 1.0  # of the newest loss, see `scale_balance_with` and `following`
     tally: RoutingTally | None = None  # None: nothing is recorded
     row_adapters: RowAdapters | None = None  # None: every row takes the active adapters
@@ -245,72 +250,6 @@ def unbalanced(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         routing.balanced = outer
-
-
-@dataclass(frozen=True)
-class Balance:
-    """What the backward pass of one router's gates adds for its balance loss.
-
-    Args:
-        pull_E: See `kernel.balance_pull`.
-        factor: Weight of this router's loss, before ``routing.balance_weight``.
-        token_mask: 1 for real tokens, 0 for padding; None when all are real.
-        routing: Knows the weight once the backward pass has begun.
-    """
-
-    pull_E: Tensor
-    factor: float
-    token_mask: Tensor | None
-    routing: Routing
-
-
-class _Gate(torch.autograd.Function):
-    """The gates themselves. One node with a gradient of its own stands for a dozen: their cost is in their number.
-
-    For kept gates g, renormalised, ``dL/dlogits = g * (dL/dg - sum_t g_t dL/dg_t)``, and experts outside the top k have
-    g = 0. Of the balance loss, ``p * (pull - sum_t p_t pull_t)`` for every real token, p the whole softmax.
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx, logits_TE: Tensor, gate_TE: Tensor, renormalize: bool, balance: Balance | None
-    ) -> Tensor:
-        ctx.save_for_backward(logits_TE, gate_TE)
-        ctx.renormalize, ctx.balance = renormalize, balance
-        return gate_TE.view_as(gate_TE)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_TE: Tensor):  # type: ignore[no-untyped-def]
-        logits_TE, gate_TE = ctx.saved_tensors
-        balance: Balance | None = ctx.balance
-        probability_TE = logits_TE.softmax(-1) if balance is not None or not ctx.renormalize else gate_TE
-        grad_logits = grad_TE * gate_TE
-        mean_T1 = grad_logits.sum(-1, keepdim=True)
-        grad_logits.addcmul_(gate_TE if ctx.renormalize else probability_TE, mean_T1, value=-1)
-        if balance is not None:
-            weight = balance.routing.balance_weight
-            if isinstance(weight, Tensor):  # of the loss, which may be on another device than this layer
-                weight = weight.to(balance.pull_E.device)
-            pull_E = balance.pull_E * (balance.factor * weight)
-            pull_TE = (pull_E - (probability_TE * pull_E).sum(-1, keepdim=True)).mul_(probability_TE)
-            if balance.token_mask is not None:
-                pull_TE *= balance.token_mask.reshape(*pull_TE.shape[:-1], 1).to(pull_TE)
-            grad_logits += pull_TE
-        return grad_logits, None, None, None
-
-
-def gates_with_balance(logits_TE: Tensor, gate_TE: Tensor, *, renormalize: bool, balance: Balance | None) -> Tensor:
-    """The gates of a router's logits; their backward pass adds the gradient of the balance loss.
-
-    Args:
-        logits_TE: Of the router, float32.
-        gate_TE: Their `kernel.top_gates`, without a history.
-        renormalize: Whether the kept gates are divided by their sum.
-        balance: None where there is no balance loss.
-    """
-    gates: Tensor = _Gate.apply(logits_TE, gate_TE, renormalize, balance)
-    return gates
 
 
 def scale_balance_with(loss: Tensor, share: Tensor | float, routing: Routing) -> Tensor:

@@ -126,7 +126,7 @@ def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().num_embeddings)
 
 
-def _batch(workload: Workload, vocabulary: int) -> dict[str, torch.Tensor]:
+def _batch(workload: Workload, vocabulary: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (1, workload.tokens + 1), generator=generator)
     positions = torch.arange(_SUPERVISED_EVERY - 1, workload.tokens, _SUPERVISED_EVERY)
@@ -136,7 +136,7 @@ def _batch(workload: Workload, vocabulary: int) -> dict[str, torch.Tensor]:
         "positions": positions,
         "targets": ids[0, positions + 1],
     }
-    return {name: value.to(workload.device) for name, value in batch.items()}
+    return {**{name: value.to(workload.device) for name, value in batch.items()}, "lengths": (workload.tokens,)}
 
 
 def in_turns(runs: Mapping[str, Callable[[], Any]], rounds: int, tick: Callable[[str], None]) -> dict[str, list[Any]]:

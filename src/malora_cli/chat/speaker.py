@@ -20,6 +20,7 @@ from malora_cli.data.formats._base import RowError, Turn
 from malora_cli.errors import DataError, RunError
 from malora_cli.evals.predict import Generated, Stop, as_answer, generating_by, generation, stops_of
 from malora_cli.modeling.memory import Attempt
+from malora_cli.modeling.modes import as_trained
 from malora_cli.modeling.positions import most_positions
 
 
@@ -236,7 +237,8 @@ class Speaker:
 
         stream, device = _Stream(hear), self._decoder.device
         config = generation(self.encoder, self._stops, room, **decoding.sampling)
-        with Attempt() as attempt, watching, torch.no_grad(), generating_by(self._decoder, config):
+        answering = generating_by(self._decoder, config)
+        with Attempt() as attempt, watching, torch.no_grad(), as_trained(self._decoder), answering:
             self._decoder.generate(
                 input_ids=torch.tensor([prompt], device=device),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=device),

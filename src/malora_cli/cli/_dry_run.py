@@ -11,6 +11,7 @@ from malora_cli.cli._statement import print_statement
 from malora_cli.cli._terminal import SafeConsole, plain_table
 from malora_cli.data.statement import state
 from malora_cli.modeling import count_parameters, empty_base, parameter_table, wrap
+from malora_cli.modeling.device import settled
 from malora_cli.recipe import LoadedRecipe
 from malora_cli.recipe.loading import leaves
 from malora_cli.train.materials import gather
@@ -22,6 +23,7 @@ def print_plan(loaded: LoadedRecipe, console: SafeConsole) -> None:
     Raises:
         MaloraError: What training would stop at.
     """
+    loaded = settled(loaded)
     recipe, materials = loaded.recipe, gather(loaded.recipe)
     model = wrap(empty_base(materials.base, recipe.model), recipe.method)  # type: ignore[arg-type]
     values = plain_table(("setting", "value", "from"), title="Recipe")

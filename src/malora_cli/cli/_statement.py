@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from malora_cli.data.statement import Statement
     from malora_cli.data.tasks import Task
+    from malora_cli.recipe import LoadedRecipe
     from malora_cli.results import NotedRows
     from malora_cli.train.probe import StepCost
 
@@ -172,6 +173,17 @@ def print_template(tokenizer: PreTrainedTokenizerBase, console: SafeConsole) -> 
 
     for line in notes(tokenizer):
         console.print(Text(f"\n{line}"), soft_wrap=True)
+
+
+def print_format(loaded: LoadedRecipe, console: SafeConsole) -> None:
+    """Print in what the base model is held, and where."""
+    from malora_cli.modeling.device import own_device, settled
+
+    model = settled(loaded).recipe.model
+    packed = f", {model.quantise} by bitsandbytes" if model.quantise else ""
+    chosen = " (model.dtype: auto)" if loaded.recipe.model.dtype == "auto" else ""
+    line = f"Frozen weights: {model.dtype}{chosen}{packed}, on {own_device(model.device).type}"
+    console.print(Text(f"\n{line}"), soft_wrap=True)
 
 
 def print_cost(cost: StepCost, statement: Statement, console: SafeConsole) -> None:

@@ -33,7 +33,14 @@ def check(
 
     loaded = read_recipe(recipe, [*(overrides or []), *granted(trust)])
     prepare_libraries()
-    from malora_cli.cli._statement import plain_statement, print_cost, print_example, print_statement, print_template
+    from malora_cli.cli._statement import (
+        plain_statement,
+        print_cost,
+        print_example,
+        print_format,
+        print_statement,
+        print_template,
+    )
     from malora_cli.data.statement import rendered, state
     from malora_cli.train.materials import gather
     from malora_cli.train.probe import measured
@@ -46,6 +53,7 @@ def check(
         say(json.dumps(plain_statement(statement, cost), ensure_ascii=False))
         return
     print_statement(statement, console)
+    print_format(loaded, console)
     print_template(materials.tokenizer, console)
     for number, task in enumerate(console.start(materials.tasks)):
         example = task.train.examples([0], number)[0]

@@ -155,7 +155,7 @@ def plan(
 
     Example: malora compare plan quickstart --phase tune --out jobs.txt
     """
-    from malora_cli.cli._common import names_in, prepare_libraries
+    from malora_cli.cli._common import names_in
     from malora_cli.cli._comparison import missing_lines
     from malora_cli.cli._terminal import say
     from malora_cli.compare.asked import matched
@@ -165,7 +165,6 @@ def plan(
         recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, single_task, trust=trust
     )
     planner, planned = asked.of_methods(names_in(methods))
-    prepare_libraries()
     lines = missing_lines(matched(planner, planned), planned, phase, allow_code=allow_code)
     if out is None:
         for line in lines:
@@ -223,6 +222,9 @@ def _asked(
     *,
     trust: bool,
 ) -> Asked:
+    from malora_cli.cli._common import prepare_libraries
+
+    prepare_libraries()
     from malora_cli.compare.asked import Asked
     from malora_cli.named import granted, recipe_file
 
@@ -243,13 +245,12 @@ def _carry_out(
     as_json: bool,
 ) -> None:
     """Train and evaluate what is missing, and say what came of it; exit code 1 where a run failed."""
-    from malora_cli.cli._common import interruptible, prepare_libraries, tell_of_code
+    from malora_cli.cli._common import interruptible, tell_of_code
     from malora_cli.cli._comparison import print_comparison, print_plan
     from malora_cli.cli._terminal import error_console, result_console, say
     from malora_cli.compare.asked import matched
 
     tell_of_code(planner.own)
-    prepare_libraries()
     planner = matched(planner, planned)
     if dry_run:
         print_plan(planner, planned)

@@ -53,7 +53,7 @@ def train(
 
         print_plan(loaded, console)
         return
-    from malora_cli.cli._statement import print_cost, print_example, print_statement, print_template
+    from malora_cli.cli._statement import print_cost, print_example, print_format, print_statement, print_template
     from malora_cli.data.statement import rendered, state
     from malora_cli.reports import write_report
     from malora_cli.train.materials import Materials
@@ -66,6 +66,7 @@ def train(
     def announce(materials: Materials, cost: StepCost | None) -> None:
         statement = state(materials.mixture, materials.packer)
         print_statement(statement, console)
+        print_format(loaded, console)
         print_template(materials.tokenizer, console)
         task = materials.tasks[0]
         print_example(task, rendered(task.train.examples([0], 0)[0], materials.tokenizer), console)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from malora_cli.errors import RecipeError
+from malora_cli.modeling.device import settled
 from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
 from malora_cli.registry import unknown
 
@@ -137,9 +138,13 @@ class Planner:
     suffix: str = ""
 
     @cached_property
-    def own(self) -> LoadedRecipe:
-        """The recipe as it is."""
+    def _read(self) -> LoadedRecipe:
         return load_recipe(self.path, self.overrides, vocabulary=self.vocabulary)
+
+    @cached_property
+    def own(self) -> LoadedRecipe:
+        """The recipe as it is, in the number format that it has here."""
+        return settled(self._read)
 
     @property
     def folder(self) -> Path:
@@ -227,13 +232,18 @@ class Planner:
         return (weights[task] or 0.0) / sum(weight or 0.0 for weight in weights.values())
 
     def _planned(self, method: str, seed: int, name: str, further: Sequence[str]) -> PlannedRun:
-        equal = [*self.overrides, *self._made(method), f"train.seed={seed}", f"output.name={self.own.name}-{name}"]
+        named = [f"train.seed={seed}", f"output.name={self.own.name}-{name}"]
+        equal = [*self.overrides, *self._format(), *self._made(method), *named]
         whole = [*equal, *self.by_method.get(method, ()), *further]
         loaded = load_recipe(self.path, whole, vocabulary=self.vocabulary)
         if self.by_method.get(method):
             plain = load_recipe(self.path, [*equal, *further], vocabulary=self.vocabulary)
             _check_budget(method, plain.recipe, loaded.recipe)
         return PlannedRun(method, seed, loaded, tuple(whole))
+
+    def _format(self) -> list[str]:
+        """The override by which runs on other machines have it as well."""
+        return [f"model.dtype={self.own.recipe.model.dtype}"] if self._read.recipe.model.dtype == "auto" else []
 
     def _made(self, method: str) -> list[str]:
         """The overrides that make a contender of the recipe."""

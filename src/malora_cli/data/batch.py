@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypedDict
 
 import torch
@@ -26,7 +27,7 @@ class TrainExample(Encoded):
 
 
 class Batch(TypedDict):
-    """One micro-batch of T tokens, K of them supervised; all int64.
+    """One micro-batch of T tokens, K of them supervised; tensors are int64.
 
     ``positions`` are those whose *next* token is supervised; ``targets`` are these tokens.
     """
@@ -37,6 +38,7 @@ class Batch(TypedDict):
     targets: Tensor  # (K,)
     tasks: Tensor  # (K,) task of each target
     examples: Tensor  # (K,) example of each target within the batch
+    lengths: tuple[int, ...]  # tokens of each example, on the host, so that nothing waits for a GPU to be told them
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Packer:
 def collate(examples: Sequence[TrainExample]) -> Batch:
     """Put examples behind one another."""
     ids = [torch.tensor(example.input_ids) for example in examples]
-    lengths = torch.tensor([len(row) for row in ids])
-    starts = lengths.cumsum(0) - lengths
+    lengths = tuple(len(row) for row in ids)
+    starts = torch.tensor([0, *accumulate(lengths[:-1])])
     # The first token of a row has nothing before it to be predicted from.
     supervised = [[at for first, last in example.spans for at in range(max(first, 1), last)] for example in examples]
     counts = torch.tensor([len(targets) for targets in supervised])
@@ -86,4 +88,5 @@ def collate(examples: Sequence[TrainExample]) -> Batch:
         targets=flat[at],
         tasks=torch.tensor([example.task for example in examples]).repeat_interleave(counts),
         examples=torch.arange(len(examples)).repeat_interleave(counts),
+        lengths=lengths,
     )

@@ -122,6 +122,10 @@ def _torch() -> Iterator[Check]:
         yield Check("device.cuda", "note", f"none found by a torch for CUDA {found['cuda_built']}", "Check nvidia-smi.")
     else:
         yield Check("device.cuda", "note", "none: this torch is built for processors", "Training runs on them.")
+    slow = not found["cuda"] and not found["multiplies_bfloat16"]
+    told = f"auto is {found['auto']} here" + ("; the processor does not compute in bfloat16" if slow else "")
+    do = "Leave it at auto: in bfloat16 a step takes several times as long." if slow else ""
+    yield Check("model.dtype", "note" if slow else "ok", told, do)
     if found["mps"]:
         yield Check("device.mps", "note", "an Apple GPU", "It is used on request: model.device: mps.")
 

@@ -13,7 +13,7 @@ from malora_cli.doctor.checks import GIB, Check
 from malora_cli.doctor.machine import memory
 from malora_cli.errors import MaloraError
 from malora_cli.modeling import count_parameters, empty_base, resolve_base, wrap
-from malora_cli.modeling.device import own_device
+from malora_cli.modeling.device import dtype_of, own_device
 from malora_cli.recipe import Recipe, SourceSettings
 
 #: Bytes of a trainable parameter: itself, its gradient and the two moments of AdamW, all float32.
@@ -42,7 +42,9 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
         return
     total = count_parameters(model)
     yield Check("recipe.base", "ok", f"{name}: {total.base:,} parameters, {total.trainable:,} trainable")
-    least = total.base * _FROZEN_BYTES[recipe.model.quantise or recipe.model.dtype] + total.trainable * _TRAINED_BYTES
+    least = (
+        total.base * _FROZEN_BYTES[recipe.model.quantise or dtype_of(recipe.model)] + total.trainable * _TRAINED_BYTES
+    )
     found = f"weights, gradients and optimiser take {least / GIB:.1f} GiB"
     if own_device(recipe.model.device).type != "cpu":
         yield Check("recipe.memory", "note", f"{found} of the device's memory", _MEASURE)

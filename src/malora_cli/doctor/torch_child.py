@@ -9,12 +9,16 @@ def main() -> None:
     """Print it."""
     import torch
 
+    from malora_cli.processor import multiplies_bfloat16
+
     cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     found = {
         "version": torch.__version__,
         "threads": torch.get_num_threads(),
         "cuda": [f"{torch.cuda.get_device_name(at)}, {torch.cuda.mem_get_info(at)[1] / 2**30:.0f} GiB" for at in cards],
         "cuda_built": torch.version.cuda,
+        "auto": "bfloat16" if cards and torch.cuda.is_bf16_supported(including_emulation=False) else "float32",
+        "multiplies_bfloat16": multiplies_bfloat16(),
         "mps": torch.backends.mps.is_available(),
     }
     print(json.dumps(found))

@@ -23,7 +23,7 @@ from malora_cli.errors import RunError
 from malora_cli.evals.predict import MORE_MEMORY
 from malora_cli.modeling.attention import PACKED_SDPA
 from malora_cli.modeling.device import exact
-from malora_cli.modeling.loss import token_nats
+from malora_cli.modeling.loss import moved, token_nats
 from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.modeling.modes import as_trained, evaluating
 from malora_cli.modeling.positions import most_positions
@@ -182,15 +182,14 @@ def _nats(model: Any, texts: Sequence[_Text], share: bool) -> list[float]:
     """Nats of every choice, by its number."""
     row = _row(texts if share else [part for text in texts for part in text.apart()], _base(model))
     device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in row.items()}
     with evaluating(model), as_trained(model):
-        nats_K = exact(token_nats(model, batch))
+        nats_K = exact(token_nats(model, moved(row, device)))
     choice_K = row["choices"].to(nats_K.device)
     count = sum(len(text.branches) for text in texts)
     return nats_K.new_zeros(count).index_add(0, choice_K, nats_K).tolist()
 
 
-def _row(texts: Sequence[_Text], base: Any) -> dict[str, Tensor]:
+def _row(texts: Sequence[_Text], base: Any) -> dict[str, Any]:
     """One row of tokens, with what is asked where, as `token_nats` takes it, and ``choices`` (K,) of each target."""
     ids: list[int] = []
     positions: list[int] = []
@@ -212,10 +211,10 @@ def _row(texts: Sequence[_Text], base: Any) -> dict[str, Tensor]:
         text_T += [number] * (len(ids) - len(text_T))
     at_K, targets_K, choices_K = zip(*asked, strict=True)
     row = {"input_ids": [ids], "position_ids": [positions], "positions": at_K, "targets": targets_K}
-    found = {name: torch.tensor(values) for name, values in {**row, "choices": choices_K}.items()}
+    found: dict[str, Any] = {name: torch.tensor(values) for name, values in {**row, "choices": choices_K}.items()}
     if any(sum(len(tokens) > 1 for _, tokens in text.branches) > 1 for text in texts):
-        found["attention_mask"] = _mask(torch.tensor(text_T), torch.tensor(branch_T), base)
-    return found
+        return {**found, "attention_mask": _mask(torch.tensor(text_T), torch.tensor(branch_T), base)}
+    return {**found, "lengths": tuple(text.tokens for text in texts)}
 
 
 def _mask(text_T: Tensor, branch_T: Tensor, base: Any) -> Tensor:

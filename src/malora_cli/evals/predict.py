@@ -19,6 +19,7 @@ from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
 from malora_cli.evals.decoding import Row, can_decode, decode
 from malora_cli.modeling.memory import Attempt, halved
+from malora_cli.modeling.modes import as_trained
 from malora_cli.modeling.positions import most_positions
 from malora_cli.modeling.room import tokens_held
 
@@ -147,7 +148,7 @@ class _Generator:
         width = len(prompts[0]) + self.max_new_tokens
         while True:
             rows = min(len(prompts), _rows(self.batch, width))
-            with Attempt():
+            with Attempt(), as_trained(self.decoder):
                 made = self.made(prompts, rows)
                 return [self._answer(prompt, ids) for prompt, ids in zip(prompts, made, strict=True)]
             tokens = halved(Packer(rows, rows * width), "generating answers", fix=MORE_MEMORY).tokens

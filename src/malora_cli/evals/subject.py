@@ -18,7 +18,7 @@ from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.errors import ModelError, RunError
 from malora_cli.evals.store import key_of
 from malora_cli.modeling import BaseModel, base_of_run, check_adapter, load_adapter, load_base, resolve_base
-from malora_cli.modeling.device import own_device
+from malora_cli.modeling.device import dtype_of, own_device
 from malora_cli.recipe import ModelSettings, Recipe
 from malora_cli.results import RunRecord, file_sha256, read_json
 
@@ -105,7 +105,8 @@ class Models:
     @cached_property
     def base_key(self) -> str:
         """Hash of all that decides what the base model computes."""
-        settings = self.settings.model_dump(mode="json", include={"dtype", "quantise", "attention"})
+        settings = self.settings.model_dump(mode="json", include={"quantise", "attention"})
+        settings |= {"dtype": dtype_of(self.settings)}
         weights = self.base.commit or self.base.sha256()
         device = own_device(self.settings.device).type
         libraries = (*_LIBRARIES, *(("bitsandbytes",) if self.settings.quantise is not None else ()))

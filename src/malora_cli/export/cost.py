@@ -16,7 +16,7 @@ from torch import Tensor
 from malora_cli.data.batch import Batch
 from malora_cli.export.static import StaticLora, applied
 from malora_cli.modeling.device import exact
-from malora_cli.modeling.loss import target_logits
+from malora_cli.modeling.loss import moved, target_logits
 from malora_cli.modeling.modes import as_trained, evaluating
 
 #: Share of the gain over the base model below which an export is warned of.
@@ -73,18 +73,17 @@ def costs(model: PeftModel, task: str, batches: Iterable[Batch], loras: Mapping[
     rows = tokens = 0
     device = next(model.parameters()).device
     with evaluating(model), as_trained(model):
-        for batch in batches:
-            moved = {name: tensor.to(device) for name, tensor in batch.items()}  # type: ignore[attr-defined]
-            rows += int((moved["position_ids"] == 0).sum())
-            tokens += len(moved["targets"])
+        for batch in (moved(batch, device) for batch in batches):
+            rows += len(batch["lengths"])
+            tokens += len(batch["targets"])
             with model.disable_adapter():
-                base = _nats(F.log_softmax(target_logits(model, moved), -1), moved["targets"])
-            routed_KV = F.log_softmax(target_logits(model, moved), -1)
-            routed = _nats(routed_KV, moved["targets"])
+                base = _nats(F.log_softmax(target_logits(model, batch), -1), batch["targets"])
+            routed_KV = F.log_softmax(target_logits(model, batch), -1)
+            routed = _nats(routed_KV, batch["targets"])
             for name, lora in loras.items():
                 with applied(model, lora):
-                    merged_KV = F.log_softmax(target_logits(model, moved), -1)
-                sums[name] += torch.tensor([base, routed, *_against(routed_KV, merged_KV, moved)])
+                    merged_KV = F.log_softmax(target_logits(model, batch), -1)
+                sums[name] += torch.tensor([base, routed, *_against(routed_KV, merged_KV, batch)])
     return {name: Cost(task, rows, tokens, *(found / max(tokens, 1)).tolist()) for name, found in sums.items()}
 
 

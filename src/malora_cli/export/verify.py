@@ -23,6 +23,7 @@ from malora_cli.export.request import TORCH_DTYPES, Request
 from malora_cli.export.static import StaticLora, applied
 from malora_cli.export.streamed import Header
 from malora_cli.modeling import BaseModel
+from malora_cli.modeling.device import dtype_of
 from malora_cli.modeling.modes import evaluating
 from malora_cli.modeling.weights import weight_files
 from malora_cli.recipe import ModelSettings
@@ -74,8 +75,9 @@ def readings(request: Request, folder: Path, base: BaseModel, settings: ModelSet
         base: The base model.
         settings: How the run loaded it.
     """
-    exact = settings.dtype == "float32" and request.dtype in (None, "f32")
-    dtype, trust = TORCH_DTYPES.get(request.dtype or "", settings.dtype), settings.trust_remote_code
+    own = dtype_of(settings)
+    exact = own == "float32" and request.dtype in (None, "f32")
+    dtype, trust = TORCH_DTYPES.get(request.dtype or "", own), settings.trust_remote_code
     if request.form == "peft" and settings.quantise is None:
         return [Reading("PEFT", dtype, base=base.location, revision=base.commit, trust=trust, exact=exact)]
     if request.form == "hf":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from transformers import (
 
 from malora_cli.adapters.quick import quicken
 from malora_cli.errors import ModelError
-from malora_cli.modeling.attention import attend_within_examples
-from malora_cli.modeling.device import own_device
+from malora_cli.modeling.attention import attend_within_examples, attends_within_examples
+from malora_cli.modeling.device import dtype_of, own_device
 from malora_cli.modeling.finding import LOADING_ERRORS, BaseModel, unavailable
 from malora_cli.modeling.loss import note_plain_head, reads_across_examples
 from malora_cli.modeling.memory import out_of_memory
@@ -88,7 +89,7 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
         base.check_weights()
         model, found = AutoModelForCausalLM.from_pretrained(
             base.location,
-            dtype=getattr(torch, settings.dtype),
+            dtype=getattr(torch, dtype_of(settings)),
             attn_implementation=settings.attention,
             use_safetensors=True,
             output_loading_info=True,
@@ -107,7 +108,7 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
         quicken(model)
         attend_within_examples(model)
     try:
-        across = reads_across_examples(model)
+        across = _reads_across(model)
         note_plain_head(model)
     except LOADING_ERRORS as error:
         if out_of_memory(error):
@@ -120,6 +121,16 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
             fix="Take one whose attention keeps them apart, such as a Llama, Mistral, Qwen, Gemma, Phi or GPT-2.",
         )
     return model
+
+
+def _reads_across(model: PreTrainedModel) -> bool:
+    """Whether a model cannot tell examples apart; one that does not hand the row on to its layers goes by a mask."""
+    if attends_within_examples(model):
+        with suppress(*LOADING_ERRORS):
+            if not reads_across_examples(model):
+                return False
+        model.set_attn_implementation("sdpa")
+    return reads_across_examples(model)
 
 
 def load_config(base: BaseModel, settings: ModelSettings) -> PreTrainedConfig:

@@ -1,4 +1,4 @@
-"""Where a process computes, and where it adds up in float64."""
+"""Where a process computes, in which number format, and where it adds up in float64."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from malora_cli.errors import ModelError
+from malora_cli.processor import multiplies_bfloat16
+from malora_cli.recipe import LoadedRecipe, ModelSettings
 
 
 def own_device(wanted: str = "auto") -> torch.device:
@@ -26,6 +28,34 @@ def own_device(wanted: str = "auto") -> torch.device:
     if wanted == "cuda" or (wanted == "auto" and there["cuda"]):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("mps" if wanted == "mps" else "cpu")
+
+
+def dtype_of(settings: ModelSettings) -> str:
+    """The number format of the frozen weights, as torch calls it; here is what ``auto`` comes to.
+
+    Raises:
+        ModelError: The device is not there.
+    """
+    if settings.dtype != "auto":
+        return settings.dtype
+    on_gpu = own_device(settings.device).type == "cuda"
+    # Older GPUs take it, too, but compute in float32.
+    return "bfloat16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
+def settled(loaded: LoadedRecipe) -> LoadedRecipe:
+    """A recipe with the number format that its model has here."""
+    return loaded.with_dtype(dtype_of(loaded.recipe.model))
+
+
+def slow_format(settings: ModelSettings) -> str | None:
+    """Why a number format takes far longer here than float32, and what to do; None where it does not."""
+    if dtype_of(settings) != "bfloat16" or own_device(settings.device).type != "cpu" or multiplies_bfloat16():
+        return None
+    return (
+        "model.dtype is bfloat16, which this processor does not compute in: steps take several times as long as in "
+        "float32, which auto takes here"
+    )
 
 
 def exact_device(device: torch.device) -> torch.device:

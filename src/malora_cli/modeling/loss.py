@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from malora_cli.modeling.attention import packed
 from malora_cli.modeling.device import exact
 from malora_cli.modeling.modes import as_trained, evaluating
 
@@ -30,39 +31,44 @@ def token_nats(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     Args:
         model: A causal language model, wrapped or not.
         batch: ``input_ids`` (1, T), ``position_ids`` (1, T), ``positions`` (K,) and ``targets`` (K,): the model's
-            distribution at ``positions[k]`` is asked for ``targets[k]``. Where tokens may see others than those before
-            them in their example, ``attention_mask`` (1, 1, T, T) says which.
+            distribution at ``positions[k]`` is asked for ``targets[k]``; ``lengths``, the tokens of each example. Where
+            tokens may see others than those before them in their example, ``attention_mask`` (1, 1, T, T) says which in
+            place of the lengths.
 
     Returns:
         Nats, float32, shape ``(K,)``.
     """
-    inputs = _inputs(batch)
     positions_K, targets_K = batch["positions"], batch["targets"]
     base = _unwrapped(model)
     if not _keeps_some_logits(base):
-        return _nats(model(**inputs).logits[0, positions_K], targets_K)
+        return _nats(_logits(model, batch)[positions_K], targets_K)
     size = LOGITS_BYTES // (4 * _vocabulary(base)) or 1
     if len(positions_K) <= size or not _has_plain_head(base):
-        return _nats(model(**inputs, logits_to_keep=positions_K).logits[0], targets_K)
+        return _nats(_logits(model, batch, logits_to_keep=positions_K), targets_K)
     with _headless(base) as head:
-        hidden_KH = model(**inputs, logits_to_keep=positions_K).logits[0]
+        hidden_KH = _logits(model, batch, logits_to_keep=positions_K)
     chunks = zip(hidden_KH.split(size), targets_K.split(size), strict=True)
     return torch.cat([checkpoint(_head_nats, head, h, t, use_reentrant=False) for h, t in chunks])
 
 
 def target_logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """The logits at every target of a batch, float32, shape ``(K, vocabulary)``; arguments as in `token_nats`."""
-    inputs, positions_K = _inputs(batch), batch["positions"]
+    positions_K = batch["positions"]
     if not _keeps_some_logits(_unwrapped(model)):
-        return model(**inputs).logits[0, positions_K].float()
-    return model(**inputs, logits_to_keep=positions_K).logits[0].float()
+        return _logits(model, batch)[positions_K].float()
+    return _logits(model, batch, logits_to_keep=positions_K).float()
 
 
-def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
-    if "attention_mask" in batch:
-        inputs["attention_mask"] = batch["attention_mask"]
-    return inputs
+def moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch with its tensors on a device; the lengths of its examples stay where they are."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _logits(model: nn.Module, batch: Mapping[str, Any], **settings: Any) -> Tensor:
+    """What a model makes of the row, shape ``(T, vocabulary)`` unless the settings leave some out."""
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
+    with packed(_unwrapped(model), batch.get("lengths", ()), batch["input_ids"].device) as told:
+        return model(**inputs, **told, use_cache=False, **settings).logits[0]
 
 
 def _nats(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
@@ -144,7 +150,8 @@ def reads_across_examples(model: PreTrainedModel) -> bool:
 
     def logits_PV(first: int, second: int, asked: slice) -> Tensor:
         ids = torch.cat([first + run_P, second + run_P]).unsqueeze(0) % size
-        found_PV = model(input_ids=ids, position_ids=run_P.repeat(1, 2), use_cache=False).logits[0, asked]
+        with packed(model, (_PROBE_TOKENS,) * 2, ids.device, by_example=True) as told:
+            found_PV = model(input_ids=ids, position_ids=run_P.repeat(1, 2), use_cache=False, **told).logits[0, asked]
         return found_PV.float().nan_to_num()  # an overflow is none of the other example's doing
 
     asked, one, other = size // 4, size // 3, size // 2
@@ -169,17 +176,16 @@ def example_nats(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> list
 
     Args:
         model: As in `token_nats`.
-        batches: As in `token_nats`, with ``examples`` (K,): the example of each target. Every example starts at
-            position 0; one without a target counts as zero nats and tokens.
+        batches: As in `token_nats`, with ``examples`` (K,): the example of each target. One without a target counts as
+            zero nats and tokens.
     """
     device = next(model.parameters()).device
     found: list[tuple[float, int]] = []
     with evaluating(model), as_trained(model):
         for batch in batches:
-            moved = {name: tensor.to(device) for name, tensor in batch.items()}
-            nats_K = exact(token_nats(model, moved))
-            example_K = moved["examples"].to(nats_K.device)
-            count = int((moved["position_ids"] == 0).sum())
+            nats_K = exact(token_nats(model, moved(batch, device)))
+            example_K = batch["examples"].to(nats_K.device)
+            count = len(batch["lengths"])
             sums = nats_K.new_zeros(count).index_add(0, example_K, nats_K)
             found += zip(sums.tolist(), torch.bincount(example_K, minlength=count).tolist(), strict=True)
     return found

@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from malora_cli.errors import ModelError
+from malora_cli.modeling.device import dtype_of
 from malora_cli.recipe import ModelSettings
 
 
@@ -35,7 +36,7 @@ def quantisation(settings: ModelSettings) -> dict[str, Any]:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, settings.dtype),
+            bnb_4bit_compute_dtype=getattr(torch, dtype_of(settings)),
         )
         if settings.quantise == "nf4"
         else BitsAndBytesConfig(load_in_8bit=True)

@@ -6,6 +6,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from malora_cli.modeling.modes import as_trained
+
 #: Tokens of the two readings, in rows of so many; what they differ by is what a token takes.
 _READ, _ROW = (512, 2048), 64
 #: Of the free memory. Keys and values of new rows are there twice for a while, and what is freed leaves gaps.
@@ -35,5 +37,6 @@ def _taken(model: PreTrainedModel | PeftModel, tokens: int, device: torch.device
     torch.cuda.reset_peak_memory_stats(device)
     ids = torch.zeros(tokens // _ROW, _ROW, dtype=torch.int64, device=device)
     last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **last)
+    with as_trained(model):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **last)
     return torch.cuda.max_memory_allocated(device) - before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,14 @@ class LoadedRecipe:
     def name(self) -> str:
         """Name of the run folder."""
         return self.recipe.output.name or file_name_from(self.path.stem)
+
+    def with_dtype(self, dtype: str) -> LoadedRecipe:
+        """The same with a number format in the place of ``model.dtype: auto``; any other stays."""
+        if self.recipe.model.dtype != "auto":
+            return self
+        model = self.recipe.model.model_copy(update={"dtype": dtype})
+        provenance = {**self.provenance, "model.dtype": f"auto, {self.provenance['model.dtype']}"}
+        return replace(self, recipe=self.recipe.model_copy(update={"model": model}), provenance=provenance)
 
     def to_yaml(self) -> str:
         """The recipe with everything spelled out; ``load_recipe`` reads it back to an equal one."""

@@ -22,8 +22,10 @@ class ModelSettings(Settings):
 
     base: Text = Field(description="Base model: a known short name, a hub id, a folder or a GGUF file")
     revision: Text | None = Field(default=None, description="Branch, tag or commit of a hub model; null is its newest")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Number format of the frozen weights"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Number format of the frozen weights: auto is bfloat16 on a CUDA GPU that computes in it, else "
+        "float32; a run keeps to what it began with",
     )
     quantise: Literal["nf4", "int8"] | None = Field(
         default=None, description="Frozen weights in 4 or 8 bits, by bitsandbytes; null keeps them in dtype"

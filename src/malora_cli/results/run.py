@@ -85,6 +85,7 @@ class Manifest(Record):
     base_model: str
     base_model_sha256: str | None = Field(description="of a folder's weights")
     base_model_commit: str | None = Field(default=None, description="of a hub model")
+    dtype: str | None = Field(default=None, description="number format of the frozen weights; what auto came to")
     trainable_parameters: int
     base_parameters: int
     seeds: dict[str, int]

@@ -7,7 +7,7 @@ import math
 import torch
 from transformers import TrainingArguments
 
-from malora_cli.modeling.device import own_device
+from malora_cli.modeling.device import dtype_of, own_device
 from malora_cli.modeling.modes import autocast_dtype
 from malora_cli.recipe import Recipe
 from malora_cli.results import RunRecord
@@ -26,7 +26,7 @@ def training_arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed
     """
     train = recipe.train
     device = own_device(recipe.model.device).type
-    mixed = autocast_dtype(getattr(torch, recipe.model.dtype), device)
+    mixed = autocast_dtype(getattr(torch, dtype_of(recipe.model)), device)
     arguments = TrainingArguments(
         output_dir=str(record.checkpoints_dir),
         run_name=record.name,

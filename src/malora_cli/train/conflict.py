@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from malora_cli.adapters.routing import let_go_of_gates
 from malora_cli.modeling.device import exact, exact_device
-from malora_cli.modeling.loss import token_nats
+from malora_cli.modeling.loss import moved, token_nats
 from malora_cli.modeling.modes import as_trained, evaluating
 from malora_cli.results import GradientConflict
 
@@ -48,7 +48,7 @@ def gradient_conflict(model: nn.Module, batches: Sequence[Iterable[Mapping[str, 
             sketch = sketcher.empty()
             for batch in task:
                 with as_trained(model):
-                    nats_K = token_nats(model, {name: tensor.to(device) for name, tensor in batch.items()})
+                    nats_K = token_nats(model, moved(batch, device))
                 sketcher.add(sketch, torch.autograd.grad(nats_K.sum(), parameters, materialize_grads=True))
             sketches.append(sketch)
     compared = {group: _compared([sketch[group] for sketch in sketches]) for group in sketcher.sizes}

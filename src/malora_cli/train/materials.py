@@ -26,6 +26,7 @@ from malora_cli.modeling import (
     resolve_base,
     wrap,
 )
+from malora_cli.modeling.device import slow_format
 from malora_cli.modeling.positions import check_positions, check_rows
 from malora_cli.recipe import Recipe, TrainSettings
 
@@ -51,6 +52,8 @@ def gather(recipe: Recipe, *, commit: str | None = None) -> Materials:
     Raises:
         MaloraError: Something is not there or is wrong; nothing has been written then.
     """
+    if (slow := slow_format(recipe.model)) is not None:
+        warnings.warn(slow, stacklevel=2)
     base = resolve_base(recipe.model, commit=commit)
     check_positions(load_config(base, recipe.model), recipe.train.max_length)
     tokenizer = load_tokenizer(base, recipe.model)

@@ -19,7 +19,7 @@ from malora_cli.data.batch import Batch, Packer, TrainExample
 from malora_cli.data.mixture import Mixture
 from malora_cli.data.statement import longest_step
 from malora_cli.modeling.adapter import balance_factor
-from malora_cli.modeling.loss import token_nats
+from malora_cli.modeling.loss import moved, token_nats
 from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.modeling.modes import as_trained
 from malora_cli.recipe import Recipe, TrainSettings
@@ -113,7 +113,7 @@ def _step(model: nn.Module, batches: Sequence[Batch], trained: Sequence[nn.Param
     optimiser = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)  # as in training
     for batch in batches:
         with as_trained(model):
-            nats_K = token_nats(model, {name: tensor.to(device) for name, tensor in batch.items()})  # type: ignore[attr-defined]
+            nats_K = token_nats(model, moved(batch, device))
         (nats_K.mean() if len(nats_K) else nats_K.sum()).backward()
     # A gradient that is no number would go into the weights, even at a learning rate of 0.
     optimiser.zero_grad(set_to_none=False)

@@ -18,6 +18,7 @@ from malora_cli.data.overlap import Overlap
 from malora_cli.data.splits import Split
 from malora_cli.errors import DivergedError, StoppedError
 from malora_cli.modeling import count_parameters, known_commit, save_adapter
+from malora_cli.modeling.device import dtype_of
 from malora_cli.modeling.reason import first_line
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now, write_json
@@ -64,6 +65,7 @@ def train(
     check_surroundings(loaded.recipe)
     processes.meet(loaded.recipe.model.device)
     resume = processes.the_writers(processes.writes() and check_place(record, resume=resume))
+    loaded = loaded.with_dtype(processes.by_the_writer(lambda: _format(loaded.recipe, record if resume else None)))
     with held(record):
         try:
             _train(loaded, record, view, resume=resume, announce=announce, measure=measure)
@@ -73,6 +75,12 @@ def train(
                     write_json(record.diverged_path, {"why": str(error)})
             raise
     return record
+
+
+def _format(recipe: Recipe, before: RunRecord | None) -> str:
+    """What ``model.dtype: auto`` comes to: what the run began with, or what it is on this machine."""
+    own = None if before is None else (before.recipe.get("model") or {}).get("dtype")
+    return dtype_of(recipe.model) if own is None else str(own)
 
 
 def _train(
@@ -237,6 +245,7 @@ def _manifest(record: RunRecord, recipe: Recipe, materials: Materials, model: Pe
         # All weights are read for it, so one process does; the machine remembers.
         base_model_sha256=materials.base.sha256(),
         base_model_commit=materials.base.commit,
+        dtype=recipe.model.dtype,
         trainable_parameters=count.trainable,
         base_parameters=count.base,
         seeds=seeds(recipe.train),

@@ -1,0 +1,123 @@
+"""The gates of a router with a gradient of their own, and the balance loss, which is part of it.
+
+The balance loss reaches the gradient through the backward pass of the gates: nothing is collected from modules
+afterwards, so it survives both kinds of gradient checkpointing, data-parallel wrappers and accumulation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from malora_cli.adapters.kernel import Load, balance_loss, balance_pulls
+from malora_cli.adapters.routing import Routing
+
+
+class Loads:
+    """The loads of the routers of one forward pass, until its backward pass needs what they pull at.
+
+    Nothing needs it before, so the processes exchange all that have come together by then at once. Layers that are
+    computed again in a reentrant checkpoint come later, a few at a time.
+    """
+
+    def __init__(self) -> None:
+        self._loads: list[Load] = []
+        self._pulls: list[Tensor] = []
+
+    def add(self, load: Load) -> int:
+        """Take the load of a router; its number is what `pull` is asked by."""
+        self._loads.append(load)
+        return len(self._loads) - 1
+
+    def pull(self, number: int) -> Tensor:
+        """The `kernel.balance_pulls` of one."""
+        if number >= len(self._pulls):
+            self._pulls += balance_pulls(self._loads[len(self._pulls) :])
+        return self._pulls[number]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What the backward pass of one router's gates adds for its balance loss.
+
+    Args:
+        loads: Of its forward pass.
+        number: Its own of these.
+        router: Its row in a tally.
+        factor: Weight of this router's loss, before ``routing.balance_weight``.
+        token_mask: 1 for real tokens, 0 for padding; None when all are real.
+        routing: Knows the weight once the backward pass has begun.
+    """
+
+    loads: Loads
+    number: int
+    router: int
+    factor: float
+    token_mask: Tensor | None
+    routing: Routing
+
+    def gradient(self, probability_TE: Tensor) -> Tensor:
+        """``p * (pull - sum_t p_t pull_t)`` for every real token; the loss itself goes to the tally that runs.
+
+        Args:
+            probability_TE: Full softmax of the router.
+
+        Returns:
+            The gradient by its logits, shape ``(..., E)``.
+        """
+        pull_E = self.loads.pull(self.number).to(probability_TE.device)
+        if self.routing.tally is not None:
+            self.routing.tally.add_balance(self.router, balance_loss(probability_TE, pull_E, self.token_mask))
+        weight = self.routing.balance_weight
+        if isinstance(weight, Tensor):  # of the loss, which may be on another device than this layer
+            weight = weight.to(pull_E.device)
+        pull_E = pull_E * (self.factor * weight)
+        pull_TE = (pull_E - (probability_TE * pull_E).sum(-1, keepdim=True)).mul_(probability_TE)
+        if self.token_mask is not None:
+            pull_TE *= self.token_mask.reshape(*pull_TE.shape[:-1], 1).to(pull_TE)
+        return pull_TE
+
+
+class _Gate(torch.autograd.Function):
+    """The gates themselves. One node with a gradient of its own stands for a dozen: their cost is in their number.
+
+    For kept gates g, renormalised, ``dL/dlogits = g * (dL/dg - sum_t g_t dL/dg_t)``, and experts outside the top k have
+    g = 0. `Balance.gradient` is that of the balance loss.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, logits_TE: Tensor, gate_TE: Tensor, renormalize: bool, balance: Balance | None
+    ) -> Tensor:
+        ctx.save_for_backward(logits_TE, gate_TE)
+        ctx.renormalize, ctx.balance = renormalize, balance
+        return gate_TE.view_as(gate_TE)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_TE: Tensor):  # type: ignore[no-untyped-def]
+        logits_TE, gate_TE = ctx.saved_tensors
+        balance: Balance | None = ctx.balance
+        probability_TE = logits_TE.softmax(-1) if balance is not None or not ctx.renormalize else gate_TE
+        grad_logits = grad_TE * gate_TE
+        mean_T1 = grad_logits.sum(-1, keepdim=True)
+        grad_logits.addcmul_(gate_TE if ctx.renormalize else probability_TE, mean_T1, value=-1)
+        if balance is not None:
+            grad_logits += balance.gradient(probability_TE)
+        return grad_logits, None, None, None
+
+
+def gates_with_balance(logits_TE: Tensor, gate_TE: Tensor, *, renormalize: bool, balance: Balance | None) -> Tensor:
+    """The gates of a router's logits; their backward pass adds the gradient of the balance loss.
+
+    Args:
+        logits_TE: Of the router, float32.
+        gate_TE: Their `kernel.top_gates`, without a history.
+        renormalize: Whether the kept gates are divided by their sum.
+        balance: None where there is no balance loss.
+    """
+    gates: Tensor = _Gate.apply(logits_TE, gate_TE, renormalize, balance)
+    return gates
