@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from malora_cli.adapters.product import add_product
 from malora_cli.export.formats import Origin
 from malora_cli.export.request import TORCH_DTYPES
 from malora_cli.export.static import LowRank
-from malora_cli.export.streamed import rewrite
-
-#: Rows of a weight that an update is added to at a time.
-_ROWS = 256
+from malora_cli.export.streamed import Change, rewrite
 
 
 def write_shard(source: Path, target: Path, updates: Mapping[str, tuple[str, LowRank]], origin: Origin) -> set[str]:
@@ -25,19 +23,16 @@ def write_shard(source: Path, target: Path, updates: Mapping[str, tuple[str, Low
 
     names = origin.skeleton.state_dict().keys()
 
-    def changed(stored: str, weight: Tensor) -> Tensor:
+    def change(stored: str) -> Change | None:
         key = _key_of(stored, origin.skeleton.base_model_prefix, names)
-        kind = dtype or weight.dtype
         met.add(key)
-        if (own := origin.weights.get(key.removesuffix(".weight"))) is not None:
-            weight = own()
-        if key not in updates:
-            return weight
-        name, one = updates[key]
-        transposed = isinstance(origin.skeleton.get_submodule(name), Conv1D)
-        return _added(weight, one, transposed=transposed, dtype=kind)
+        own, add = origin.weights.get(key.removesuffix(".weight")), None
+        if key in updates:
+            name, one = updates[key]
+            add = _adding(one, transposed=isinstance(origin.skeleton.get_submodule(name), Conv1D))
+        return None if own is None and add is None else Change(own, add)
 
-    rewrite(source, target, dtype, changed)
+    rewrite(source, target, dtype, change)
     return met
 
 
@@ -47,11 +42,7 @@ def _key_of(stored: str, prefix: str, names: Collection[str]) -> str:
     return prefixed if prefixed in names and stored not in names else stored
 
 
-def _added(weight: Tensor, one: LowRank, *, transposed: bool, dtype: torch.dtype) -> Tensor:
-    """The weight with its update, added in float32 and rounded once; some rows at a time, which stay in the cache."""
-    left, right = (one.down_SI.T, one.up_OS.T) if transposed else (one.up_OS, one.down_SI)
-    found = torch.empty(weight.shape, dtype=dtype)
-    for start in range(0, len(weight), _ROWS):
-        rows = slice(start, start + _ROWS)
-        found[rows] = torch.addmm(weight[rows].float(), left[rows], right)
-    return found
+def _adding(one: LowRank, *, transposed: bool) -> Callable[[Tensor, slice], object]:
+    """What adds an update to some rows of its weight."""
+    left, right = (one.down_SI.T, one.up_OS) if transposed else (one.up_OS, one.down_SI.T)
+    return lambda rows_RI, rows: add_product(rows_RI, left[rows], right)
