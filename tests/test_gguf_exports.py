@@ -25,7 +25,7 @@ from malora_cli.export.formats.gguf import _Names
 from malora_cli.export.measuring import uniform_gates
 from malora_cli.export.request import Request
 from malora_cli.export.static import StaticLora, applied, static_lora
-from malora_cli.export.verify import keep_expected, read_back, readings
+from malora_cli.export.verify import keep_expected, read_back, reading_of
 from malora_cli.modeling import BaseModel, wrap
 from malora_cli.modeling.gguf import converted_folder
 from malora_cli.recipe import ModelSettings
@@ -198,18 +198,18 @@ def test_llama_cpp_computes_what_the_run_does(quantised: bool, tmp_path: Path) -
     keep_expected(model, rows, tmp_path / "rows.safetensors", lora)
     for target, dtype in (("lora", None), ("dense", "f32")):
         written(target, lora, base, tmp_path / target, dtype)
-        [reading] = readings(
-            Request(target, "gguf", dtype=dtype), tmp_path / target, base, ModelSettings(base=base.name)
-        )  # type: ignore[arg-type]
-        found = read_back(tmp_path / target, tmp_path / "rows.safetensors", reading)
+        request = Request(target, "gguf", dtype=dtype)  # type: ignore[arg-type]
+        reading = reading_of(request, tmp_path / target, base, ModelSettings(base=base.name))
+        assert reading is not None
+        [found] = read_back([(tmp_path / target, tmp_path / "rows.safetensors", reading)])
         if "unavailable" in found:
             pytest.skip(found["unavailable"])
         assert found["largest_difference"] < (0.2 if quantised else 1e-4)
     wrong = {name: type(one)(one.down_SI, one.up_OS.flip(0)) for name, one in lora.items()}
     written("lora", wrong, base, tmp_path / "wrong")
-    [reading] = readings(Request("lora", "gguf"), tmp_path / "wrong", base, ModelSettings(base=base.name))
+    reading = reading_of(Request("lora", "gguf"), tmp_path / "wrong", base, ModelSettings(base=base.name))
     with pytest.raises(RunError, match=r"read back in llama\.cpp, divergence from the run"):
-        read_back(tmp_path / "wrong", tmp_path / "rows.safetensors", reading)
+        read_back([(tmp_path / "wrong", tmp_path / "rows.safetensors", reading)])  # type: ignore[list-item]
 
 
 # ---------------------------------------------------------------- mlx-lm

@@ -33,7 +33,7 @@ from malora_cli.export.request import Exported, Request
 from malora_cli.export.serving import write_serving
 from malora_cli.export.static import StaticLora, at_rank, plain_lora
 from malora_cli.export.sums import write_sums
-from malora_cli.export.verify import keep_expected, read_back, readings, sorted_out
+from malora_cli.export.verify import Reading, keep_expected, read_back, reading_of, sorted_out
 from malora_cli.export.weights import own_weights
 from malora_cli.modeling import (
     check_adapter,
@@ -251,19 +251,20 @@ class _Job(Plan):
 
         One of several is read back on rows of the tasks that it is for.
         """
-        found: dict[str, Mapping[str, Any]] = {}
         if not self.request.verify:
-            return found
+            return {}
+        asked: list[tuple[Path, Path, Reading]] = []
         with tempfile.TemporaryDirectory(prefix="malora-") as place:
-            rows = Path(place) / "rows.safetensors"
-            for name, (folder, lora) in written.items():
+            for number, (name, (folder, lora)) in enumerate(written.items()):
                 self.tell(f"checking {name}")
+                rows = Path(place) / f"rows-{number}.safetensors"
                 itself = not self.is_routed and self.request.rank is None  # a LoRA, whose adapter is what is expected
                 tasks = choices[name].tasks if choices and len(written) > 1 else None
-                keep_expected(self.model, list(self._some_rows(tasks)), rows, None if itself else lora)
-                asked = readings(self.request, folder, self.base, self.recipe.model)
-                found[name] = sorted_out(self.request, [read_back(folder, rows, one) for one in asked])
-        return found
+                if (reading := reading_of(self.request, folder, self.base, self.recipe.model)) is not None:
+                    keep_expected(self.model, list(self._some_rows(tasks)), rows, None if itself else lora)
+                    asked.append((folder, rows, reading))
+            read = read_back(asked)
+        return {name: sorted_out(self.request, read[number : number + 1]) for number, name in enumerate(written)}
 
     def _some_rows(self, names: Collection[str] | None) -> Iterator[TrainExample]:
         """A few rows of some tasks or of all, of those to measure by where there are such."""
