@@ -46,7 +46,7 @@ def gates(run: Path, rows: int) -> dict[str, Any]:
     record = RunRecord(run)
     recipe = recipe_of_run(record, [], trust=False)
     adapter = record.adapter_at(None)
-    job = _Job(record, recipe, Request("lora"), adapter, base_of_run(recipe.model, record.manifest), console.print)
+    job = _Job(record, recipe, Request("lora"), adapter, base_of_run(recipe.model, record.manifest), tell=console.print)
     share = record.manifest.task_share
 
     def lora(text: str) -> StaticLora:

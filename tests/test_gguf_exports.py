@@ -22,10 +22,10 @@ from malora_cli.data.batch import TrainExample
 from malora_cli.errors import ModelError, RunError
 from malora_cli.export.formats import FORMATS, Origin
 from malora_cli.export.formats.gguf import _Names
-from malora_cli.export.gates import uniform_gates
+from malora_cli.export.measuring import uniform_gates
 from malora_cli.export.request import Request
 from malora_cli.export.static import StaticLora, applied, static_lora
-from malora_cli.export.verify import keep_expected, read_back, readings
+from malora_cli.export.verify import keep_expected, read_back, reading_of
 from malora_cli.modeling import BaseModel, wrap
 from malora_cli.modeling.gguf import converted_folder
 from malora_cli.recipe import ModelSettings
@@ -87,7 +87,7 @@ def written(
     folder.mkdir()
     skeleton = AutoModelForCausalLM.from_pretrained(base.location)
     origin = Origin(base, ModelSettings(base=base.name), skeleton, "tiny.gguf", dtype)
-    FORMATS[form].check(target, origin)
+    FORMATS[form].check(target, base, origin.settings, skeleton.config.to_dict())
     FORMATS[form].write(target, lora, origin, folder)
     return GGUFReader(next(folder.glob("*.gguf"))) if form == "gguf" else None  # type: ignore[return-value]
 
@@ -171,20 +171,20 @@ def test_a_lora_is_what_the_whole_model_adds(lora: StaticLora, base: BaseModel, 
 )
 def test_linears_have_their_names_in_gguf(kind: str, linear: str, name: str) -> None:
     origin = Origin(BaseModel(kind, kind), ModelSettings(base=kind), tiny(kind), kind)
-    FORMATS["gguf"].check("lora", origin)
+    FORMATS["gguf"].check("lora", origin.base, origin.settings, origin.skeleton.config.to_dict())
     assert _Names(origin).of(linear) == name
 
 
 def test_what_cannot_be_a_gguf_file_is_refused() -> None:
-    def origin(kind: str) -> Origin:
-        return Origin(BaseModel(kind, kind), ModelSettings(base=kind), tiny(kind), kind)
+    def check(target: str, kind: str) -> None:
+        FORMATS["gguf"].check(target, BaseModel(kind, kind), ModelSettings(base=kind), {"model_type": kind})
 
     with pytest.raises(ModelError, match=r"the weights of a 'gpt2' model is not known here.*convert_lora_to_gguf\.py"):
-        FORMATS["gguf"].check("lora", origin("gpt2"))
+        check("lora", "gpt2")
     with pytest.raises(ModelError, match=r"'llama' is not a GGUF file.*convert_hf_to_gguf\.py"):
-        FORMATS["gguf"].check("dense", origin("llama"))
+        check("dense", "llama")
     with pytest.raises(ModelError, match=r"have no name for model\.layers\.0\.odd"):
-        _Names(origin("llama")).of("model.layers.0.odd")
+        _Names(Origin(BaseModel("a", "a"), ModelSettings(base="a"), tiny("llama"), "a")).of("model.layers.0.odd")
 
 
 @pytest.mark.parametrize("quantised", [True, False])
@@ -198,18 +198,18 @@ def test_llama_cpp_computes_what_the_run_does(quantised: bool, tmp_path: Path) -
     keep_expected(model, rows, tmp_path / "rows.safetensors", lora)
     for target, dtype in (("lora", None), ("dense", "f32")):
         written(target, lora, base, tmp_path / target, dtype)
-        [reading] = readings(
-            Request(target, "gguf", dtype=dtype), tmp_path / target, base, ModelSettings(base=base.name)
-        )  # type: ignore[arg-type]
-        found = read_back(tmp_path / target, tmp_path / "rows.safetensors", reading)
+        request = Request(target, "gguf", dtype=dtype)  # type: ignore[arg-type]
+        reading = reading_of(request, tmp_path / target, base, ModelSettings(base=base.name))
+        assert reading is not None
+        [found] = read_back([(tmp_path / target, tmp_path / "rows.safetensors", reading)])
         if "unavailable" in found:
             pytest.skip(found["unavailable"])
         assert found["largest_difference"] < (0.2 if quantised else 1e-4)
     wrong = {name: type(one)(one.down_SI, one.up_OS.flip(0)) for name, one in lora.items()}
     written("lora", wrong, base, tmp_path / "wrong")
-    [reading] = readings(Request("lora", "gguf"), tmp_path / "wrong", base, ModelSettings(base=base.name))
+    reading = reading_of(Request("lora", "gguf"), tmp_path / "wrong", base, ModelSettings(base=base.name))
     with pytest.raises(RunError, match=r"read back in llama\.cpp, divergence from the run"):
-        read_back(tmp_path / "wrong", tmp_path / "rows.safetensors", reading)
+        read_back([(tmp_path / "wrong", tmp_path / "rows.safetensors", reading)])  # type: ignore[list-item]
 
 
 # ---------------------------------------------------------------- mlx-lm

@@ -23,8 +23,7 @@ from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.evals.predict import Generated, predict
 from malora_cli.evals.store import answers_root
 from malora_cli.export import cost as cost_module
-from malora_cli.export.gates import uniform_gates
-from malora_cli.export.measuring import costs_of
+from malora_cli.export.measuring import costs_of, uniform_gates
 from malora_cli.export.static import static_lora
 from malora_cli.modeling import loss as loss_module
 from malora_cli.modeling.heldout import held_out

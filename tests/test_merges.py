@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +24,9 @@ from malora_cli.errors import MaloraError, RecipeError, RunError
 from malora_cli.export import run as exporting
 from malora_cli.export.cost import Cost
 from malora_cli.export.formats import FORMATS, Origin
-from malora_cli.export.gates import Gates, parse_gates, uniform_gates
+from malora_cli.export.gates import Gates, parse_gates
+from malora_cli.export.measuring import uniform_gates
+from malora_cli.export.plan import Plan
 from malora_cli.export.request import Request
 from malora_cli.export.run import export_run
 from malora_cli.export.static import LowRank, StaticLora, applied, static_lora
@@ -277,7 +281,7 @@ def test_a_model_stored_in_half_precision_rounds_and_is_read_back(
     half = tmp_path / "half"
     AutoModelForCausalLM.from_pretrained(tiny_model).bfloat16().save_pretrained(half)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(half)
-    monkeypatch.setattr(exporting, "base_of_run", lambda *_: BaseModel(str(half), str(half)))
+    monkeypatch.setattr("malora_cli.export.plan.base_of_run", lambda *_: BaseModel(str(half), str(half)))
     request = Request("dense", gates="task:add", accept_loss=ANY_LOSS)
     [checked] = export_run(run, own, request, tmp_path / "out").checks["add"]["checked"]
     assert checked["exact"] is False
@@ -334,19 +338,39 @@ def test_a_dry_run_says_what_would_be_written(
 
     with monkeypatch.context() as patched:
         patched.setattr(exporting, "load_base", lambda *_: pytest.fail("weights are loaded"))
-        assert "--to lora --format peft, rank 3 (the exact one is 8)\n" in shown("--to", "lora", "--rank", "3")
+        lower = shown("--to", "lora", "--rank", "3")
+        assert "--to lora --format peft, rank 3 (the exact one is 8)\n" in lower
+        assert "rank 3 leaves something out" in lower
         assert "each; 4 of them: copy, upper, add, mix" in shown("--to", "lora", "--gates", "each")
         assert "byte for byte" in shown()
     assert not (tmp_path / "out").exists()
     for to, file in (("lora", "adapter_model.safetensors"), ("dense", "model.safetensors")):
-        planned = exporting.plan_export(run, own, Request(to), tmp_path / to)  # type: ignore[arg-type]
-        assert planned is not None
+        planned = Plan.of(run, own, Request(to), tmp_path / to).planned(tmp_path / to)  # type: ignore[arg-type]
         assert (exported(run, own, tmp_path / to, to=to) / file).stat().st_size == pytest.approx(
             planned.bytes, rel=0.1, abs=4096
         )
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20 // 100))
     with pytest.raises(RunError, match=r"the export takes about 0 MiB, and 0 MiB are free"):
         exported(run, own, tmp_path / "more")
+
+
+def test_a_dry_run_takes_no_torch(run: RunRecord, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom malora_cli.cli import main\n"
+        "for command in sys.argv[1:]:\n"
+        "    try:\n        main(command.split())\n"
+        "    except SystemExit as end:\n        assert not end.code\n"
+        "assert not {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)"
+    )
+    asked = ("--to adapter", "--to lora --gates each", "--to lora --format mlx", "--to dense --dtype bf16")
+    commands = [f"merge-export {run.path} --dry-run --out {tmp_path / 'out'} {one}" for one in asked]
+    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _, each, mlx, dense = done.stdout.split("--to ")[1:]
+    assert f"{tmp_path / 'out'}/copy " in each
+    assert "--max-lora-rank 8 --max-loras 4 --lora-modules copy=" in each
+    assert "files: adapters.safetensors, adapter_config.json, merge.json," in mlx
+    assert "rounded once, to bf16" in dense
 
 
 def test_a_merge_that_is_worse_than_the_base_is_refused() -> None:

@@ -26,7 +26,7 @@ from malora_cli.modeling import (
     save_adapter,
     wrap,
 )
-from malora_cli.modeling.base import ALIASES, BaseModel, PackagedModel
+from malora_cli.modeling.finding import ALIASES, BaseModel, PackagedModel
 from malora_cli.recipe import ModelSettings
 
 

@@ -15,7 +15,7 @@ from exports import export_adapter
 from malora_cli import HydraLoraConfig, MaloraConfig
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.export import run as exporting
-from malora_cli.modeling.base import BaseModel
+from malora_cli.modeling import BaseModel
 from malora_cli.results import read_json
 from tiny_models import randomise, tiny, tokens
 

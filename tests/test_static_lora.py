@@ -16,7 +16,7 @@ from malora_cli.adapters.routing import observed
 from malora_cli.export import fit
 from malora_cli.export.fit import Moments, fitted_lora, moments
 from malora_cli.export.formats.peft import suffixes
-from malora_cli.export.gates import uniform_gates
+from malora_cli.export.measuring import uniform_gates
 from malora_cli.export.static import LowRank, static_lora, static_up
 from malora_cli.modeling import wrap
 from tiny_models import VOCABULARY, tiny

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from malora_cli.export.streamed import Header, rewrite
+from malora_cli.export import streamed
+from malora_cli.export.streamed import Change, Header, rewrite
 
 #: Widths, shapes and places that are easily got wrong.
 TENSORS = {
@@ -43,7 +44,8 @@ def test_a_file_that_is_not_changed_is_the_same_file(source: Path, tmp_path: Pat
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_another_number_format_is_rounded_to_once(dtype: torch.dtype, source: Path, tmp_path: Path) -> None:
     target = tmp_path / "target.safetensors"
-    rewrite(source, target, dtype, lambda name, weight: weight.double() / 3 if name == "half" else weight)
+    third = Change(lambda: TENSORS["half"].double() / 3)
+    rewrite(source, target, dtype, lambda name: third if name == "half" else None)
     expected = {
         name: tensor.to(dtype) if tensor.dtype.itemsize > 1 and tensor.is_floating_point() else tensor
         for name, tensor in TENSORS.items()
@@ -53,6 +55,28 @@ def test_another_number_format_is_rounded_to_once(dtype: torch.dtype, source: Pa
         assert about["data_offsets"][0] % expected[name].dtype.itemsize == 0
     assert target.stat().st_size == Header.of(target).size + int.from_bytes(target.read_bytes()[:8], "little") + 8
     assert int.from_bytes(target.read_bytes()[:8], "little") % 8 == 0
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_what_is_added_is_rounded_once(
+    dtype: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of rows that are in memory at a time."""
+    monkeypatch.setattr(streamed, "_VALUES", 7 * 3)
+    weight, more = torch.randn(20, 7).bfloat16(), torch.randn(20, 7) * 1e-3
+    save_file({"weight": weight, "other": weight.clone()}, tmp_path / "source.safetensors")
+    changes = {"weight": Change(add=lambda part, rows: part.add_(more[rows]))}
+    rewrite(tmp_path / "source.safetensors", tmp_path / "target.safetensors", dtype, changes.get)
+    found = load_file(tmp_path / "target.safetensors")
+    assert_same(
+        found, {"weight": (weight.float() + more).to(dtype or weight.dtype), "other": weight.to(dtype or weight.dtype)}
+    )
+
+
+def test_a_file_that_ends_early_is_told(source: Path, tmp_path: Path) -> None:
+    source.write_bytes(source.read_bytes()[:-1])
+    with pytest.raises(OSError, match=r"source\.safetensors ends early"):
+        rewrite(source, tmp_path / "target.safetensors", None)
 
 
 def test_number_formats_of_half_a_byte_are_kept(tmp_path: Path) -> None:

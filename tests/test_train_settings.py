@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from malora_cli.data.batch import Packer, TrainExample
 from malora_cli.errors import DataError, ModelError
 from malora_cli.modeling import base as base_module
-from malora_cli.modeling import hub
+from malora_cli.modeling import hub, resolve_base
 from malora_cli.recipe.schema import ModelSettings, OutputSettings, TrainSettings
 from malora_cli.results import RunRecord
 from malora_cli.train import arguments as arguments_module
@@ -282,7 +282,7 @@ def test_the_model_is_loaded_as_the_recipe_says(recipe: Path, monkeypatch: pytes
         recipe,
         "model={base: owner/name, revision: abc, dtype: bfloat16, attention: eager, trust_remote_code: true}",
     ).recipe.model
-    found = base_module.resolve_base(settings)
+    found = resolve_base(settings)
     for read in (base_module.load_tokenizer, base_module.load_base):
         with pytest.raises(SeenError):
             read(found, settings)

@@ -107,7 +107,7 @@ def _run_or_none(asked: Asked, runs: Path) -> RunRecord | None:
 
 def _models(record: RunRecord | None, recipe: Recipe, asked: Asked, runs: Path) -> Models:
     from malora_cli.evals.subject import Models
-    from malora_cli.modeling.base import ALIASES
+    from malora_cli.modeling.finding import ALIASES
     from malora_cli.registry import did_you_mean
     from malora_cli.results import runs_under
 

@@ -96,9 +96,6 @@ def prepare_libraries() -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     _told.clear()
     logging.setLogRecordFactory(_log_record)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

@@ -12,7 +12,7 @@ import typer
 from malora_cli.cli._common import MovedArgument, RunArgument, RunsOption, StepOption, TrustOption
 
 if TYPE_CHECKING:
-    from malora_cli.export.planned import Planned
+    from malora_cli.export.plan import Plan
     from malora_cli.export.request import Exported, Request
 
 
@@ -152,13 +152,16 @@ def merge_export(
     request.check()
     record = find_and_tell(run, runs, err=as_json)
     recipe = recipe_of_run(record, moved or [], trust=trust)
-    from malora_cli.export.run import export_run, plan_export
 
     folder = out or record.path / "export" / request.name
     with telling_of_moves(recipe):
         if dry_run:
-            _print_plan(plan_export(record, recipe, request, folder), request, folder)
+            from malora_cli.export.plan import Plan  # which needs no torch
+
+            _print_plan(Plan.of(record, recipe, request, folder), folder)
             return
+        from malora_cli.export.run import export_run
+
         exported = export_run(record, recipe, request, folder, lambda line: say(line, err=True))
     _print(exported, request, as_json=as_json)
 
@@ -168,18 +171,22 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE" and name not in ("check", "as_json")
 
 
-def _print_plan(planned: Planned | None, request: Request, folder: Path) -> None:
+def _print_plan(plan: Plan, folder: Path) -> None:
     from malora_cli.cli._terminal import say
 
-    if planned is None:
-        what = "the adapter as it was trained" if request.to == "adapter" else "the base model's files and the experts"
-        say(f"{what}, byte for byte")
-    else:
+    planned = plan.planned(folder)
+    rank = ""
+    if planned.rank is not None:
         exact = "exact" if planned.rank == planned.exact_rank else f"the exact one is {planned.exact_rank}"
-        several = f"{len(planned.names)} of them: {', '.join(planned.names)}" if len(planned.names) > 1 else ""
-        say(f"--to {request.to} --format {request.form}, rank {planned.rank} ({exact})")
-        say(f"about {planned.bytes_each / 2**20:,.1f} MiB{f' each; {several}' if several else ''}")
+        rank = f", rank {planned.rank} ({exact})"
+    several = f" each; {len(planned.names)} of them: {', '.join(planned.names)}" if len(planned.names) > 1 else ""
+    say(f"--to {plan.request.to} --format {plan.request.form}{rank}")
+    say(planned.exactness)
+    say(f"about {planned.bytes_each / 2**20:,.1f} MiB{several}")
+    say(f"files: {', '.join(planned.files)}")
     say(f"folder: {folder}")
+    for command in plan.commands(planned, folder):
+        say(f"to serve it: {command}")
 
 
 def _print(exported: Exported, request: Request, *, as_json: bool) -> None:

@@ -1,10 +1,9 @@
-"""What stands beside exported weights: a model card, and how several LoRAs of one run are served."""
+"""The model card beside exported weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -12,10 +11,7 @@ from malora_cli.export.cost import Cost
 from malora_cli.export.gates import Gates
 from malora_cli.export.request import Request
 from malora_cli.modeling import BaseModel
-from malora_cli.results import RunRecord, write_json, write_text
-
-#: Ranks that vLLM takes as --max-lora-rank.
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+from malora_cli.results import RunRecord, write_text
 
 _PEFT_CODE = """```python
 from peft import PeftModel
@@ -130,65 +126,3 @@ def _cost_table(costs: Sequence[Cost]) -> str:
         kept = "-" if it.kept != it.kept else f"{it.kept:.0%}"
         lines.append(f"| {it.task} | {it.rows} | {it.base:.4f} | {it.routed:.4f} | {it.merged:.4f} | {kept} |")
     return "\n".join(lines)
-
-
-def write_serving(folder: Path, names: Sequence[str], rank: int, base: str, form: str, *, shares_down: bool) -> None:
-    """Write ``serve.json`` and ``SERVE.md``: how all LoRAs of a folder are served at once.
-
-    Args:
-        folder: The folder, with one LoRA in each folder of these names.
-        names: Names of the LoRAs.
-        rank: Their rank.
-        base: What a server is started with.
-        form: Their format: ``peft``, ``gguf`` or ``mlx``.
-        shares_down: Whether all have the same ``lora_A``.
-    """
-    highest = next((known for known in RANKS if known >= rank), rank)
-    inside = "/adapter.gguf" if form == "gguf" else ""
-    described: dict[str, Any] = {"base": base, "format": form, "rank": rank}
-    described |= {"max_lora_rank": highest} if form == "peft" else {}
-    write_json(folder / "serve.json", {**described, "loras": {name: name + inside for name in names}})
-    if form == "peft":
-        blend = _BLEND if shares_down else ""
-        write_text(folder / "SERVE.md", _serve_peft(base, names, highest) + blend)
-    elif form == "gguf":
-        write_text(folder / "SERVE.md", _serve_gguf(base, names))
-
-
-def _serve_peft(base: str, names: Sequence[str], rank: int) -> str:
-    modules = " ".join(f"{name}={name}" for name in names)
-    return f"""# Serving these LoRAs
-
-One base model, {len(names)} LoRAs of one rank; a request names the one it wants as its model. Run in this folder.
-None of these commands was run when this file was written.
-
-```
-vllm serve {base} --enable-lora --max-lora-rank {rank} --max-loras {len(names)} --lora-modules {modules}
-python -m sglang.launch_server --model-path {base} --max-lora-rank {rank} --lora-paths {modules}
-```
-
-vLLM takes one LoRA a request.
-"""
-
-
-_BLEND = """
-All of them share `lora_A`: the sum of their `lora_B`, each times a share, over that `lora_A` is exactly the blend of
-their updates. PEFT's `add_weighted_adapter` with `combination_type="linear"` is not: it multiplies a sum of `lora_A`
-by one of `lora_B`. Take `"cat"` there.
-"""
-
-
-def _serve_gguf(base: str, names: Sequence[str]) -> str:
-    files = ",".join(f"{name}/adapter.gguf" for name in names)
-    numbered = ", ".join(f"{number} is {name}" for number, name in enumerate(names))
-    return f"""# Serving these LoRAs
-
-One base model, {len(names)} LoRAs. Run in this folder. The command was not run when this file was written.
-
-```
-llama-server -m {base} --lora {files} --lora-init-without-apply
-```
-
-A request chooses by `"lora": [{{"id": 0, "scale": 1.0}}]`; several, each with a scale, are a blend. Of the ids,
-{numbered}.
-"""

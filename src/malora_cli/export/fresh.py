@@ -1,7 +1,7 @@
-"""Loads an export as others will, in a process of its own, and compares its logits with those that were expected.
+"""Loads exports as others will, in a process of its own, and compares their logits with those that were expected.
 
-Run as a script by `verify`, with what is asked as JSON on standard input. It imports torch, transformers, safetensors
-and, for adapters, PEFT; everything else that could make the export work is kept away.
+Run as a script by `verify`, with what is asked as JSON on standard input, an object an export. It imports torch,
+transformers, safetensors and, for adapters, PEFT; everything else that could make the export work is kept away.
 """
 
 from __future__ import annotations
@@ -9,15 +9,22 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 
 def main() -> None:
-    """Print what was found as JSON."""
+    """Print what was found as JSON, a line an export."""
     asked = json.load(sys.stdin)
-    for name in asked["without"]:
+    for name in asked[0]["without"]:
         sys.modules[name] = None  # type: ignore[assignment] # its import raises ImportError
+    for one in asked:
+        print(json.dumps(_found(one)), flush=True)
+
+
+def _found(asked: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     import torch
 
@@ -26,28 +33,40 @@ def main() -> None:
     if asked["runtime"] == "llama.cpp":
         found, versions = _in_llama_cpp(asked)
     else:
-        model, versions = _load(asked)
-        found = _compare(lambda ids, at: model(input_ids=ids.unsqueeze(0)).logits[0, at].float(), asked["rows"])
-    print(json.dumps({**found, "versions": versions, "seconds": time.perf_counter() - began}))
+        with _loaded(asked) as (model, versions):
+            found = _compare(lambda ids, at: model(input_ids=ids.unsqueeze(0)).logits[0, at].float(), asked["rows"])
+    return {**found, "versions": versions, "seconds": time.perf_counter() - began}
 
 
 Logits = Callable[[Any, Any], Any]
 
 
-def _load(asked: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+@contextmanager
+def _loaded(asked: dict[str, Any]) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The export as a model; the base model of adapters is loaded once for all of them, and has none afterwards."""
     import torch
     import transformers
 
-    options = {"dtype": getattr(torch, asked["dtype"]), "trust_remote_code": asked["trust"]}
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    auto = transformers.AutoModelForCausalLM
     if asked["base"] is None:
-        return auto.from_pretrained(asked["folder"], **options).eval(), versions
+        yield _model(asked["folder"], None, asked["dtype"], asked["trust"]), versions
+        return
     import peft
 
-    base = auto.from_pretrained(asked["base"], revision=asked["revision"] or "main", **options)
+    base = _model(asked["base"], asked["revision"] or "main", asked["dtype"], asked["trust"])
     model = peft.PeftModel.from_pretrained(base, asked["folder"])
-    return model.eval(), {**versions, "peft": peft.__version__}
+    yield model.eval(), {**versions, "peft": peft.__version__}
+    model.unload()
+
+
+@cache
+def _model(name: str, revision: str | None, dtype: str, trust: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust}
+    options |= {} if revision is None else {"revision": revision}
+    return AutoModelForCausalLM.from_pretrained(name, **options).eval()
 
 
 def _in_llama_cpp(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

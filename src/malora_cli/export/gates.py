@@ -6,12 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-from peft import PeftModel
-from torch import Tensor
-
-from malora_cli.adapters.layer import MixtureLinear
-from malora_cli.adapters.routing import routing_of
 from malora_cli.errors import RecipeError
 from malora_cli.recipe import MixSettings
 from malora_cli.registry import did_you_mean
@@ -134,23 +128,3 @@ def _normalised(shares: Mapping[str, float], text: str) -> dict[str, float]:
     if total <= 0:
         raise RecipeError(f"the shares of '{text}' are all 0", where=_WHERE)
     return {task: share / total for task, share in shares.items()}
-
-
-def uniform_gates(model: PeftModel) -> Tensor:
-    """The same gate for every expert of a router, summing to what its gates sum to.
-
-    Returns:
-        Gates, shape ``(routers, experts)``, 0 where a router has fewer.
-    """
-    routing, adapter = routing_of(model), model.active_adapter
-    assert routing is not None
-    rows = []
-    for name in routing.names:
-        layer = model.get_base_model().get_submodule(name)
-        assert isinstance(layer, MixtureLinear)
-        config = layer.malora_config[adapter]
-        kept = config.top_k or config.experts
-        # Without division by their sum, an even softmax gives each of the kept ones 1 / E.
-        total = 1.0 if config.renormalize else kept / config.experts
-        rows.append(torch.full((config.experts,), total / config.experts))
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

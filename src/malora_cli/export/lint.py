@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from malora_cli.adapters import tuner  # noqa: F401 - tells PEFT about our methods
 from malora_cli.errors import RunError
-from malora_cli.export.card import RANKS
+from malora_cli.export.serving import RANKS
 from malora_cli.results import read_json
 
 CONFIG = "adapter_config.json"

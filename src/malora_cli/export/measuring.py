@@ -8,12 +8,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from malora_cli.adapters.layer import MixtureLinear
+from malora_cli.adapters.routing import routing_of
 from malora_cli.data.batch import Batch, Packer
 from malora_cli.data.splits import Split
 from malora_cli.data.tasks import Task
 from malora_cli.export.cost import Cost, costs
 from malora_cli.export.fit import Moments, fitted_lora, moments
-from malora_cli.export.gates import Gates, uniform_gates
+from malora_cli.export.gates import Gates
 from malora_cli.export.static import StaticLora, static_lora
 from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.memory import fitting
@@ -50,6 +52,26 @@ def _sum(seen: Sequence[Moments]) -> Moments:
     for one in seen[1:]:
         total = total + one
     return total
+
+
+def uniform_gates(model: PeftModel) -> Tensor:
+    """The same gate for every expert of a router, summing to what its gates sum to.
+
+    Returns:
+        Gates, shape ``(routers, experts)``, 0 where a router has fewer.
+    """
+    routing, adapter = routing_of(model), model.active_adapter
+    assert routing is not None
+    rows = []
+    for name in routing.names:
+        layer = model.get_base_model().get_submodule(name)
+        assert isinstance(layer, MixtureLinear)
+        config = layer.malora_config[adapter]
+        kept = config.top_k or config.experts
+        # Without division by their sum, an even softmax gives each of the kept ones 1 / E.
+        total = 1.0 if config.renormalize else kept / config.experts
+        rows.append(torch.full((config.experts,), total / config.experts))
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def _mean_gates(model: PeftModel, rows: Split, limit: int, packer: Packer) -> Tensor:

@@ -1,28 +1,28 @@
-"""What an export is going to be: its rank and its size, from the configurations alone."""
+"""What an export is going to be: its files, rank and size, from the headers of files alone. Without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
 
-from malora_cli.adapters.methods._base import AdapterSettings
-from malora_cli.adapters.routing import routing_of
-from malora_cli.errors import RecipeError, RunError
+from malora_cli.errors import ModelError, RecipeError, RunError
 from malora_cli.export.request import Request
-from malora_cli.export.static import routed_linears
-from malora_cli.modeling import BaseModel, empty_base, wrap
+from malora_cli.modeling import BaseModel
 from malora_cli.modeling.weights import weight_files
 from malora_cli.recipe import ModelSettings
 from malora_cli.results import free_bytes
+from malora_cli.results.contents import ADAPTER_FILES
 
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
 _MIB = 2**20
 #: Values that q8_0 rounds together.
 _BLOCK = 32
+#: How an adapter's file names the first and the last factor of a linear's update: a mixture's, and PEFT's.
+_FACTORS = ((".malora_down", ".malora_up"), (".lora_A.weight", ".lora_B.weight"))
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,19 @@ class Planned:
 
     Args:
         names: What is written, by name; one of them has the folder to itself.
-        rank: Its rank.
+        rank: Its rank; None where what is written is no LoRA and has none added.
         exact_rank: The rank at which nothing but the routing is left out.
         bytes_each: Size of the weights of each, about.
+        files: Names of the files of each.
+        exactness: How near it is to the run, in words.
     """
 
     names: Sequence[str]
-    rank: int
-    exact_rank: int
+    rank: int | None
+    exact_rank: int | None
     bytes_each: int
+    files: Sequence[str]
+    exactness: str
 
     @property
     def bytes(self) -> int:
@@ -61,43 +65,76 @@ class Planned:
             )
 
 
-def planned(
-    request: Request, method: AdapterSettings, base: BaseModel, settings: ModelSettings, names: Sequence[str]
-) -> Planned:
-    """What a LoRA or a whole model is going to be.
+@dataclass(frozen=True)
+class Update:
+    """The update of one linear, by the shapes of its factors."""
+
+    rank: int
+    inputs: int
+    outputs: int
+
+
+def updates_in(adapter: Path) -> list[Update]:
+    """The updates of an adapter, at the rank that each has for gates held fixed.
+
+    Args:
+        adapter: Its folder.
 
     Raises:
-        RecipeError: A rank is asked for that is above the exact one.
-        ModelError: The base model cannot be had.
+        ModelError: The file of its weights cannot be read.
     """
-    shapes = _shapes(wrap(empty_base(base, settings), method))
-    exact = max(rank for rank, _, _ in shapes)
+    shapes = _shapes(adapter / ADAPTER_FILES[1])
+    found = []
+    for down, up in _FACTORS:
+        for name, (rank, inputs) in ((name, shape) for name, shape in shapes.items() if name.endswith(down)):
+            found.append(Update(rank, inputs, shapes[name.removesuffix(down) + up][0]))
+    return found
+
+
+def rank_of(request: Request, updates: Sequence[Update]) -> tuple[int, int]:
+    """The rank of what is asked for, and the exact one.
+
+    Raises:
+        RecipeError: It is above the exact one, or its rows cannot be rounded in the number format asked for.
+    """
+    exact = max(one.rank for one in updates)
     if request.rank is not None and request.rank > exact:
         fix = "Leave it out for the exact LoRA."
         raise RecipeError(f"{request.rank} is above the exact rank, {exact}", where="--rank", fix=fix)
     rank = request.rank or exact
-    odd = rank % _BLOCK or any(inner % _BLOCK for _, inner, _ in shapes)
-    if request.dtype == "q8_0" and (odd if request.to == "lora" else any(inner % _BLOCK for _, inner, _ in shapes)):
+    odd = any(one.inputs % _BLOCK for one in updates) or (request.to == "lora" and rank % _BLOCK)
+    if request.dtype == "q8_0" and odd:
         what = f"rows of q8_0 are multiples of {_BLOCK} long, which the rank ({rank}) or the model's inputs are not"
         raise RecipeError(what, where="--dtype", fix="Use f16.")
+    return rank, exact
+
+
+def bytes_of(request: Request, rank: int, updates: Sequence[Update], base: BaseModel, settings: ModelSettings) -> int:
+    """Size of the weights of a LoRA or of a whole model, about.
+
+    Raises:
+        ModelError: The base model cannot be had.
+    """
     if request.to == "lora":
-        values = sum(rank * (inner + outer) for _, inner, outer in shapes)
-        size = values * _BYTES[request.dtype or "f32"]
-    elif request.form == "gguf" and base.gguf is not None:
-        size = base.gguf.stat().st_size + sum(i * o for _, i, o in shapes) * _BYTES[request.dtype or "f16"]
-    elif request.dtype is not None:
-        size = empty_base(base, settings).num_parameters() * _BYTES[request.dtype]
-    else:
-        size = sum(file.stat().st_size for file in weight_files(Path(base.location))) if base.commit is None else 0
-    return Planned(names, rank, exact, int(size))
+        return int(sum(rank * (one.inputs + one.outputs) for one in updates) * _BYTES[request.dtype or "f32"])
+    if request.form == "gguf" and base.gguf is not None:
+        added = sum(one.inputs * one.outputs for one in updates)
+        return int(base.gguf.stat().st_size + added * _BYTES[request.dtype or "f16"])
+    if base.commit is not None:  # whose files need not be here
+        from malora_cli.modeling import empty_base
+
+        return int(empty_base(base, settings).num_parameters() * _BYTES[request.dtype or "bf16"])
+    files = [file for file in weight_files(Path(base.location)) if file.suffix != ".json"]
+    if request.dtype is None:
+        return sum(file.stat().st_size for file in files)
+    values = sum(prod(shape) for file in files for shape in _shapes(file).values())
+    return int(values * _BYTES[request.dtype])
 
 
-def _shapes(model: PeftModel) -> list[tuple[int, int, int]]:
-    """Rank, inputs and outputs of every adapted linear."""
-    if routing_of(model) is None:
-        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        return [(layer.r[model.active_adapter], layer.in_features, layer.out_features) for layer in layers]
-    found = []
-    for layer in routed_linears(model).values():
-        found.append((len(layer.factors(model.active_adapter).down_SI), layer.in_features, layer.out_features))
-    return found
+def _shapes(file: Path) -> Mapping[str, Sequence[int]]:
+    """The shapes of a file's tensors by name; its header is read, and nothing else."""
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"it cannot be read ({error})", where=str(file), fix="Copy it again.") from error

@@ -10,39 +10,36 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.routing import routing_of
 from malora_cli.data.batch import Packer, TrainExample
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, in_lots, load_tasks
-from malora_cli.errors import RecipeError, RunError
-from malora_cli.export.bundle import check_bundle, write_bundle
-from malora_cli.export.card import write_card, write_serving
+from malora_cli.errors import RunError
+from malora_cli.export.bundle import write_bundle
+from malora_cli.export.card import write_card
 from malora_cli.export.cost import KEPT, Cost
 from malora_cli.export.formats import FORMATS, Format, Origin
-from malora_cli.export.gates import Gates, parse_gates
+from malora_cli.export.gates import Gates
 from malora_cli.export.hub import check_push, push
 from malora_cli.export.measuring import costs_of, lora_of
-from malora_cli.export.place import appearing_whole, check_place
-from malora_cli.export.planned import Planned, planned
-from malora_cli.export.request import DEFAULT_GATES, Exported, Request
+from malora_cli.export.place import appearing_whole
+from malora_cli.export.plan import Plan
+from malora_cli.export.request import Exported, Request
+from malora_cli.export.serving import write_serving
 from malora_cli.export.static import StaticLora, at_rank, plain_lora
 from malora_cli.export.sums import write_sums
-from malora_cli.export.verify import keep_expected, read_back, readings, sorted_out
+from malora_cli.export.verify import Reading, keep_expected, read_back, reading_of, sorted_out
 from malora_cli.export.weights import own_weights
 from malora_cli.modeling import (
-    BaseModel,
-    base_of_run,
     check_adapter,
     empty_base,
     load_adapter,
     load_base,
-    load_config,
     load_tokenizer,
 )
 from malora_cli.recipe import Recipe
@@ -73,9 +70,10 @@ def export_run(
         MaloraError: The run is not finished, nothing of the kind can be made of it, the folder is in the way, or what
             was written is not what the run computes.
     """
-    job = _job(record, recipe, request, folder, tell)
+    plan = Plan.of(record, recipe, request, folder)
     if request.push is not None:
-        check_push(request, job.named if request.base or job.base.commit else None)
+        check_push(request, plan.named if request.base or plan.base.commit else None)
+    job = _Job(**vars(plan), tell=tell)
     made = {"adapter": job.adapter_copied, "bundle": job.bundled}.get(request.to, job.merged)
     exported = made(folder)
     if request.push is None:
@@ -83,41 +81,11 @@ def export_run(
     return replace(exported, pushed=push(folder, request, tell))
 
 
-def plan_export(record: RunRecord, recipe: Recipe, request: Request, folder: Path) -> Planned | None:
-    """What `export_run` would write, without any weights loaded; None for what is copied, an adapter or a bundle.
-
-    Raises:
-        MaloraError: What is known by then to be in the way.
-    """
-    job = _job(record, recipe, request, folder, lambda _line: None)
-    if request.to == "bundle":
-        job.check_bundle()
-    return None if request.to in ("adapter", "bundle") else job.planned(folder, job.choices())
-
-
-def _job(record: RunRecord, recipe: Recipe, request: Request, folder: Path, tell: Callable[[str], None]) -> _Job:
-    adapter = record.adapter_at(request.step)
-    check_place(folder, force=request.force)
-    base = base_of_run(recipe.model, record.manifest)
-    if request.onto == "original":  # from here on the base is what its files say
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantise": None})})
-    return _Job(record, recipe, request, adapter, base, tell)
-
-
 @dataclass(frozen=True)
-class _Job:
-    record: RunRecord
-    recipe: Recipe
-    request: Request
-    adapter: Path
-    base: BaseModel
+class _Job(Plan):
     tell: Callable[[str], None]
 
     # ------------------------------------------------------------ what is loaded, once it is needed
-
-    @property
-    def method(self) -> AdapterSettings:
-        return cast(AdapterSettings, self.recipe.method)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -135,15 +103,6 @@ class _Job:
     @property
     def packer(self) -> Packer:
         return Packer(self.recipe.eval.batch_size, self.recipe.train.micro_batch_tokens)
-
-    @property
-    def named(self) -> str:
-        """What the export calls its base model: what PEFT and servers are given."""
-        if self.request.to != "lora" or self.request.base is not None:
-            return self.request.base or self.base.public_name
-        if self.request.form == "gguf" and self.base.gguf is not None:
-            return self.base.gguf.name
-        return self.base.location
 
     # ------------------------------------------------------------ --to adapter
 
@@ -165,19 +124,11 @@ class _Job:
             write_sums(scratch)
         return Exported(folder)
 
-    @property
-    def _is_routed(self) -> bool:
-        return self.method.peft_config([]).peft_type.value != "LORA"
-
     # ------------------------------------------------------------ --to bundle
-
-    def check_bundle(self) -> None:
-        """Make sure that there is something to bundle, before anything is loaded."""
-        check_bundle(self.recipe.model, self.method, load_config(self.base, self.recipe.model))
 
     def bundled(self, folder: Path) -> Exported:
         """The routed model itself, with the code that computes it."""
-        self.check_bundle()
+        self.planned(folder)
         with appearing_whole(folder, force=self.request.force) as scratch:
             self.tell("writing bundle")
             write_bundle(self.model, self.base, self.tokenizer, scratch)
@@ -192,13 +143,14 @@ class _Job:
 
     def merged(self, folder: Path) -> Exported:
         """LoRAs for fixed gates, or the model with one added."""
-        choices = self.choices()
+        choices = self.choices
+        rank = self.planned(folder).rank
+        assert rank is not None
         form, origin = FORMATS[self.request.form], self._origin()
         if self.request.to == "lora" and self.request.base is None and self.base.commit is None:
             warnings.warn(
                 "the export names its base model as this machine has it; --base NAME names it for others", stacklevel=2
             )
-        rank = self.planned(folder, choices, origin).rank
         loras, left_out = self._loras(choices, rank)
         costs = self._costs(choices, loras)
         with appearing_whole(folder, force=self.request.force) as scratch:
@@ -215,48 +167,6 @@ class _Job:
             write_sums(scratch)
         return Exported(folder, costs, checks, left_out, fixed=bool(choices))
 
-    def choices(self) -> dict[str, Gates]:
-        """The gates by the name of each export; nothing for a method without a router."""
-        if self._is_routed:
-            found = parse_gates(self.request.gates or DEFAULT_GATES, self.recipe.mix, self.record.manifest.task_share)
-            if len(found) > 1 and self.request.to == "dense":
-                fix = "Name one task, or use --to lora."
-                raise RecipeError("a whole model is written for one choice of gates", where="--gates", fix=fix)
-            return {gates.name: gates for gates in found}
-        name = self.method.name
-        if self.request.gates is not None:
-            raise RunError(
-                f"method '{name}' has no routed experts whose gates could be held fixed",
-                where=str(self.record.path),
-                fix="Leave out --gates.",
-            )
-        if self._is_dora and (instead := self._no_dora()) is not None:
-            what = f"what method '{name}' adds is not a LoRA: it changes the length of the weights"
-            raise RunError(what, where=str(self.record.path), fix=instead)
-        return {}
-
-    def _no_dora(self) -> str | None:
-        """What to ask for instead, where weights that DoRA makes cannot be written as is asked for."""
-        if self.request.to == "lora":
-            return "Use --to dense, or --to adapter."
-        if self.request.rank is not None:
-            return "Leave out --rank."
-        if self.request.form != "hf":
-            return "Use --format hf."
-        return None if self.recipe.model.quantise is None else "Add --onto original."
-
-    @property
-    def _is_dora(self) -> bool:
-        return bool(getattr(self.method.peft_config([]), "use_dora", False))
-
-    def planned(self, folder: Path, choices: Mapping[str, Gates], origin: Origin | None = None) -> Planned:
-        """What is going to be written, for which there is room."""
-        FORMATS[self.request.form].check(self.request.to, origin or self._origin())
-        names = list(choices) or [self.method.name]
-        found = planned(self.request, self.method, self.base, self.recipe.model, names)
-        found.check_room(folder)
-        return found
-
     def _origin(self) -> Origin:
         skeleton = empty_base(self.base, self.recipe.model)
         return Origin(self.base, self.recipe.model, skeleton, self.named, self.request.dtype)
@@ -269,7 +179,7 @@ class _Job:
             rows = self.request.rows or self.recipe.train.eval_rows
             found = {name: lora_of(model, gates, self.tasks, rows, self.packer) for name, gates in choices.items()}
         else:
-            found = {self.method.name: {} if self._is_dora else plain_lora(model)}
+            found = {self.method.name: {} if self.is_dora else plain_lora(model)}
         at = {name: at_rank(lora, rank) for name, lora in found.items()}
         return {name: lora for name, (lora, _) in at.items()}, {name: left for name, (_, left) in at.items()}
 
@@ -294,7 +204,7 @@ class _Job:
     ) -> None:
         self.tell(f"writing {self.request.to}{'' if gates is None else f' for {gates.text}'}")
         task = next(iter(gates.tasks)) if gates is not None and len(gates.tasks) == 1 else None
-        weights = own_weights(self.model, dora=self._is_dora)
+        weights = own_weights(self.model, dora=self.is_dora)
         form.write(self.request.to, lora, replace(origin, weights=weights, task=task), folder)
         self.tokenizer.save_pretrained(folder)
         quantised = self.recipe.model.quantise
@@ -341,19 +251,20 @@ class _Job:
 
         One of several is read back on rows of the tasks that it is for.
         """
-        found: dict[str, Mapping[str, Any]] = {}
         if not self.request.verify:
-            return found
+            return {}
+        asked: list[tuple[Path, Path, Reading]] = []
         with tempfile.TemporaryDirectory(prefix="malora-") as place:
-            rows = Path(place) / "rows.safetensors"
-            for name, (folder, lora) in written.items():
+            for number, (name, (folder, lora)) in enumerate(written.items()):
                 self.tell(f"checking {name}")
-                itself = not self._is_routed and self.request.rank is None  # a LoRA, whose adapter is what is expected
+                rows = Path(place) / f"rows-{number}.safetensors"
+                itself = not self.is_routed and self.request.rank is None  # a LoRA, whose adapter is what is expected
                 tasks = choices[name].tasks if choices and len(written) > 1 else None
-                keep_expected(self.model, list(self._some_rows(tasks)), rows, None if itself else lora)
-                asked = readings(self.request, folder, self.base, self.recipe.model)
-                found[name] = sorted_out(self.request, [read_back(folder, rows, one) for one in asked])
-        return found
+                if (reading := reading_of(self.request, folder, self.base, self.recipe.model)) is not None:
+                    keep_expected(self.model, list(self._some_rows(tasks)), rows, None if itself else lora)
+                    asked.append((folder, rows, reading))
+            read = read_back(asked)
+        return {name: sorted_out(self.request, read[number : number + 1]) for number, name in enumerate(written)}
 
     def _some_rows(self, names: Collection[str] | None) -> Iterator[TrainExample]:
         """A few rows of some tasks or of all, of those to measure by where there are such."""

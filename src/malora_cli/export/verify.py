@@ -66,8 +66,8 @@ class Reading:
     exact: bool = True
 
 
-def readings(request: Request, folder: Path, base: BaseModel, settings: ModelSettings) -> list[Reading]:
-    """How others load an export, in the runtimes that are here; not on a base in 4 or 8 bits, which rounds otherwise.
+def reading_of(request: Request, folder: Path, base: BaseModel, settings: ModelSettings) -> Reading | None:
+    """How others load an export, where a runtime is here; None on a base in 4 or 8 bits, which rounds otherwise.
 
     Args:
         request: What was asked for.
@@ -79,18 +79,18 @@ def readings(request: Request, folder: Path, base: BaseModel, settings: ModelSet
     exact = own == "float32" and request.dtype in (None, "f32")
     dtype, trust = TORCH_DTYPES.get(request.dtype or "", own), settings.trust_remote_code
     if request.form == "peft" and settings.quantise is None:
-        return [Reading("PEFT", dtype, base=base.location, revision=base.commit, trust=trust, exact=exact)]
+        return Reading("PEFT", dtype, base=base.location, revision=base.commit, trust=trust, exact=exact)
     if request.form == "hf":
         if request.to == "dense":
             exact &= _is_float32(folder) and settings.quantise != "int8"  # which rounds the inputs as well
         trust |= request.to == "bundle"  # whose code was written a moment ago
-        return [Reading("transformers", dtype, without=("malora_cli", "peft"), trust=trust, exact=exact)]
+        return Reading("transformers", dtype, without=("malora_cli", "peft"), trust=trust, exact=exact)
     if request.form == "gguf" and base.gguf is not None and _is_installed(_LLAMA_CPP):
         [file] = (str(found.absolute()) for found in folder.glob("*.gguf"))
         adapter, model = (file, None) if request.to == "lora" else (None, file)
         exact &= request.to == "lora" or request.dtype == "f32"  # else sums are rounded to the tensor's own type
-        return [Reading(_LLAMA_CPP, dtype, base=str(base.gguf.absolute()), adapter=adapter, model=model, exact=exact)]
-    return []
+        return Reading(_LLAMA_CPP, dtype, base=str(base.gguf.absolute()), adapter=adapter, model=model, exact=exact)
+    return None
 
 
 def _is_float32(folder: Path) -> bool:
@@ -133,47 +133,56 @@ def _logits(model: PeftModel, batch: Batch) -> torch.Tensor:
     return logits[batch["positions"].to(device)].float().cpu()
 
 
-def read_back(folder: Path, rows: Path, reading: Reading) -> dict[str, Any]:
-    """Load an export in a fresh process, and compare its logits with those that were kept.
+def read_back(asked: Sequence[tuple[Path, Path, Reading]]) -> list[dict[str, Any]]:
+    """Load exports in a fresh process, and compare their logits with those that were kept.
+
+    One process reads them all, and their base model once; llama.cpp keeps what it loads, so there each has its own.
 
     Args:
-        folder: The export.
-        rows: What `keep_expected` has written.
-        reading: How.
+        asked: Each export's folder, what `keep_expected` has written for it, and how it is read. One runtime for all.
 
     Returns:
-        What was measured, for ``verify.json``; ``unavailable`` says why the runtime does not work on this machine.
+        What was measured of each, for ``verify.json``; ``unavailable`` says why the runtime does not work here.
 
     Raises:
-        RunError: It cannot be loaded there, or computes something else.
+        RunError: One cannot be loaded there, or computes something else.
     """
-    asked = {
-        "folder": str(folder.absolute()),
-        "rows": str(rows),
-        "threads": torch.get_num_threads(),
-        **{name: value for name, value in vars(reading).items() if name != "exact"},
-    }
-    script = Path(__file__).with_name("fresh.py")
+    lots = [asked[i : i + 1] for i in range(len(asked))]
+    if asked and asked[0][2].runtime != _LLAMA_CPP:
+        lots = [asked]
+    return [found for lot in lots for found in _read_in_one(lot)]
+
+
+def _read_in_one(asked: Sequence[tuple[Path, Path, Reading]]) -> list[dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-P", str(script)],
-        input=json.dumps(asked),
+        [sys.executable, "-P", str(Path(__file__).with_name("fresh.py"))],
+        input=json.dumps([_as_json(*one) for one in asked]),
         capture_output=True,
         text=True,
         check=False,
-        cwd=rows.parent,
+        cwd=asked[0][1].parent,
     )
+    found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for (folder, _, reading), one in zip(asked, found, strict=False):
+        if "unavailable" in one:
+            return [{"runtime": reading.runtime, **one} for _ in asked]
+        _check(one, reading, folder)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         raise RunError(
             f"the export does not load in a fresh process ({lines[-1] if lines else f'exit code {done.returncode}'})",
-            where=str(folder),
+            where=str(asked[min(len(found), len(asked) - 1)][0]),
             fix="Add --debug and report it; --no-verify writes it all the same.",
         )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if "unavailable" in found:
-        return {"runtime": reading.runtime, **found}
-    _check(found, reading, folder)
-    return {"runtime": reading.runtime, "exact": reading.exact, **found}
+    return [
+        {"runtime": reading.runtime, "exact": reading.exact, **one}
+        for (_, _, reading), one in zip(asked, found, strict=True)
+    ]
+
+
+def _as_json(folder: Path, rows: Path, reading: Reading) -> dict[str, Any]:
+    how = {name: value for name, value in vars(reading).items() if name != "exact"}
+    return {"folder": str(folder.absolute()), "rows": str(rows), "threads": torch.get_num_threads(), **how}
 
 
 def _check(found: Mapping[str, Any], reading: Reading, folder: Path) -> None:

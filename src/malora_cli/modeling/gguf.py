@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gguf as library
-import torch
-from gguf import GGUFReader
 from platformdirs import user_cache_path
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from malora_cli.errors import ModelError
 from malora_cli.modeling.reason import first_line
 from malora_cli.results import made_once, remembered_sha256
+
+if TYPE_CHECKING:  # what converts is loaded when there is something to convert
+    import torch
+    from gguf import GGUFReader
+    from transformers import PreTrainedModel
 
 #: Raise it when a change here makes folders of older versions wrong.
 _VERSION = 2
@@ -67,6 +67,8 @@ def _parsed_once() -> Iterator[None]:
     For one model transformers parses a file three times and makes a map of names for every module, which is most of
     the time that a conversion takes: a vocabulary is read number by number.
     """
+    import gguf as library
+
     names = ("GGUFReader", "get_tensor_name_map")
     plain = {name: getattr(library, name) for name in names}
     try:
@@ -80,6 +82,11 @@ def _parsed_once() -> Iterator[None]:
 
 @_parsed_once()
 def _convert(gguf: Path, source: str, folder: Path) -> dict[str, Any]:
+    import gguf as library
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     try:
         reader = library.GGUFReader(str(gguf))  # as transformers names it
         parts = reader.get_field("split.count")

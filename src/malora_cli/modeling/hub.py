@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_INDEX_FILE
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -14,7 +15,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from malora_cli.modeling.reason import first_line
 from malora_cli.modeling.weights import chosen_weights, indexed_files
@@ -65,7 +65,7 @@ def check_weights(name: str, commit: str) -> None:
         OSError: A file cannot be had.
     """
     config = _file(name, commit, CONFIG_NAME)
-    chosen = (None if config is None else chosen_weights(config)) or SAFE_WEIGHTS_INDEX_NAME
+    chosen = (None if config is None else chosen_weights(config)) or SAFETENSORS_INDEX_FILE
     if chosen.endswith(".json") and (index := _file(name, commit, chosen)) is not None:
         indexed_files(index)
 

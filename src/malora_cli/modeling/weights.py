@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE as INDEX
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE as WEIGHTS
 
 from malora_cli.errors import ModelError
 from malora_cli.results import read_json, remembered_sha256
@@ -22,10 +23,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     name = chosen_weights(folder / "config.json")
     if name is None:
-        name = next((name for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) if (folder / name).is_file()), None)
+        name = next((name for name in (WEIGHTS, INDEX) if (folder / name).is_file()), None)
     if name is None:
         raise ModelError(
-            f"no safetensors weights found in this folder ({SAFE_WEIGHTS_NAME} is missing); no other format is read",
+            f"no safetensors weights found in this folder ({WEIGHTS} is missing); no other format is read",
             where=str(folder),
         )
     files = [folder / name]

@@ -6,14 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from malora_cli.export.static import StaticLora
 from malora_cli.modeling import BaseModel
 from malora_cli.recipe import ModelSettings
+
+if TYPE_CHECKING:  # what is going to be written is told without torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from malora_cli.export.static import StaticLora
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,24 @@ class Format(ABC):
     targets: ClassVar[tuple[str, ...]]
     dtypes: ClassVar[tuple[str, ...]] = ()
 
-    def check(self, target: str, origin: Origin) -> None:  # noqa: B027 - most formats take everything
+    def check(  # noqa: B027 - most formats take everything
+        self, target: str, base: BaseModel, settings: ModelSettings, config: Mapping[str, Any]
+    ) -> None:
         """Make sure that this can be written, before anything slow happens.
+
+        Args:
+            target: ``lora`` or ``dense``.
+            base: The base model.
+            settings: How the run loaded it.
+            config: What its ``config.json`` says.
 
         Raises:
             MaloraError: It cannot.
         """
+
+    @abstractmethod
+    def files(self, target: str, base: BaseModel) -> list[str]:
+        """Names of the files that `write` makes; a pattern for those of a hub model, which need not be here."""
 
     @abstractmethod
     def write(self, target: str, lora: StaticLora, origin: Origin, folder: Path) -> None:

@@ -6,17 +6,23 @@ Source: the GGUF specification (github.com/ggml-org/ggml/blob/master/docs/gguf.m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, ReaderTensor
-from torch import Tensor
 
 from malora_cli.errors import ModelError
 from malora_cli.export.formats._base import Format, Origin
-from malora_cli.export.static import LowRank, StaticLora
+from malora_cli.modeling import BaseModel
+from malora_cli.recipe import ModelSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from malora_cli.export.static import LowRank, StaticLora
 
 #: Architectures in GGUF's words, by transformers' ``model_type``; these are tested.
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
@@ -37,27 +43,31 @@ class GgufFormat(Format):
     targets = ("lora", "dense")
     dtypes = tuple(_TYPES)
 
-    def check(self, target: str, origin: Origin) -> None:
+    def check(self, target: str, base: BaseModel, settings: ModelSettings, config: Mapping[str, Any]) -> None:
         """Refuse architectures whose tensors were not seen in llama.cpp, and whole models whose base is no GGUF."""
-        kind = origin.skeleton.config.model_type
+        kind = config.get("model_type")
         if kind not in _ARCHITECTURES:
             raise ModelError(
                 f"how GGUF files name and order the weights of a '{kind}' model is not known here",
                 where="--format gguf",
                 fix="Export --to lora --format peft, and convert it with llama.cpp's convert_lora_to_gguf.py.",
             )
-        if target == "dense" and origin.base.gguf is None:
+        if target == "dense" and base.gguf is None:
             raise ModelError(
-                f"'{origin.base.name}' is not a GGUF file, and a whole model is written from the base's own",
+                f"'{base.name}' is not a GGUF file, and a whole model is written from the base's own",
                 where="--format gguf",
                 fix="Export --to dense --format hf, and convert it with llama.cpp's convert_hf_to_gguf.py.",
             )
-        if target == "dense" and origin.settings.quantise is not None:
+        if target == "dense" and settings.quantise is not None:
             raise ModelError(
-                f"the run trained on its base in {origin.settings.quantise}, which is not what the file holds",
+                f"the run trained on its base in {settings.quantise}, which is not what the file holds",
                 where="--format gguf",
                 fix="Add --onto original to take the file's own weights, or use --to lora.",
             )
+
+    def files(self, target: str, base: BaseModel) -> list[str]:
+        """The one."""
+        return [_LORA if target == "lora" else _MODEL]
 
     def write(self, target: str, lora: StaticLora, origin: Origin, folder: Path) -> None:
         """Write the file."""
@@ -104,7 +114,7 @@ class _Names:
             return one
         rows, rank = one.up_OS.shape
         up = one.up_OS.view(heads, 2, rows // heads // 2, rank).transpose(1, 2).reshape(rows, rank)
-        return LowRank(one.down_SI, up.contiguous())
+        return replace(one, up_OS=up.contiguous())
 
 
 def _write_lora(

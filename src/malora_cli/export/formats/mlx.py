@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING
 
 from malora_cli.errors import ModelError
 from malora_cli.export.formats._base import Format, Origin
-from malora_cli.export.static import StaticLora
+from malora_cli.modeling import BaseModel
 from malora_cli.results import write_json
+
+if TYPE_CHECKING:
+    from malora_cli.export.static import StaticLora
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapters.safetensors"
 
 _IN_LAYER = re.compile(r".*\.layers\.(\d+)\.(.+)")
 
@@ -24,16 +28,22 @@ class MlxFormat(Format):
 
     targets = ("lora",)
 
+    def files(self, target: str, base: BaseModel) -> list[str]:
+        """The two."""
+        return [_WEIGHTS, _CONFIG]
+
     def write(self, target: str, lora: StaticLora, origin: Origin, folder: Path) -> None:
         """Write the adapter.
 
         Raises:
             ModelError: Its linears are not the same ones in every layer.
         """
+        from safetensors.torch import save_file
+
         [rank] = {one.rank for one in lora.values()}
         keys, layers = _by_layer(lora, origin)
         write_json(
-            folder / "adapter_config.json",
+            folder / _CONFIG,
             {
                 "model": origin.named,
                 "fine_tune_type": "lora",
@@ -45,7 +55,7 @@ class MlxFormat(Format):
         for name, one in lora.items():
             weights[f"{name}.lora_a"] = one.down_SI.T.contiguous()
             weights[f"{name}.lora_b"] = one.up_OS.T.contiguous()
-        save_file(weights, folder / "adapters.safetensors")
+        save_file(weights, folder / _WEIGHTS)
 
 
 def _by_layer(lora: StaticLora, origin: Origin) -> tuple[list[str], int]:

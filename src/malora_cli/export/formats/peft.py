@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-
-from peft import LoraConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from typing import TYPE_CHECKING
 
 from malora_cli.export.formats._base import Format, Origin
-from malora_cli.export.static import StaticLora
+from malora_cli.modeling import BaseModel
+from malora_cli.results.contents import ADAPTER_FILES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from malora_cli.export.static import StaticLora
 
 
 class PeftFormat(Format):
@@ -25,8 +26,15 @@ class PeftFormat(Format):
 
     targets = ("lora",)
 
+    def files(self, target: str, base: BaseModel) -> list[str]:
+        """The two."""
+        return list(ADAPTER_FILES)
+
     def write(self, target: str, lora: StaticLora, origin: Origin, folder: Path) -> None:
         """Write the adapter."""
+        from peft import LoraConfig
+        from safetensors.torch import save_file
+
         [rank] = {one.rank for one in lora.values()}
         config = LoraConfig(
             r=rank,
@@ -43,11 +51,14 @@ class PeftFormat(Format):
         for name, one in lora.items():
             weights[f"base_model.model.{name}.lora_A.weight"] = one.down_SI
             weights[f"base_model.model.{name}.lora_B.weight"] = one.up_OS
-        save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        save_file(weights, folder / ADAPTER_FILES[1], metadata={"format": "pt"})
 
 
 def suffixes(names: Iterable[str], model: nn.Module) -> list[str]:
     """The shortest names that stand for these linears and for no other; their whole names where there are none."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
     wanted = set(names)
     ends = {name.rpartition(".")[2] for name in wanted}
     linears = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
