@@ -35,7 +35,9 @@ class Factors(NamedTuple):
 class _RouterLogits(torch.autograd.Function):
     """``x W^T`` in float32 of an input in half precision, which alone is kept for the backward pass.
 
-    Autograd would keep the float32 copy of it: twice the size, and one for each of q, k and v, though they share x.
+    Autograd would keep the float32 copy of it: twice the size, and one for each of q, k and v, though they share x. Its
+    gradients are rounded as those of the experts beside it are: which expert is chosen is no question there, and copies
+    of x and of its gradient in float32 would be most of what a GPU moves.
     """
 
     @staticmethod
@@ -49,12 +51,11 @@ class _RouterLogits(torch.autograd.Function):
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_TI, router_EI = ctx.saved_tensors
         for_input, for_router = ctx.needs_input_grad
-        with float32_products(x_TI.device.type):
-            grad_x = (grad_TE @ router_EI.float()).to(x_TI.dtype) if for_input else None
-            if not for_router:
-                return grad_x, None
-            grad_router = grad_TE.flatten(0, -2).T @ x_TI.flatten(0, -2).float()
-        return grad_x, grad_router.to(router_EI.dtype)
+        grad_TE = grad_TE.to(x_TI.dtype)
+        with torch.autocast(x_TI.device.type, enabled=False):
+            grad_x = grad_TE @ router_EI.to(x_TI.dtype) if for_input else None
+            grad_router = grad_TE.flatten(0, -2).T @ x_TI.flatten(0, -2) if for_router else None
+        return grad_x, None if grad_router is None else grad_router.to(router_EI.dtype)
 
 
 def router_logits(x_TI: Tensor, router_EI: Tensor) -> Tensor:
@@ -92,7 +93,9 @@ def top_gates(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Tensor:
     return torch.zeros_like(logits_TE).scatter_(-1, expert_TK, kept_TK)
 
 
-def mixture_delta(x_TI: Tensor, gate_TE: Tensor, factors: Factors, *, scaling: float) -> Tensor:
+def mixture_delta(
+    x_TI: Tensor, gate_TE: Tensor, factors: Factors, *, scaling: float, base_TO: Tensor | None = None
+) -> Tensor:
     """The gated low-rank update of every token.
 
     Args:
@@ -100,6 +103,7 @@ def mixture_delta(x_TI: Tensor, gate_TE: Tensor, factors: Factors, *, scaling: f
         gate_TE: Gates.
         factors: The experts.
         scaling: ``alpha / r``; it goes into the gates, the smallest tensor there is.
+        base_TO: Is added to it by the product itself, where it is given: the output of the frozen linear.
 
     Returns:
         Shape ``(..., O)``.
@@ -109,7 +113,10 @@ def mixture_delta(x_TI: Tensor, gate_TE: Tensor, factors: Factors, *, scaling: f
         hidden = F.linear(hidden, factors.coefficient_QS)
     gate_TE1 = (gate_TE * scaling).to(hidden.dtype).unsqueeze(-1)
     gated = hidden.unflatten(-1, (gate_TE.shape[-1], -1)) * gate_TE1
-    return F.linear(gated.flatten(-2), factors.up_OQ)
+    if base_TO is None:
+        return F.linear(gated.flatten(-2), factors.up_OQ)
+    y_TO = torch.addmm(base_TO.flatten(0, -2), gated.flatten(-2).flatten(0, -2), factors.up_OQ.T)
+    return y_TO.view(base_TO.shape)
 
 
 class Load(NamedTuple):

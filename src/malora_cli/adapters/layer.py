@@ -40,6 +40,12 @@ _NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttent
 _EXPERT_DTYPES = (torch.float16, torch.bfloat16, torch.float64)
 
 
+def _is_autocast_to(y: Tensor) -> bool:
+    """Whether products come out in the number format that a tensor has, so that one may go into it."""
+    device = y.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == y.dtype
+
+
 class MixtureLinear(nn.Module, BaseTunerLayer):
     """A linear layer with routed low-rank experts, one set for every adapter.
 
@@ -196,7 +202,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
                 )
         y: Tensor = base(x, *args, **kwargs)
         for name in names:
-            y = y + self._delta(x, name).to(y.dtype)
+            y = self._delta(x, name, y) if _is_autocast_to(y) else y + self._delta(x, name).to(y.dtype)
         return y
 
     def _adapted_by_row(self, names: list[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -208,13 +214,13 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
                 y = y.index_add(0, rows, self._delta(x[rows], name).to(y.dtype))
         return y
 
-    def _delta(self, x: Tensor, name: str) -> Tensor:
+    def _delta(self, x: Tensor, name: str, base: Tensor | None = None) -> Tensor:
         router = self._router(name)
         gate = self._gate(None if router is None else router_logits(x, router), x, name)
         if not torch.is_autocast_enabled(x.device.type):  # autocast would bring a float32 copy back at once
             x = x.to(self.malora_up[name].dtype)
         scaling = self.malora_config[name].scaling
-        return mixture_delta(self.malora_dropout[name](x), gate, self.factors(name), scaling=scaling)
+        return mixture_delta(self.malora_dropout[name](x), gate, self.factors(name), scaling=scaling, base_TO=base)
 
     def _router(self, name: str) -> Tensor | None:
         """The router's weight; None where this linear takes its gates from the block."""
