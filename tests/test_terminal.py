@@ -180,12 +180,13 @@ def test_a_command_on_a_page_is_one_command(tmp_path: Path) -> None:
 def test_there_is_no_other_way_out() -> None:
     """Nothing but `cli._terminal` writes to a terminal, so nothing can forget to go through it.
 
-    A sandbox's keeper, and what reads exports back, are processes of their own, whose output is a pipe. Of a
-    conversation, what is typed is asked for where the terminal's own editing of lines is.
+    A sandbox's keeper, and what reads exports back, are processes of their own, whose output is a pipe; a run on Ray
+    writes into a file. Of a conversation, what is typed is asked for where the terminal's own editing of lines is.
     """
     others = (
         "cli/_terminal.py",
         "cli/_conversation.py",
+        "compare/on_ray.py",
         "evals/sandbox/_keeper.py",
         "export/fresh.py",
         "doctor/torch_child.py",
