@@ -23,7 +23,7 @@ STEPS = (
     ("malora doctor", 60),
     ("malora init sums.csv chats=conversations.jsonl", 60),
     ("malora check recipe.yaml", 120),
-    ("malora train recipe.yaml train.epochs=null train.steps=20 train.batch_size=8", 420),
+    ("malora train recipe.yaml train.steps=20 train.batch_size=8", 420),
     ("malora eval --limit 8", 180),
     ("malora report", 60),
     ("malora merge-export --to lora", 180),

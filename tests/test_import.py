@@ -107,6 +107,7 @@ def test_unknown_keys_are_told_and_strict_writes_nothing(sums: Path, capsys: pyt
     assert (document["schema"], document["written"][0]) == (1, "b/recipe.yaml")
     assert {"key": "lora_target", "fate": "carried", "detail": "method.target_modules"} in document["keys"]
     assert "next:    malora check b/recipe.yaml" in printed.err
+    assert Path("b/.gitignore").read_text() == "saves/a/\n"
 
 
 def test_nothing_is_overwritten(sums: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,6 @@ from malora_cli.errors import DataError, RunError
 from malora_cli.init import guess_task
 from malora_cli.init.infer import _ANSWERS, _CHOICES, _CONTEXTS, _CONVERSATIONS, _PROMPTS
 from malora_cli.named import load_named
-from train_runs import refused
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Good morning to all of you at home"}]
 SHARED = [{"from": "human", "value": "2 + 3"}, {"from": "gpt", "value": "5"}]
@@ -160,7 +159,7 @@ def test_what_is_guessed_stands_in_the_mix_with_its_reason(
     assert Path("a/.gitignore").read_text() == "runs/\n"
     for name in ("a", "b"):
         assert load_named(f"{name}/recipe.yaml").recipe.model.base == str(tiny_model)
-        quick = ["train.epochs=null", "train.steps=1", "train.micro_batch_size=4"]
+        quick = ["train.steps=1", "train.micro_batch_size=4"]
         assert status("train", f"{name}/recipe.yaml", *quick, f"output.name={name}", "--no-step") == 0
     capsys.readouterr()
     assert status("init", "data/sums.train.jsonl", "--out", "a") == 2
@@ -242,5 +241,8 @@ def test_nothing_stays_where_no_step_can_be_measured(
     rows = "".join(f'{{"prompt": "say {n}", "completion": "{n}"}}\n' for n in range(400))
     (tmp_path / "counting.jsonl").write_text(rows)
     said = ["init", str(tmp_path / "counting.jsonl"), "--out", str(tmp_path), "--base", str(tiny_model)]
-    assert "memory does not suffice" in refused([*said, "--minutes", "1"], capsys)
+    with pytest.raises(SystemExit) as caught:
+        main([*said, "--minutes", "1"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: memory does not suffice"
     assert [path.name for path in tmp_path.iterdir()] == ["counting.jsonl"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from exports import export_adapter
 from malora_cli import HydraLoraConfig, MaloraConfig
 from malora_cli.adapters.layer import MixtureLinear
+from malora_cli.export import plan
 from malora_cli.export import run as exporting
 from malora_cli.modeling import BaseModel
 from malora_cli.results import read_json
@@ -199,7 +200,7 @@ def test_a_base_model_from_a_gguf_file_goes_by_its_name(tmp_path: Path, monkeypa
     model.peft_config["default"].base_model_name_or_path = cached
     model.save_pretrained(adapter)
     assert cached in (adapter / "README.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(exporting, "base_of_run", lambda *_: BaseModel("models/some.gguf", cached))
+    monkeypatch.setattr(plan, "base_of_run", lambda *_: BaseModel("models/some.gguf", cached))
     monkeypatch.setattr(exporting, "check_adapter", lambda *_: None)  # there is no run whose method it could be of
     manifest = SimpleNamespace(base_model_commit=None)
     record: Any = SimpleNamespace(adapter_at=lambda _: adapter, path=tmp_path, manifest=manifest)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from malora_cli.recipe import (
+    InvalidRecipeError,
     Recipe,
     recipe_type,
 )
@@ -225,6 +226,12 @@ def test_recipes_of_different_loads_are_equal_and_of_one_type() -> None:
 
 
 # ---------------------------------------------------------------- overrides
+
+
+def test_steps_take_the_place_of_epochs_and_the_other_way_round() -> None:
+    assert load("train.epochs=2").recipe.train.steps is None
+    with pytest.raises(InvalidRecipeError, match="exactly one of steps and epochs"):
+        load("train.epochs=2", "train.steps=7")
 
 
 def test_overrides_reach_everything_and_the_last_one_counts() -> None:

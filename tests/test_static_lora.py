@@ -77,6 +77,7 @@ def rows(*ids: Tensor) -> list[dict[str, Tensor]]:
         {
             "input_ids": row.unsqueeze(0),
             "position_ids": torch.arange(len(row)).unsqueeze(0),
+            "lengths": (len(row),),
             "positions": torch.arange(len(row) - 1),
             "targets": row[1:],
             "examples": torch.zeros(len(row) - 1, dtype=torch.int64),

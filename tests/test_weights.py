@@ -183,6 +183,7 @@ def test_weights_go_straight_to_the_gpu_of_the_process(folder: Path, monkeypatch
     _refusal(folder)
     assert asked["device_map"] is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert own_device() == torch.device("cuda:1")
     _refusal(folder)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from malora_cli.errors import RunError
 from malora_cli.named import load_named
 from malora_cli.results import write_text
@@ -59,7 +61,7 @@ def write_project(recipe: Path, mix: Path, texts: tuple[str, str]) -> list[Path]
             raise RunError("it is there already, and is not overwritten", where=str(path), fix="Move it away.")
     files = dict(zip((recipe, mix), texts, strict=True))
     if not (folder / _IGNORED).exists():
-        files[folder / _IGNORED] = "runs/\n"
+        files[folder / _IGNORED] = f"{_runs_of(texts[0])}/\n"
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         for path, text in files.items():
@@ -71,6 +73,12 @@ def write_project(recipe: Path, mix: Path, texts: tuple[str, str]) -> list[Path]
             raise RunError(f"it cannot be written ({error.strerror})", where=str(folder)) from error
         raise
     return list(files)
+
+
+def _runs_of(recipe: str) -> str:
+    """The folder of the runs of a recipe that is about to be written."""
+    output = (yaml.safe_load(recipe) or {}).get("output") or {}
+    return str(output.get("folder", "runs")).rstrip("/")
 
 
 def _remove(files: Mapping[Path, str], folders: list[Path]) -> None:

@@ -202,7 +202,8 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
                 )
         y: Tensor = base(x, *args, **kwargs)
         for name in names:
-            y = self._delta(x, name, y) if _is_autocast_to(y) else y + self._delta(x, name).to(y.dtype)
+            whole = self.training and _is_autocast_to(y)  # elsewhere what a bundle computes is the same to the bit
+            y = self._delta(x, name, y) if whole else y + self._delta(x, name).to(y.dtype)
         return y
 
     def _adapted_by_row(self, names: list[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -76,10 +77,7 @@ RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Fold
 
 
 def prepare_libraries() -> None:
-    """Make the libraries underneath speak only when the user can do something about it. Before they are imported.
-
-    The import takes seconds.
-    """
+    """Make the libraries underneath speak only when the user can do something about it. Before they are imported."""
     say_for_now("loading libraries")
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
@@ -96,6 +94,8 @@ def prepare_libraries() -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     _told.clear()
     logging.setLogRecordFactory(_log_record)
+    if (theirs := sys.modules.get("transformers.utils.logging")) is not None:  # which has read the environment by then
+        theirs.disable_progress_bar()
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

@@ -66,7 +66,13 @@ def _unknown_option(name: str, context: Any) -> MaloraError:
 def _name(parameter: Any) -> str:
     """An option or an argument as its help names it."""
     option = str(parameter.opts[0])
-    return option if option[:1] == "-" else (parameter.metavar or option.upper()).strip("[]")
+    return option if option[:1] == "-" else _bare(parameter.metavar or option.upper())
+
+
+def _bare(metavar: str) -> str:
+    """Without the brackets of what may be left out, where they are around all of it, and without dots."""
+    bare = metavar.removesuffix("...")
+    return bare[1:-1] if re.fullmatch(r"\[[^][]*\]", bare) else bare
 
 
 def _bad_value(error: Any) -> str:

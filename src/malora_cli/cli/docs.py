@@ -35,7 +35,9 @@ def docs(
         raise MaloraError(unknown("topic", topic, pages), where="TOPIC")
     chosen = pages if topic is None else {topic: pages[topic]}
     if search is not None:
-        _print_table(("topic", "section"), _found(chosen, search))
+        if not (found := _found(chosen, search)):
+            raise MaloraError(f"no section has all of the words '{search}'", where="--search", fix="Try fewer.")
+        _print_table(("topic", "section"), found)
     elif topic is None:
         titles = ((name, next(heading for heading, _ in _sections(path))) for name, path in pages.items())
         _print_table(("topic", "what it is about"), list(titles))

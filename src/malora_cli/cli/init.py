@@ -56,12 +56,17 @@ def init(
     from malora_cli.init import guess_task, write_project
 
     guesses = [guess_task(path, name, prompt, completion) for name, path in named]
+    if minutes is not None:
+        say("measuring a step, for the number that fits", err=True)
     written = write_project(folder, guesses, base, method, minutes)
     table = plain_table(("task", "format", "metric", "why"))
     for guess in guesses:
         why = f"{guess.reasons['format']}; {guess.reasons['metric']}"
         table.add_row(*map(Text, (guess.name, guess.format, guess.metric, why)))
     result_console().print(table)
+    if minutes is not None:
+        told = next(line.strip() for line in written[0].read_text(encoding="utf-8").splitlines() if "  steps:" in line)
+        say(f"length:  {told}")
     say(f"written: {', '.join(map(str, written))}")
     say(f"next:    malora check {written[0]}, then malora train {written[0]}")
 

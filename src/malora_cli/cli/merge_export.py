@@ -124,8 +124,10 @@ def merge_export(
     Example: malora merge-export runs/quickstart --to lora --gates task:chain_sum
     """
     if check is not None:
+        from malora_cli.cli._common import prepare_libraries
         from malora_cli.cli._export_check import check_export
 
+        prepare_libraries()
         given = [param.opts[0] for param in context.command.params if _is_given(context, param.name or "")]
         given = [name.upper() if name.islower() and name.isalpha() else name for name in given]
         raise typer.Exit(check_export(check, given, as_json=as_json))
@@ -177,7 +179,7 @@ def _print_plan(plan: Plan, folder: Path) -> None:
     planned = plan.planned(folder)
     rank = ""
     if planned.rank is not None:
-        exact = "exact" if planned.rank == planned.exact_rank else f"the exact one is {planned.exact_rank}"
+        exact = "the full one" if planned.rank == planned.exact_rank else f"the exact one is {planned.exact_rank}"
         rank = f", rank {planned.rank} ({exact})"
     several = f" each; {len(planned.names)} of them: {', '.join(planned.names)}" if len(planned.names) > 1 else ""
     say(f"--to {plan.request.to} --format {plan.request.form}{rank}")

@@ -89,5 +89,10 @@ def _print_one(described: dict[str, Any]) -> None:
         say(line)
     table = plain_table(("method.*", "default", "what it is"))
     for key, setting in described["settings"].items():
-        table.add_row(Text(key, "bold"), Text(str(setting["default"])), Text(setting["description"] or ""))
+        table.add_row(Text(key, "bold"), Text(_spelled(setting["default"])), Text(setting["description"] or ""))
     result_console().print(table)
+
+
+def _spelled(value: Any) -> str:
+    """A default as a recipe spells it."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -131,6 +131,17 @@ def _checked(
     return LoadedRecipe(recipe, path, _provenance(recipe, document))
 
 
+def _keep_one_length(document: Document, overrides: Sequence[Override]) -> None:
+    """Let steps that an override sets take the place of the file's epochs, and the other way round."""
+    train, given = document.data.get("train"), {override.path for override in overrides}
+    if not isinstance(train, dict):
+        return
+    for own, other in (("steps", "epochs"), ("epochs", "steps")):
+        if train.get(own) is not None and ("train", own) in given and ("train", other) not in given:
+            train.pop(other, None)
+            document.prune(("train", other))
+
+
 def _is_a_mix(path: Path) -> RecipeError:
     given = shlex.quote(shown_path(path))
     fix = f"Name it in a recipe, as `mix: {given}`, or over a shipped one's: `malora check quickstart mix={given}`."
@@ -149,6 +160,7 @@ def _assemble(document: Document, overrides: Sequence[Override], *, data: bool) 
         if override.path != ("mix",) and (has_mix or override.path[0] != "mix"):
             apply_override(document, override)
             _spell_out_method(document)  # before the next one, which may go into it
+    _keep_one_length(document, overrides)
     spell_out_tasks(document)
     resolve_sources(document, needed=data)
     _resolve_model_paths(document)

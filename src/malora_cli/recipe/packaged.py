@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -45,11 +46,14 @@ def data_beside(mix: Path) -> list[Path]:
 
 
 def description_of(path: Path) -> str:
-    """What a recipe says about itself: the comment on its first line; empty if there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    """What a recipe says about itself: the first sentence of the comment on its top; empty if there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines()
     # A line that names the schema is for the editor, not for people.
-    first = next((line for line in lines if not line.startswith("# yaml-language-server:")), "")
-    return first.lstrip("#").strip() if first.startswith("#") else ""
+    told = [line for line in lines if not line.startswith("# yaml-language-server:")]
+    top = takewhile(lambda line: line.startswith("#") and not line.startswith(_NEEDS), told)
+    comment = " ".join(line.lstrip("#").strip() for line in top)
+    sentence, dot, _ = comment.partition(". ")
+    return f"{sentence}." if dot else comment
 
 
 def needs_of(path: Path) -> str:
