@@ -138,6 +138,14 @@ def test_logits_of_a_half_precision_input_keep_that_input_alone(dtype: torch.dty
         assert (half.float() - exact.float()).norm() < 2 * torch.finfo(dtype).eps * exact.float().norm()
 
 
+def test_a_small_pull_is_not_lost_in_float16() -> None:
+    torch.manual_seed(0)
+    x, router = torch.randn(TOKENS, IN, dtype=torch.float16), torch.randn(4, IN, requires_grad=True)
+    upstream = 1e-8 * torch.randn(TOKENS, 4)
+    router_logits(x, router).backward(upstream)
+    torch.testing.assert_close(router.grad, upstream.T @ x.float())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_router_is_float32_where_float32_products_may_be_rounded(dtype, rounded_products, monkeypatch) -> None:
     matmul, seen, linear = torch.backends.mkldnn.matmul, [], nn.functional.linear

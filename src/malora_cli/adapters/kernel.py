@@ -35,9 +35,10 @@ class Factors(NamedTuple):
 class _RouterLogits(torch.autograd.Function):
     """``x W^T`` in float32 of an input in half precision, which alone is kept for the backward pass.
 
-    Autograd would keep the float32 copy of it: twice the size, and one for each of q, k and v, though they share x. Its
-    gradients are rounded as those of the experts beside it are: which expert is chosen is no question there, and copies
-    of x and of its gradient in float32 would be most of what a GPU moves.
+    Autograd would keep the float32 copy of it: twice the size, and one for each of q, k and v, though they share x. In
+    bfloat16 the gradients are rounded as those of the experts beside it are: which expert is chosen is no question
+    there, and copies of x and of its gradient in float32 would be most of what a GPU moves. In float16 they stay
+    float32, for the pull of the balance loss on a token may be smaller than that holds.
     """
 
     @staticmethod
@@ -51,10 +52,11 @@ class _RouterLogits(torch.autograd.Function):
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_TI, router_EI = ctx.saved_tensors
         for_input, for_router = ctx.needs_input_grad
-        grad_TE = grad_TE.to(x_TI.dtype)
-        with torch.autocast(x_TI.device.type, enabled=False):
-            grad_x = grad_TE @ router_EI.to(x_TI.dtype) if for_input else None
-            grad_router = grad_TE.flatten(0, -2).T @ x_TI.flatten(0, -2) if for_router else None
+        dtype = x_TI.dtype if x_TI.dtype == torch.bfloat16 else torch.float32
+        grad_TE = grad_TE.to(dtype)
+        with float32_products(x_TI.device.type):
+            grad_x = (grad_TE @ router_EI.to(dtype)).to(x_TI.dtype) if for_input else None
+            grad_router = grad_TE.flatten(0, -2).T @ x_TI.flatten(0, -2).to(dtype) if for_router else None
         return grad_x, None if grad_router is None else grad_router.to(router_EI.dtype)
 
 
