@@ -30,7 +30,7 @@ def _with_the_readme(_app: Sphinx, page: str, source: list[str]) -> None:
     if page == "index":
         _, toctree, groups = source[0].partition("```{toctree}")
         text = re.sub(r"\]\((?!https?:|#)", "](path:../", README.read_text(encoding="utf-8"))
-        text = re.sub(r"\]\(path:\.\./docs/([^)]+\.(?:md\b|png))", r"](\1", text)
+        text = re.sub(r"\]\(path:\.\./docs/([^)]+\.(?:md\b|png|svg))", r"](\1", text)
         source[0] = text + toctree + groups
     else:
         source[0] = source[0].replace("](../README.md", "](index.md")
