@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 
 from malora_cli.compare.on_ray import train_on_ray
@@ -91,9 +90,8 @@ def train_in_processes(runs: Sequence[PlannedRun], jobs: int, tell: Callable[[st
         try:
             place = {"CUDA_VISIBLE_DEVICES": cards[slot % len(cards)]} if cards else {}
             threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-            log = run.folder.with_name(f"{run.name}.log")
-            tell(f"{run.folder}: training; see {log}")
-            code = _train(run, log, {**threads, **os.environ, **place}, running)
+            tell(f"{run.folder}: training; see {run.log}")
+            code = _train(run, {**threads, **os.environ, **place}, running)
             tell(f"{run.folder}: {'trained' if code == 0 else f'ended with exit code {code}'}")
         finally:
             free.put(slot)
@@ -114,11 +112,11 @@ def train_in_processes(runs: Sequence[PlannedRun], jobs: int, tell: Callable[[st
         raise StoppedError("runs under way were saved", stop.signal)
 
 
-def _train(run: PlannedRun, log: Path, environment: dict[str, str], running: set[subprocess.Popen[bytes]]) -> int:
+def _train(run: PlannedRun, environment: dict[str, str], running: set[subprocess.Popen[bytes]]) -> int:
     """The exit code of the command that trains or resumes a run."""
     command = run.train_command(resume=(run.folder / "manifest.json").is_file())
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    with run.log.open("a", encoding="utf-8") as file:
         arguments = [sys.executable, "-m", "malora_cli", *command[1:]]
         process = subprocess.Popen(arguments, stdout=file, stderr=file, env=environment)
         running.add(process)

@@ -54,7 +54,7 @@ def train_on_ray(runs: Sequence[PlannedRun], cpus: int, tell: Callable[[str], No
         with StopRequest() as stop:
             left = {task.remote(run, Path.cwd()): run for run in runs}
             for run in runs:
-                tell(f"{run.folder}: handed to Ray; see {_log_of(run)}")
+                tell(f"{run.folder}: handed to Ray; see {run.log}")
             while left and stop.signal is None:
                 done, _ = ray.wait(list(left), timeout=_LOOK_AGAIN)
                 for one in done:
@@ -100,8 +100,8 @@ def _begun(cpus: int) -> ModuleType:
 def _trained(run: PlannedRun, workplace: Path) -> str:
     """Train a run in a process of Ray's; what became of it."""
     os.chdir(workplace)
-    _log_of(run).parent.mkdir(parents=True, exist_ok=True)
-    with _log_of(run).open("a", encoding="utf-8") as log:
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    with run.log.open("a", encoding="utf-8") as log:
         try:
             train(run.loaded, PlainView(Console(file=log, width=200)), resume=RunRecord(run.folder).exists)
         except MaloraError as error:  # which is looked at when the run's turn comes
@@ -116,7 +116,3 @@ def _told(ray: ModuleType, done: Any) -> str:
         return str(ray.get(done))
     except ray.exceptions.RayError as error:
         return f"given up by Ray: {str(error).splitlines()[0]}"
-
-
-def _log_of(run: PlannedRun) -> Path:
-    return run.folder.with_name(f"{run.name}.log")

@@ -54,6 +54,11 @@ class PlannedRun:
         """Its folder."""
         return self.loaded.recipe.output.folder / self.name
 
+    @property
+    def log(self) -> Path:
+        """Where it writes what it has to say when it is trained in a process of its own."""
+        return self.folder.with_name(f"{self.name}.log")
+
     def train_command(self, *, resume: bool = False) -> list[str]:
         """The command that trains it, from where the comparison was started."""
         return ["malora", "train", str(self.loaded.path), *self.overrides, *(["--resume"] if resume else [])]
