@@ -68,7 +68,7 @@ def _is_one_format(x: Tensor, up: Tensor, *, training: bool) -> bool:
 
 
 class _Project(torch.autograd.Function):
-    """``x`` itself, ``(x * kept) D^T * factor`` and ``x W_g^T``, the last in float32.
+    """``x`` itself, ``(x * kept) D^T`` and ``x W_g^T``, the last in float32.
 
     The gradient that ``x`` has met by the time of the backward pass is added to in place, and the output of the dropout
     is made again there. Without a dropout the two products are one, but in float16, where a router's stay float32.
@@ -76,24 +76,24 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TI: Tensor, down_SI: Tensor, router_EI: Tensor | None, kept_TI: Tensor | None, factor: float
+        ctx: Any, x_TI: Tensor, down_SI: Tensor, router_EI: Tensor | None, kept_TI: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         followed_TI = x_TI.view_as(x_TI)
-        ctx.factor, ctx.sizes = factor, None
+        ctx.sizes = None
         if router_EI is not None and kept_TI is None and gradient_dtype(x_TI) == x_TI.dtype:
             ctx.sizes = [len(down_SI), len(router_EI)]
             both_MI = torch.cat([down_SI, router_EI.to(x_TI.dtype)])
             ctx.save_for_backward(x_TI, both_MI, None, None)
             return followed_TI, *_both_products(x_TI, down_SI, router_EI, both_MI)
         ctx.save_for_backward(x_TI, down_SI, router_EI, kept_TI)
-        z_TS = product(_dropped(x_TI, kept_TI), down_SI).mul_(factor)
+        z_TS = product(_dropped(x_TI, kept_TI), down_SI)
         return followed_TI, z_TS, None if router_EI is None else logits_of(x_TI, router_EI)
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_TI: Tensor, grad_TS: Tensor, grad_TE: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         """``grad_TE`` is None where there is no router."""
         x_TI, down_MI, router_EI, kept_TI = ctx.saved_tensors
         for_input, for_down, for_router = ctx.needs_input_grad[:3]
@@ -106,8 +106,7 @@ class _Project(torch.autograd.Function):
                 grad_down = product(grad_TS.T, x_TI.T) if for_down else None
                 grad_router = product(grad_TE.T, x_TI.T) if for_router else None
             grad_x = add_product(grad_TI, grad_TM, down_MI.T) if for_input else None
-            return grad_x, grad_down, None if grad_router is None else grad_router.float(), None, None
-        grad_TS = grad_TS * ctx.factor
+            return grad_x, grad_down, None if grad_router is None else grad_router.float(), None
         grad_down = product(grad_TS.T, _dropped(x_TI, kept_TI).T) if for_down else None
         grad_router = router_gradient(grad_TE, x_TI, router_EI) if for_router else None
         if for_input:
@@ -118,7 +117,7 @@ class _Project(torch.autograd.Function):
                 grad_TI.add_(grad_dropped)
             else:
                 grad_TI.addcmul_(grad_dropped, kept_TI)
-        return grad_TI if for_input else None, grad_down, grad_router, None, None
+        return grad_TI if for_input else None, grad_down, grad_router, None
 
 
 def _both_products(x_TI: Tensor, down_SI: Tensor, router_EI: Tensor, both_MI: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,35 +152,35 @@ class _Update(torch.autograd.Function):
         scaling: float,
         gather: bool,
     ) -> Tensor:
-        ctx.save_for_backward(z_TS, gate_TE, base_layer.weight, coefficient_QS, up_OQ)
+        scaled_TE = torch.mul(gate_TE, scaling, out=torch.empty_like(gate_TE, dtype=z_TS.dtype))
+        ctx.save_for_backward(z_TS, scaled_TE, base_layer.weight, coefficient_QS, up_OQ)
         ctx.scaling, ctx.gather = scaling, gather
-        return _updated(x_TI, z_TS, (gate_TE * scaling).to(z_TS.dtype), coefficient_QS, up_OQ, base_layer, gather)
+        return _updated(x_TI, z_TS, scaled_TE, coefficient_QS, up_OQ, base_layer, gather)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
-        z_TS, gate_TE, weight_OI, coefficient_QS, up_OQ = ctx.saved_tensors
-        scaled_TE1 = (gate_TE * ctx.scaling).to(z_TS.dtype).unsqueeze(-1)
-        hidden_TER = _hidden(z_TS, coefficient_QS, gate_TE)
-        gated_TER = hidden_TER * scaled_TE1
+        z_TS, scaled_TE, weight_OI, coefficient_QS, up_OQ = ctx.saved_tensors
+        hidden_TER = _hidden(z_TS, coefficient_QS, scaled_TE)
+        gated_TER = hidden_TER * scaled_TE.unsqueeze(-1)
         grad_up: Tensor | None
         if ctx.gather:
-            grad_TER, grad_up = gradients_gathered(grad_TO, gated_TER, gate_TE, up_OQ)
+            grad_TER, grad_up = gradients_gathered(grad_TO, gated_TER, scaled_TE, up_OQ)
         else:
             grad_TER = product(grad_TO, up_OQ.T).view_as(hidden_TER)
             grad_up = product(gated_TER.flatten(-2).T, grad_TO.T).T if ctx.needs_input_grad[4] else None
-        grad_gate = hidden_TER.mul_(grad_TER).sum(-1, dtype=gate_TE.dtype).mul_(ctx.scaling)
-        grad_hidden = grad_TER.mul_(scaled_TE1).flatten(-2)
+        grad_gate = hidden_TER.mul_(grad_TER).sum(-1, dtype=torch.float32).mul_(ctx.scaling)
+        grad_hidden = grad_TER.mul_(scaled_TE.unsqueeze(-1)).flatten(-2)
         grad_coefficient = product(grad_hidden.T, z_TS.T) if ctx.needs_input_grad[3] else None
         grad_z = grad_hidden if coefficient_QS is None else product(grad_hidden, coefficient_QS.T)
         grad_x = product(grad_TO, weight_OI.T) if ctx.needs_input_grad[0] else None
         return grad_x, grad_z, grad_gate, grad_coefficient, grad_up, None, None, None
 
 
-def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, gate_TE: Tensor) -> Tensor:
+def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, scaled_TE: Tensor) -> Tensor:
     """``z C^T`` by expert, a tensor of its own."""
     hidden_TQ = z_TS.clone() if coefficient_QS is None else product(z_TS, coefficient_QS)
-    return hidden_TQ.view(*gate_TE.shape, -1)
+    return hidden_TQ.view(*scaled_TE.shape, -1)
 
 
 def _updated(
@@ -233,7 +232,7 @@ def fused_mixture(
         y_TO = _updated(x_TI, z_TS, gate_TE * scaling, coefficient_QS, up_OQ, base_layer, gather)
         return y_TO.view(*x.shape[:-1], -1)
     kept_TI, factor = draw_kept(x_TI, dropout) if dropout else (None, 1.0)
-    followed_TI, z_TS, logits_TE = _Project.apply(x_TI, down_SI, router_EI, kept_TI, factor)
+    followed_TI, z_TS, logits_TE = _Project.apply(x_TI, down_SI, router_EI, kept_TI)
     gate_TE = gate_of(logits_TE)
     y_TO = _Update.apply(
         # What comes out of a function asks for a gradient even where the input itself does not, as in the first layer.
@@ -243,7 +242,7 @@ def fused_mixture(
         coefficient_QS,
         up_OQ,
         base_layer,
-        scaling,
+        scaling * factor,  # of the dropout, for all is linear in its output
         gathering_pays(gate_TE, up_OQ, top_k),
     )
     return y_TO.view(*x.shape[:-1], -1)
