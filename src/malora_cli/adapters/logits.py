@@ -37,7 +37,7 @@ class _RouterLogits(torch.autograd.Function):
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_TI, router_EI = ctx.saved_tensors
         for_input, for_router = ctx.needs_input_grad
-        grad_x = add_gradient(torch.zeros_like(x_TI), grad_TE, router_EI) if for_input else None
+        grad_x = _input_gradient(grad_TE, router_EI, gradient_dtype(x_TI)).to(x_TI.dtype) if for_input else None
         return grad_x, router_gradient(grad_TE, x_TI, router_EI) if for_router else None
 
 
@@ -103,11 +103,14 @@ def add_gradient(grad_TI: Tensor, grad_TE: Tensor, router_EI: Tensor) -> Tensor:
         router_EI: Router weight W_g.
     """
     dtype = gradient_dtype(grad_TI)
-    with float32_products(grad_TI.device.type):
-        grad_TE, router_EI = grad_TE.to(dtype), router_EI.to(dtype)
-        if grad_TI.dtype == dtype:
-            return add_product(grad_TI, grad_TE, router_EI.T)
-        return grad_TI.add_(product(grad_TE, router_EI.T))
+    if grad_TI.dtype == dtype:
+        return add_product(grad_TI, grad_TE.to(dtype), router_EI.to(dtype).T)
+    return grad_TI.add_(_input_gradient(grad_TE, router_EI, dtype))
+
+
+def _input_gradient(grad_TE: Tensor, router_EI: Tensor, dtype: torch.dtype) -> Tensor:
+    with float32_products(grad_TE.device.type):
+        return product(grad_TE.to(dtype), router_EI.to(dtype).T)
 
 
 def router_gradient(grad_TE: Tensor, x_TI: Tensor, router_EI: Tensor) -> Tensor:

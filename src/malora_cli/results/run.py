@@ -8,6 +8,7 @@ RUN/adapter/         the trained adapter in PEFT's format
 RUN/experts.json     what the trained experts have in common, for routed methods
 RUN/eval/            one JSON an evaluation, and the predictions behind it
 RUN/report/          index.html
+RUN/tensorboard/     what TensorBoard reads, with ``train.report_to: [tensorboard]``
 RUN/trouble/         the rows of steps with a NaN or infinite loss or gradient
 RUN/diverged.json    why training ended, where it did in such a step or weight
 RUN/.lock            held by the process that writes the run, beside .writer.json that names it (see lock.py)
