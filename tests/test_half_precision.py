@@ -17,26 +17,18 @@ from malora_cli.adapters import fused as fused_module
 from malora_cli.adapters import layer as layer_module
 from malora_cli.adapters import logits as logits_module
 from malora_cli.adapters.config import MixtureConfig
-from malora_cli.adapters.dropout import draw_kept
 from malora_cli.adapters.fused import can_fuse
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.logits import halves, logits_of
 from malora_cli.adapters.routing import Routing
 from presets import ROUTED, config, routed
+from reference import PlainDropout
 from tiny_models import tiny
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IN, OUT, TOKENS, DROPOUT = 96, 80, 64, 0.4
 #: Largest distance from float32 of an output and of a gradient, relative, by format.
 WITHIN = {torch.bfloat16: (0.004, 0.008), torch.float16: (0.0006, 0.0012)}
-
-
-class _Kept(nn.Module):
-    """A dropout by plain arithmetic, with the fused kernel's draw."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept, factor = draw_kept(x, DROPOUT)
-        return x * kept * factor
 
 
 @contextmanager
@@ -100,7 +92,7 @@ def test_is_as_near_to_float32_as_the_format_allows(method: str, dtype: torch.dt
     made = _layer(config(method, lora_dropout=dropout), dtype)
     x = torch.randn(2, TOKENS, IN).to(dtype)
     if dropout:
-        made.malora_dropout["default"] = _Kept()
+        made.malora_dropout["default"] = PlainDropout(DROPOUT)
     with _no_fusing():
         exact = _outcome(made, x.float())
     if dropout:

@@ -1,5 +1,7 @@
 """The kernel with the frozen product inside, for float32 and for half precision in training.
 
+A quantised layer multiplies by itself; all else is the same.
+
 Autograd would make a new tensor of the size of the layer's input or output for every term and add them up. The two
 functions of the training path own the frozen product as well, so each term is written into what is there already, and
 they keep only what the backward pass cannot compute again for less. `kernel.mixture_delta` is the reference, and what
@@ -34,24 +36,31 @@ from malora_cli.adapters.precision import rounds_float32
 from malora_cli.adapters.product import add_product, product
 from malora_cli.adapters.quick import QuickLinear
 
+#: bitsandbytes' layers: packed weights are no matrix to multiply by, so the product stays theirs.
+_QUANTISED = ("Linear4bit", "Linear8bitLt")
 
-def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the frozen product of ``base_layer`` may be taken over: a plain linear that nothing watches.
+
+def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -> bool:
+    """Whether the adapted layer may be computed here: its base is a plain linear or a quantised one, and unwatched.
 
     A compiler fuses what it sees by itself, and does not see the arithmetic in place.
     """
+    plain = _is_plain(base_layer) and x.dtype == base_layer.weight.dtype
     return (
         not torch.compiler.is_compiling()
-        and type(base_layer) in (nn.Linear, QuickLinear)
+        and (plain or (dropout.training and type(base_layer).__name__ in _QUANTISED))
         and type(dropout) in (nn.Dropout, nn.Identity)
-        and x.dtype == base_layer.weight.dtype
         and _is_one_format(x, up, training=dropout.training)
-        and not base_layer.weight.requires_grad
         and not base_layer._forward_hooks
         and not base_layer._forward_pre_hooks
         and not base_layer._backward_hooks
         and not _has_any_global_hook()
     )
+
+
+def _is_plain(base_layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the frozen product itself may be taken over."""
+    return type(base_layer) in (nn.Linear, QuickLinear) and not base_layer.weight.requires_grad
 
 
 def _is_one_format(x: Tensor, up: Tensor, *, training: bool) -> bool:
@@ -138,24 +147,31 @@ def _dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
 
 
 class _Update(torch.autograd.Function):
-    """``x W^T + b + s ((z C^T) * gate) U^T``; the hidden states are computed again in the backward pass."""
+    """``x W^T + b + s ((z C^T) * gate) U^T``; the hidden states are computed again in the backward pass.
+
+    Without ``base_layer`` the first argument is not ``x`` but the output of the frozen layer.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        x_TI: Tensor,
+        given_T: Tensor,
         z_TS: Tensor,
         gate_TE: Tensor,
         coefficient_QS: Tensor | None,
         up_OQ: Tensor,
-        base_layer: nn.Linear,
+        base_layer: nn.Linear | None,
         scaling: float,
         gather: bool,
     ) -> Tensor:
         scaled_TE = torch.mul(gate_TE, scaling, out=torch.empty_like(gate_TE, dtype=z_TS.dtype))
-        ctx.save_for_backward(z_TS, scaled_TE, base_layer.weight, coefficient_QS, up_OQ)
+        weight_OI = None if base_layer is None else base_layer.weight
+        ctx.save_for_backward(z_TS, scaled_TE, weight_OI, coefficient_QS, up_OQ)
         ctx.scaling, ctx.gather = scaling, gather
-        return _updated(x_TI, z_TS, scaled_TE, coefficient_QS, up_OQ, base_layer, gather)
+        gated_TER = _gated(z_TS, scaled_TE, coefficient_QS)
+        if base_layer is None:
+            return torch.addmm(given_T, gated_TER.flatten(-2), up_OQ.T)
+        return _add_update(_frozen(given_T, base_layer), gated_TER, scaled_TE, up_OQ, gather)
 
     @staticmethod
     @once_differentiable
@@ -173,8 +189,11 @@ class _Update(torch.autograd.Function):
         grad_hidden = grad_TER.mul_(scaled_TE.unsqueeze(-1)).flatten(-2)
         grad_coefficient = product(grad_hidden.T, z_TS.T) if ctx.needs_input_grad[3] else None
         grad_z = grad_hidden if coefficient_QS is None else product(grad_hidden, coefficient_QS.T)
-        grad_x = product(grad_TO, weight_OI.T) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_z, grad_gate, grad_coefficient, grad_up, None, None, None
+        if weight_OI is None:
+            grad_given: Tensor | None = grad_TO
+        else:
+            grad_given = product(grad_TO, weight_OI.T) if ctx.needs_input_grad[0] else None
+        return grad_given, grad_z, grad_gate, grad_coefficient, grad_up, None, None, None
 
 
 def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, scaled_TE: Tensor) -> Tensor:
@@ -183,24 +202,22 @@ def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, scaled_TE: Tensor) -> T
     return hidden_TQ.view(*scaled_TE.shape, -1)
 
 
-def _updated(
-    x_TI: Tensor,
-    z_TS: Tensor,
-    scaled_TE: Tensor,
-    coefficient_QS: Tensor | None,
-    up_OQ: Tensor,
-    base_layer: nn.Linear,
-    gather: bool,
-) -> Tensor:
-    gated_TER = _hidden(z_TS, coefficient_QS, scaled_TE).mul_(scaled_TE.unsqueeze(-1))
-    y_TO = product(x_TI, base_layer.weight, base_layer.bias)
+def _gated(z_TS: Tensor, scaled_TE: Tensor, coefficient_QS: Tensor | None) -> Tensor:
+    return _hidden(z_TS, coefficient_QS, scaled_TE).mul_(scaled_TE.unsqueeze(-1))
+
+
+def _frozen(x_TI: Tensor, base_layer: nn.Linear) -> Tensor:
+    return product(x_TI, base_layer.weight, base_layer.bias)
+
+
+def _add_update(y_TO: Tensor, gated_TER: Tensor, scaled_TE: Tensor, up_OQ: Tensor, gather: bool) -> Tensor:
     if gather:
         return add_gathered(y_TO, gated_TER, scaled_TE, up_OQ)
     return add_product(y_TO, gated_TER.flatten(-2), up_OQ)
 
 
 def fused_mixture(
-    base_layer: nn.Linear,
+    base_layer: nn.Module,
     x: Tensor,
     factors: Factors,
     *,
@@ -213,7 +230,7 @@ def fused_mixture(
     """The adapted layer's whole output.
 
     Args:
-        base_layer: The frozen linear, for which `can_fuse` holds.
+        base_layer: The frozen layer, for which `can_fuse` holds.
         x: Input, shape ``(..., I)``.
         factors: The experts; in training they may be in float32 for an x in half precision.
         dropout: Rate of the dropout on the input of the down-projection; the router's input has none.
@@ -224,25 +241,28 @@ def fused_mixture(
     """
     x_TI = x.reshape(-1, x.shape[-1])
     down_SI, coefficient_QS, up_OQ = factors.to(x.dtype)
-    if x.dtype == torch.float32 and not dropout and not torch.is_grad_enabled():
+    plain = base_layer if _is_plain(base_layer) else None
+    if plain is not None and x.dtype == torch.float32 and not dropout and not torch.is_grad_enabled():
         # At one token a step, as in decoding, it is the number of calls that counts.
         gate_TE = gate_of(None if router_EI is None else product(x_TI, router_EI))
+        scaled_TE = gate_TE * scaling
+        gated_TER = _gated(product(x_TI, down_SI), scaled_TE, coefficient_QS)
         gather = gathering_pays(gate_TE, up_OQ, top_k)
-        z_TS = product(x_TI, down_SI)
-        y_TO = _updated(x_TI, z_TS, gate_TE * scaling, coefficient_QS, up_OQ, base_layer, gather)
+        y_TO = _add_update(_frozen(x_TI, plain), gated_TER, scaled_TE, up_OQ, gather)
         return y_TO.view(*x.shape[:-1], -1)
     kept_TI, factor = draw_kept(x_TI, dropout) if dropout else (None, 1.0)
     followed_TI, z_TS, logits_TE = _Project.apply(x_TI, down_SI, router_EI, kept_TI)
     gate_TE = gate_of(logits_TE)
+    # What comes out of a function asks for a gradient even where the input itself does not, as in the first layer.
+    given_TI = followed_TI if x.requires_grad else x_TI
     y_TO = _Update.apply(
-        # What comes out of a function asks for a gradient even where the input itself does not, as in the first layer.
-        followed_TI if x.requires_grad else x_TI,
+        base_layer(given_TI) if plain is None else given_TI,
         z_TS,
         gate_TE,
         coefficient_QS,
         up_OQ,
-        base_layer,
+        plain,
         scaling * factor,  # of the dropout, for all is linear in its output
-        gathering_pays(gate_TE, up_OQ, top_k),
+        plain is not None and gathering_pays(gate_TE, up_OQ, top_k),
     )
     return y_TO.view(*x.shape[:-1], -1)
