@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 
 from malora_cli import MaloraConfig, MoloraConfig
 from malora_cli.adapters import layer as layer_module
-from malora_cli.adapters.dropout import draw_kept
 from malora_cli.adapters.fused import can_fuse
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.methods import METHODS
@@ -101,8 +100,6 @@ def test_the_fused_update_of_a_quantised_layer_is_that_of_the_plain_kernel(kind:
             patch.setattr(layer_module, "can_fuse", fuse)
             given = made.base_layer, ours, made.malora_up["default"], made.malora_dropout["default"]
             assert layer_module.can_fuse(*given) == (fuse is can_fuse)
-                made.base_layer, ours, made.malora_up["default"], made.malora_dropout["default"]
-            ) == (fuse is can_fuse)
             y = made(ours)
         y.float().square().sum().backward()
         found.append([y, ours.grad, *(p.grad for name, p in made.named_parameters() if "malora_" in name)])
