@@ -88,7 +88,8 @@ def test_a_bug_report_asks_for_what_doctor_bundles() -> None:
 def test_the_citation_is_of_this_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = PROJECT["project"]
-    for theirs, ours in (("title", "name"), ("version", "version"), ("license", "license"), ("abstract", "description")):
+    pairs = (("title", "name"), ("version", "version"), ("license", "license"), ("abstract", "description"))
+    for theirs, ours in pairs:
         assert cited[theirs] == project[ours]
 
 
