@@ -45,6 +45,13 @@ def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> Non
         assert newest.get(requirement.name.lower(), tested) in requirement.specifier
 
 
+def test_every_extra_that_is_named_is_one() -> None:
+    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.yaml")]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    named = set(re.findall(r"(?:pip install '|, )malora\[([\w-]+)\]", text))
+    assert named == PROJECT["project"]["optional-dependencies"].keys()
+
+
 def test_pythons_that_the_metadata_names_are_tested() -> None:
     project = PROJECT["project"]
     named = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
