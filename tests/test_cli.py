@@ -337,7 +337,7 @@ def test_debug_shows_where_an_error_comes_from(here: Path, capsys: pytest.Captur
     assert run("--debug", "train", "tiny.yaml", "model.base=./none", "output.name=never") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert any("in resolve_base" in line for line in lines)
+    assert any("in check_base" in line for line in lines)
     assert lines[-1].startswith("error: model ")
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from malora_cli.bench.rows import PEER, Workload
+from malora_cli.bench.workload import PEER, Workload
 from malora_cli.modeling.loss import token_nats
 
 #: Every so many positions are supervised, as where answers are a quarter of the text.

@@ -188,7 +188,6 @@ def recipe_of_run(record: RunRecord, overrides: Sequence[str], *, trust: bool, m
 
     own = with_run(record, trust=trust)
     loaded = read_recipe(record.recipe_path, [*overrides, *own], model_only=model_only)
-    prepare_libraries()
     if overrides:
         from malora_cli.train.resuming import check_same_recipe
 

@@ -16,6 +16,8 @@ from rich.text import Text
 from malora_cli.cli._common import find_and_tell, read_recipe, recipe_of_run, tell_of_code
 from malora_cli.cli._terminal import SafeConsole, say
 from malora_cli.errors import RecipeError, RunError
+from malora_cli.evals.choosing import check_code, choose_tasks
+from malora_cli.modeling.finding import check_base
 from malora_cli.named import granted, vocabulary
 from malora_cli.recipe import Recipe, recipe_of_model
 from malora_cli.results import EvalResult, RunRecord, Scores, find_run
@@ -163,6 +165,23 @@ def check_wanted(recipe: Recipe, record: RunRecord | None, other: Path | None, *
         raise RecipeError("nothing to compare with", where="--gate", fix="Add --against RUN or FILE.")
     if csv is not None and (csv.is_dir() or not csv.parent.is_dir()):
         raise RunError(f"it cannot be written ({'a folder' if csv.is_dir() else 'folder not found'})", where=str(csv))
+
+
+def check_subject(
+    recipe: Recipe, record: RunRecord | None, tasks: Sequence[str] | None, *, step: int | None, allow_code: bool
+) -> None:
+    """Make sure that the tasks, the checkpoint and the base model are there, as far as no library is needed for it.
+
+    Raises:
+        MaloraError: One is not, or a task runs code, which nobody has allowed.
+    """
+    mix = choose_tasks(recipe.mix, tasks)
+    if not allow_code:
+        check_code(mix, allowed=False)
+    if record is not None:
+        record.adapter_at(step)
+    if record is not None or not (Path(recipe.model.base) / "adapter_config.json").is_file():
+        check_base(recipe.model)
 
 
 def gate_line(result: EvalResult) -> tuple[str, bool]:

@@ -55,22 +55,24 @@ def bench(
 
     Example: malora bench --model smollm2-135m-instruct --methods malora,molora,loop-molora --tokens 512
     """
+    from malora_cli.bench.workload import Workload, check_rows
     from malora_cli.cli._common import names_in, prepare_libraries
     from malora_cli.cli._terminal import result_console, say
 
+    workload = Workload(model, shape, layers, tokens, dtype.value, device.value, dropout)
+    workload.check()
+    rows = check_rows(names_in(methods))
     prepare_libraries()
-    from malora_cli.bench.rows import Workload
     from malora_cli.bench.run import run_decode, run_steps, write_figures
     from malora_cli.cli._bench_tables import decode_table, step_table
 
-    workload = Workload(model, shape, layers, tokens, dtype.value, device.value, dropout)
     console = result_console()
     with console.status("loading") as status:
         if decode:
-            decoded = run_decode(names_in(methods), workload, rounds=rounds, tick=status.update)
+            decoded = run_decode(rows, workload, rounds=rounds, tick=status.update)
             console.print(decode_table(decoded))
         else:
-            steps = run_steps(names_in(methods), workload, rounds=rounds, tick=status.update)
+            steps = run_steps(rows, workload, rounds=rounds, tick=status.update)
             console.print(step_table(steps))
     if json_file is not None:
         write_figures(json_file, workload, decoded if decode else steps)

@@ -29,9 +29,11 @@ def check(
     """
     from malora_cli.cli._common import prepare_libraries, read_recipe
     from malora_cli.cli._terminal import result_console, say, say_for_now
+    from malora_cli.modeling.finding import check_base
     from malora_cli.named import granted
 
     loaded = read_recipe(recipe, [*(overrides or []), *granted(trust)])
+    check_base(loaded.recipe.model)
     prepare_libraries()
     from malora_cli.cli._statement import (
         plain_statement,

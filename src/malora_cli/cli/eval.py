@@ -95,11 +95,13 @@ def evaluate(
     record = ways.run_named(run, runs, mix, err=json_)
     overrides = [*(settings or []), *([f"eval.batch_tokens={batch_tokens}"] if batch_tokens is not None else [])]
     recipe = ways.recipe_named(record, run, overrides, mix=mix, trust=trust)
-    prepare_libraries()
     folder = out or ways.folder_for(record, recipe, mix, runs)
     names = names_in(tasks) if tasks is not None else None
     other = ways.evaluation_named(against, runs, names)
     ways.check_wanted(recipe, record, other, gate=gate, csv=csv)
+    with telling_of_moves(recipe):
+        ways.check_subject(recipe, record, names, step=step, allow_code=allow_code)
+    prepare_libraries()
     from malora_cli.evals.evaluate import Wanted, evaluate_model, evaluate_run
     from malora_cli.reports import check_writable, write_report
 
