@@ -15,6 +15,7 @@ from rich.text import Text
 
 from malora_cli.cli._common import find_and_tell, read_recipe, recipe_of_run, tell_of_code
 from malora_cli.cli._terminal import SafeConsole, say
+from malora_cli.cli._voice import aside, begin, phases_shown_by
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.evals.choosing import check_code, choose_tasks
 from malora_cli.modeling.finding import check_base
@@ -36,6 +37,7 @@ class LineProgress:
     def begin(self, subject: str, task: str, rows: int) -> None:
         """A model begins on the rows of a task."""
         self.end()
+        begin(f"{subject}: {task}: {rows:,} rows")
         self._now = (subject, task, rows, time.perf_counter())
 
     def answered(self, rows: int) -> None:
@@ -45,7 +47,7 @@ class LineProgress:
         """Tell of the task that is done."""
         if self._now is not None:
             subject, task, rows, since = self._now
-            say(f"{subject}: {task}: {rows:,} rows in {time.perf_counter() - since:,.0f} s", err=True)
+            aside(f"{subject}: {task}: {rows:,} rows in {time.perf_counter() - since:,.0f} s")
         self._now = None
 
 
@@ -67,6 +69,10 @@ class LiveProgress:
     def end(self) -> None:
         """The bar goes with its console."""
 
+    def phase(self, what: str) -> None:
+        """What is done before the first rows."""
+        self._progress.update(self._task, description=what)
+
 
 @contextmanager
 def progress_on(console: SafeConsole) -> Iterator[LineProgress | LiveProgress]:
@@ -76,7 +82,9 @@ def progress_on(console: SafeConsole) -> Iterator[LineProgress | LiveProgress]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        yield LiveProgress(progress)
+        live = LiveProgress(progress)
+        with phases_shown_by(live.phase):
+            yield live
 
 
 def run_named(run: Path | None, runs: Path, mix: str | None, *, err: bool) -> RunRecord | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -58,6 +59,7 @@ def bench(
     from malora_cli.bench.workload import Workload, check_rows
     from malora_cli.cli._common import names_in, prepare_libraries
     from malora_cli.cli._terminal import result_console, say
+    from malora_cli.cli._voice import begin, phases_shown_by
 
     workload = Workload(model, shape, layers, tokens, dtype.value, device.value, dropout)
     workload.check()
@@ -67,12 +69,15 @@ def bench(
     from malora_cli.cli._bench_tables import decode_table, step_table
 
     console = result_console()
-    with console.status("loading") as status:
+    with (
+        console.status("loading") as status,
+        phases_shown_by(status.update) if console.is_terminal else nullcontext(),
+    ):
         if decode:
-            decoded = run_decode(rows, workload, rounds=rounds, tick=status.update)
+            decoded = run_decode(rows, workload, rounds=rounds, tick=begin)
             console.print(decode_table(decoded))
         else:
-            steps = run_steps(rows, workload, rounds=rounds, tick=status.update)
+            steps = run_steps(rows, workload, rounds=rounds, tick=begin)
             console.print(step_table(steps))
     if json_file is not None:
         write_figures(json_file, workload, decoded if decode else steps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -246,7 +245,8 @@ def _carry_out(
 ) -> None:
     """Train and evaluate what is missing, and say what came of it; exit code 1 where a run failed."""
     from malora_cli.cli._common import interruptible, prepare_libraries, tell_of_code
-    from malora_cli.cli._terminal import error_console, result_console, say
+    from malora_cli.cli._terminal import say
+    from malora_cli.cli._voice import Volume, aside, progress_console, volume
     from malora_cli.compare.asked import matched
     from malora_cli.compare.jobs import check_jobs, side_by_side
     from malora_cli.modeling.finding import check_base
@@ -270,9 +270,9 @@ def _carry_out(
     from malora_cli.reports import write_comparison
     from malora_cli.train.view import view_for
 
-    console = error_console() if as_json else result_console()
+    console = progress_console(err=as_json)
     with interruptible():
-        tell = partial(say, err=as_json)
+        tell = aside if as_json or volume() is Volume.QUIET else say
         crew = Crew(lambda: view_for(console), tell, allow_code, side_by_side(jobs, cpus_on_ray, tell))
         comparison = carried_out(planner, planned, crew)
     print_comparison(comparison, planner.folder, as_json=as_json)

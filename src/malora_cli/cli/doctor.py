@@ -53,12 +53,13 @@ def doctor(
     from rich.text import Text
 
     from malora_cli.cli._common import read_recipe
-    from malora_cli.cli._terminal import plain_table, result_console, say, say_for_now
+    from malora_cli.cli._terminal import plain_table, result_console, say
+    from malora_cli.cli._voice import begin
     from malora_cli.doctor import checked, write_bundle
     from malora_cli.results import runs_under
 
     loaded = None if recipe is None else read_recipe(recipe)
-    say_for_now("looking")
+    begin("looking")
     found = list(checked(runs))
     if loaded is not None and not any(check.id == "torch" and check.status == "fail" for check in found):
         found += _of_recipe(loaded)

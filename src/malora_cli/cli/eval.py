@@ -91,6 +91,7 @@ def evaluate(
     from malora_cli.cli import _evaluation as ways
     from malora_cli.cli._common import interruptible, names_in, prepare_libraries, telling_of_moves
     from malora_cli.cli._terminal import result_console, say
+    from malora_cli.cli._voice import progress_console
 
     record = ways.run_named(run, runs, mix, err=json_)
     overrides = [*(settings or []), *([f"eval.batch_tokens={batch_tokens}"] if batch_tokens is not None else [])]
@@ -119,7 +120,7 @@ def evaluate(
         else:
             ways.print_evaluation(result, console)
 
-    with interruptible(), telling_of_moves(recipe), ways.progress_on(console) as progress:
+    with interruptible(), telling_of_moves(recipe), ways.progress_on(progress_console()) as progress:
         wanted = Wanted(
             tasks=names,
             limit=limit,

@@ -130,7 +130,7 @@ def merge_export(
         given = [name.upper() if name.islower() and name.isalpha() else name for name in given]
         raise typer.Exit(check_export(check, given, as_json=as_json))
     from malora_cli.cli._common import find_and_tell, prepare_libraries, recipe_of_run, telling_of_moves
-    from malora_cli.cli._terminal import say
+    from malora_cli.cli._voice import begin
     from malora_cli.export.plan import Plan  # which needs no torch
     from malora_cli.export.request import Request
 
@@ -165,7 +165,7 @@ def merge_export(
         prepare_libraries()
         from malora_cli.export.run import export_run
 
-        exported = export_run(record, recipe, request, folder, lambda line: say(line, err=True))
+        exported = export_run(record, recipe, request, folder, begin)
     _print(exported, request, as_json=as_json)
 
 

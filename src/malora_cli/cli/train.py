@@ -39,6 +39,7 @@ def train(
     """
     from malora_cli.cli._common import interruptible, prepare_libraries, read_recipe, telling_of_moves
     from malora_cli.cli._terminal import result_console, say
+    from malora_cli.cli._voice import again_so, begin, progress_console
     from malora_cli.named import granted
 
     overrides = [*(overrides or []), *granted(trust)]
@@ -49,14 +50,14 @@ def train(
         from malora_cli.train.launch import launch
 
         flags = {"--resume": resume, "--no-step": not step, "--full": full}
-        again = ["train", recipe, *overrides, *(flag for flag, given in flags.items() if given)]
+        again = [*again_so(), "train", recipe, *overrides, *(flag for flag, given in flags.items() if given)]
         raise typer.Exit(launch(nproc, again))
-    console = result_console(full=full)
     if dry_run:
         from malora_cli.cli._dry_run import print_plan
 
-        print_plan(loaded, console)
+        print_plan(loaded, result_console(full=full))
         return
+    console = progress_console(full=full)
     from malora_cli.cli._statement import print_cost, print_example, print_format, print_statement, print_template
     from malora_cli.data.statement import rendered, state
     from malora_cli.reports import write_report
@@ -81,9 +82,11 @@ def train(
     with interruptible(run_of(loaded, resume=resume)), telling_of_moves(loaded.recipe) if resume else nullcontext():
         record = run_training(loaded, view_for(console), resume=resume, announce=announce, measure=step)
     if writes():
+        begin("writing the report")
+        report = write_report(record)
         say(f"run:     {record.path}")
         say(f"adapter: {record.adapter_dir}")
-        say(f"report:  {write_report(record)}")
+        say(f"report:  {report}")
         say(f"next:    {join(['malora', 'eval', str(record.path), *grants(record)])}")
     part()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from malora_cli.modeling import BaseModel, load_tokenizer
 from malora_cli.recipe import Recipe
 from malora_cli.results import EvalResult, RunRecord, TaskEval, utc_now, why_unwritable, write_text
 
+_LOG = logging.getLogger(__name__)
 _ELSEWHERE = "Free some space there, or evaluate into another folder: --out FOLDER."
 _BASE, _ADAPTER, _MODEL = "base", "adapter", "model"
 
@@ -144,6 +146,7 @@ class _Evaluation:
         _check_together(wanted, theirs)
         mix = choose_tasks(recipe.mix, wanted.tasks)
         self.sandbox = check_code(mix, allowed=wanted.allow_code)
+        _LOG.info("reading the data")
         self.encoder = Encoder(load_tokenizer(base, recipe.model))
         self.tasks = load_tasks(mix, self.encoder, max_length=recipe.train.max_length) if mix.tasks else []
         self.splits = {task.name: self._split(task) for task in self.tasks}
