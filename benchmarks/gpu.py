@@ -41,8 +41,8 @@ from machine import processor
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel
 
-from malora_cli.bench.rows import Workload
 from malora_cli.bench.run import run_decode, run_steps
+from malora_cli.bench.workload import Workload
 from malora_cli.data.batch import TrainExample, collate
 from malora_cli.modeling import load_base, resolve_base, wrap
 from malora_cli.modeling.attention import PACKED_SDPA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # what converts is loaded when there is something to convert
     from gguf import GGUFReader
     from transformers import PreTrainedModel
 
+_LOG = logging.getLogger(__name__)
 #: Raise it when a change here makes folders of older versions wrong.
 _VERSION = 2
 #: How the files of a split model end: "-00001-of-00003".
@@ -82,6 +84,7 @@ def _parsed_once() -> Iterator[None]:
 
 @_parsed_once()
 def _convert(gguf: Path, source: str, folder: Path) -> dict[str, Any]:
+    _LOG.info("converting %s, once for all", gguf.name)
     import gguf as library
     import torch
     from safetensors.torch import save_file
