@@ -362,15 +362,16 @@ def test_a_dry_run_takes_no_torch(run: RunRecord, tmp_path: Path) -> None:
         "    except SystemExit as end:\n        assert not end.code\n"
         "assert not {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)"
     )
-    asked = ("--to adapter", "--to lora --gates each", "--to lora --format mlx", "--to dense --dtype bf16")
+    asked = ("--to adapter", "--to lora --gates each", "--to lora --format mlx", "--to dense --dtype bf16", "--to bundle")
     commands = [f"merge-export {run.path} --dry-run --out {tmp_path / 'out'} {one}" for one in asked]
     done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    _, each, mlx, dense = done.stdout.split("--to ")[1:]
+    _, each, mlx, dense, bundle = done.stdout.split("--to ")[1:]
     assert f"{tmp_path / 'out'}/copy " in each
     assert "--max-lora-rank 8 --max-loras 4 --lora-modules copy=" in each
     assert "files: adapters.safetensors, adapter_config.json, merge.json," in mlx
     assert "rounded once, to bf16" in dense
+    assert "malora.safetensors" in bundle
 
 
 def test_a_merge_that_is_worse_than_the_base_is_refused() -> None:

@@ -20,7 +20,8 @@ from malora_cli.data.batch import Packer, TrainExample
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.tasks import Task, in_lots, load_tasks
 from malora_cli.errors import RunError
-from malora_cli.export.bundle import write_bundle
+from malora_cli.export.bundle.refusals import check_config
+from malora_cli.export.bundle.write import write_bundle
 from malora_cli.export.card import write_card
 from malora_cli.export.cost import KEPT, Cost
 from malora_cli.export.formats import FORMATS, Format, Origin
@@ -40,6 +41,7 @@ from malora_cli.modeling import (
     empty_base,
     load_adapter,
     load_base,
+    load_config,
     load_tokenizer,
 )
 from malora_cli.recipe import Recipe
@@ -129,6 +131,7 @@ class _Job(Plan):
     def bundled(self, folder: Path) -> Exported:
         """The routed model itself, with the code that computes it."""
         self.planned(folder)
+        check_config(load_config(self.base, self.recipe.model), self.base.name)
         with appearing_whole(folder, force=self.request.force) as scratch:
             self.tell("writing bundle")
             write_bundle(self.model, self.base, self.tokenizer, scratch)
