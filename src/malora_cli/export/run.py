@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from malora_cli.adapters.routing import routing_of
 from malora_cli.data.batch import Packer, TrainExample
 from malora_cli.data.encoding import Encoder
-from malora_cli.data.tasks import Task, in_lots, load_tasks
+from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import RunError
 from malora_cli.export.bundle.refusals import check_config
 from malora_cli.export.bundle.write import write_bundle
@@ -27,14 +27,14 @@ from malora_cli.export.cost import KEPT, Cost
 from malora_cli.export.formats import FORMATS, Format, Origin
 from malora_cli.export.gates import Gates
 from malora_cli.export.hub import check_push, push
-from malora_cli.export.measuring import costs_of, lora_of
+from malora_cli.export.measuring import costs_of, loras_of
 from malora_cli.export.place import appearing_whole
 from malora_cli.export.plan import Plan
 from malora_cli.export.request import Exported, Request
 from malora_cli.export.serving import write_serving
 from malora_cli.export.static import StaticLora, at_rank, plain_lora
 from malora_cli.export.sums import write_sums
-from malora_cli.export.verify import Reading, keep_expected, read_back, reading_of, sorted_out
+from malora_cli.export.verify import Check, keep_expected, keep_rows, read_back, reading_of, sorted_out
 from malora_cli.export.weights import own_weights
 from malora_cli.modeling import (
     check_adapter,
@@ -180,7 +180,7 @@ class _Job(Plan):
         if choices:
             self.tell(f"measuring gates: {', '.join(gates.text for gates in choices.values())}")
             rows = self.request.rows or self.recipe.train.eval_rows
-            found = {name: lora_of(model, gates, self.tasks, rows, self.packer) for name, gates in choices.items()}
+            found = loras_of(model, choices, self.tasks, rows, self.packer)
         else:
             found = {self.method.name: {} if self.is_dora else plain_lora(model)}
         at = {name: at_rank(lora, rank) for name, lora in found.items()}
@@ -256,25 +256,32 @@ class _Job(Plan):
         """
         if not self.request.verify:
             return {}
-        asked: list[tuple[Path, Path, Reading]] = []
+        found = {
+            name: reading_of(self.request, folder, self.base, self.recipe.model)
+            for name, (folder, _) in written.items()
+        }
+        readings = {name: reading for name, reading in found.items() if reading is not None}
+        asked: list[Check] = []
         with tempfile.TemporaryDirectory(prefix="malora-") as place:
-            for number, (name, (folder, lora)) in enumerate(written.items()):
+            if readings:
+                examples, rows = self._some_rows(), Path(place) / "rows.safetensors"
+                keep_rows(self.model, examples, rows)
+            for number, (name, reading) in enumerate(readings.items()):
                 self.tell(f"checking {name}")
-                rows = Path(place) / f"rows-{number}.safetensors"
+                folder, lora = written[name]
                 itself = not self.is_routed and self.request.rank is None  # a LoRA, whose adapter is what is expected
-                tasks = choices[name].tasks if choices and len(written) > 1 else None
-                if (reading := reading_of(self.request, folder, self.base, self.recipe.model)) is not None:
-                    keep_expected(self.model, list(self._some_rows(tasks)), rows, None if itself else lora)
-                    asked.append((folder, rows, reading))
+                own = set(choices[name].tasks) if choices and len(written) > 1 else None
+                of = [row for row, it in enumerate(examples) if own is None or self.tasks[it.task].name in own]
+                expected = Path(place) / f"{number}.safetensors"
+                keep_expected(self.model, rows, of, expected, None if itself else lora)
+                asked.append(Check(folder, reading, rows, expected))
             read = read_back(asked)
         return {name: sorted_out(self.request, read[number : number + 1]) for number, name in enumerate(written)}
 
-    def _some_rows(self, names: Collection[str] | None) -> Iterator[TrainExample]:
-        """A few rows of some tasks or of all, of those to measure by where there are such."""
-        for number, task in enumerate(task for task in self.tasks if names is None or task.name in names):
-            split = task.validation if len(task.validation) else task.train
-            for lot in in_lots(split, number, limit=_READ_BACK, size=_READ_BACK):
-                yield from lot
+    def _some_rows(self) -> list[TrainExample]:
+        """A few rows of every task, of those to measure by where there are such."""
+        splits = [task.validation if len(task.validation) else task.train for task in self.tasks]
+        return [row for number, split in enumerate(splits) for row in split.examples(split.sample(_READ_BACK), number)]
 
 
 def _judge(costs: Sequence[Cost], gates: Gates | None, accepted: float | None) -> None:
