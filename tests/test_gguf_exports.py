@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,30 @@ def test_mlx_lm_multiplies_by_the_transposed_factors(lora: StaticLora, base: Bas
     last = {name: one for name, one in lora.items() if "layers.1" in name}
     written("lora", last, base, tmp_path / "last", form="mlx")
     assert read_json(tmp_path / "last" / "adapter_config.json")["num_layers"] == 1
+
+
+def test_mlx_lm_computes_what_the_run_does(tmp_path: Path) -> None:
+    if importlib.util.find_spec("mlx_lm") is None:
+        pytest.skip("mlx-lm is not installed (pip install 'mlx-lm[cpu]')")
+    model = mixture_on(base := base_in(tmp_path, quantised=False))
+    lora = static_lora(model, uniform_gates(model))
+    twice = {name: type(one)(one.down_SI, 2 * one.up_OS) for name, one in lora.items()}
+    keep_rows(model, [TrainExample(list(range(3, 30)), ((0, 27),), task=0)], rows := tmp_path / "rows.safetensors")
+    checks = []
+    for name, one in (("once", lora), ("twice", twice), ("again", lora)):
+        expected = tmp_path / f"{name}.safetensors"
+        keep_expected(model, rows, [0], expected, one)
+        written("lora", one, base, tmp_path / name, form="mlx")
+        reading = reading_of(Request("lora", "mlx"), tmp_path / name, base, ModelSettings(base=base.name))
+        assert reading is not None
+        checks.append(Check(tmp_path / name, reading, rows, expected))
+    for found in read_back(checks):
+        if "unavailable" in found:
+            pytest.skip(found["unavailable"])
+        assert found["largest_difference"] < 1e-4
+        assert found["mean_effect"] > 0.01
+    with pytest.raises(RunError, match="read back in mlx-lm, logits differ by"):
+        read_back([replace(checks[0], folder=tmp_path / "twice")])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Loads exports as others will, in a process of its own, and compares their logits with those that were expected.
 
 Run as a script by `verify`, with what is asked as JSON on standard input, an object an export. It imports torch,
-transformers, safetensors and, for adapters, PEFT; everything else that could make the export work is kept away.
+safetensors and what the export is for: transformers, PEFT, llama.cpp or mlx-lm. Everything else that could make the
+export work is kept away.
 """
 
 from __future__ import annotations
@@ -33,31 +34,35 @@ def _found(asked: dict[str, Any]) -> dict[str, Any]:
     if asked["runtime"] == "llama.cpp":
         found, versions = _in_llama_cpp(asked)
     else:
-        with _loaded(asked) as (model, versions):
-            of_row = lambda ids, at: model(input_ids=ids.unsqueeze(0)).logits[0, at].float()  # noqa: E731
-            found = _compare(of_row, asked["rows"], asked["expected"])
+        with (_in_mlx if asked["runtime"] == "mlx-lm" else _in_transformers)(asked) as (logits_of, versions):
+            found = _compare(logits_of, asked["rows"], asked["expected"])
     return {**found, "versions": versions, "seconds": time.perf_counter() - began}
 
 
+#: Logits of a row's tokens at some places, shape ``(places, vocabulary)``, float32.
 Logits = Callable[[Any, Any], Any]
 
 
 @contextmanager
-def _loaded(asked: dict[str, Any]) -> Iterator[tuple[Any, dict[str, str]]]:
-    """The export as a model; the base model of adapters is loaded once for all of them, and has none afterwards."""
+def _in_transformers(asked: dict[str, Any]) -> Iterator[tuple[Logits, dict[str, str]]]:
+    """The export's logits; the base model of adapters is loaded once for all of them, and has none afterwards."""
     import torch
     import transformers
 
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     if asked["base"] is None:
-        yield _model(asked["folder"], None, asked["dtype"], asked["trust"]), versions
+        yield _logits_of(_model(asked["folder"], None, asked["dtype"], asked["trust"])), versions
         return
     import peft
 
     base = _model(asked["base"], asked["revision"] or "main", asked["dtype"], asked["trust"])
     model = peft.PeftModel.from_pretrained(base, asked["folder"])
-    yield model.eval(), {**versions, "peft": peft.__version__}
+    yield _logits_of(model.eval()), {**versions, "peft": peft.__version__}
     model.unload()
+
+
+def _logits_of(model: Any) -> Logits:
+    return lambda ids, at: model(input_ids=ids.unsqueeze(0)).logits[0, at].float()
 
 
 @cache
@@ -68,6 +73,49 @@ def _model(name: str, revision: str | None, dtype: str, trust: bool) -> Any:
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust}
     options |= {} if revision is None else {"revision": revision}
     return AutoModelForCausalLM.from_pretrained(name, **options).eval()
+
+
+@contextmanager
+def _in_mlx(asked: dict[str, Any]) -> Iterator[tuple[Logits, dict[str, str]]]:
+    """The same in mlx-lm, on the processor: graphics cards multiply less exactly."""
+    import torch
+
+    try:
+        import mlx.core
+        from mlx_lm.tuner.utils import load_adapters, remove_lora_layers
+    except (ImportError, OSError) as error:
+        raise _unavailable(error) from error
+    from importlib.metadata import version
+
+    model = load_adapters(_mlx_model(asked["base"], asked["revision"], asked["dtype"]), asked["folder"])
+    model.eval()
+
+    def logits(ids: Any, at: Any) -> Any:
+        found = model(mlx.core.array([ids.tolist()]))[0, mlx.core.array(at.tolist())]
+        return torch.tensor(found.astype(mlx.core.float32).tolist())
+
+    yield logits, {name: version(name) for name in ("mlx-lm", "mlx")}
+    remove_lora_layers(model)
+
+
+@cache
+def _mlx_model(name: str, revision: str | None, dtype: str) -> Any:
+    from pathlib import Path
+
+    import mlx.core
+    from huggingface_hub import snapshot_download
+    from mlx_lm.utils import load_model
+
+    mlx.core.set_default_device(mlx.core.cpu)
+    model, _ = load_model(Path(name if revision is None else snapshot_download(name, revision=revision)))
+    model.set_dtype(getattr(mlx.core, dtype))
+    return model
+
+
+def _unavailable(error: Exception) -> SystemExit:
+    """Tells that a runtime does not load on this machine, which ends the process."""
+    print(json.dumps({"unavailable": str(error).splitlines()[0]}))
+    return SystemExit(0)
 
 
 def _in_llama_cpp(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -111,14 +159,13 @@ def _base_alone(base: str, threads: int, rows: str) -> Callable[[int], float]:
 
 
 def _library() -> tuple[Any, Any]:
-    """llama.cpp and what talks to it; where it does not load on this machine, that is told and the process ends."""
+    """llama.cpp and what talks to it."""
     try:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
         return get_lib(), get_ffi()
     except (ImportError, OSError, RuntimeError) as error:
-        print(json.dumps({"unavailable": str(error).splitlines()[0]}))
-        sys.exit(0)
+        raise _unavailable(error) from error
 
 
 class _LlamaCpp:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
@@ -16,8 +16,9 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from malora_cli.adapters.routing import routing_of
-from malora_cli.data.batch import Packer, TrainExample
+from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
+from malora_cli.data.splits import Split
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import RunError
 from malora_cli.export.bundle.refusals import check_config
@@ -48,8 +49,8 @@ from malora_cli.recipe import Recipe
 from malora_cli.results import RunRecord, read_json, write_json
 from malora_cli.results.contents import ADAPTER_FILES
 
-#: Rows of each task that an export is read back with.
-_READ_BACK = 4
+#: Rows of each task that an export is read back with, and of all tasks together; of each it is one at least.
+_READ_BACK, _READ_BACK_IN_ALL = 4, 16
 
 
 def export_run(
@@ -136,7 +137,7 @@ class _Job(Plan):
             self.tell("writing bundle")
             write_bundle(self.model, self.base, self.tokenizer, scratch)
             write_card(scratch, self.record, self.request, self.base, self.named, None, [])
-            checks = self._checked({"bundle": (scratch, None)})
+            checks = self._checked({"bundle": (scratch, None)}, {})
             for found in checks.values():
                 write_json(scratch / "verify.json", found)
             write_sums(scratch)
@@ -248,7 +249,7 @@ class _Job(Plan):
     # ------------------------------------------------------------ reading back
 
     def _checked(
-        self, written: Mapping[str, tuple[Path, StaticLora | None]], choices: Mapping[str, Gates] | None = None
+        self, written: Mapping[str, tuple[Path, StaticLora | None]], choices: Mapping[str, Gates]
     ) -> dict[str, Mapping[str, Any]]:
         """Read exports back in a fresh process; what is expected is computed here, from the run.
 
@@ -256,32 +257,38 @@ class _Job(Plan):
         """
         if not self.request.verify:
             return {}
-        found = {
-            name: reading_of(self.request, folder, self.base, self.recipe.model)
-            for name, (folder, _) in written.items()
-        }
+        found = {name: reading_of(self.request, it, self.base, self.recipe.model) for name, (it, _) in written.items()}
         readings = {name: reading for name, reading in found.items() if reading is not None}
+        to_read = {name: self._to_read(choices[name].tasks if len(written) > 1 else None) for name in readings}
+        every = sorted({row for rows in to_read.values() for row in rows})
         asked: list[Check] = []
         with tempfile.TemporaryDirectory(prefix="malora-") as place:
+            rows = Path(place) / "rows.safetensors"
             if readings:
-                examples, rows = self._some_rows(), Path(place) / "rows.safetensors"
-                keep_rows(self.model, examples, rows)
+                keep_rows(
+                    self.model, [_held_out(self.tasks[task]).examples([row], task)[0] for task, row in every], rows
+                )
             for number, (name, reading) in enumerate(readings.items()):
                 self.tell(f"checking {name}")
                 folder, lora = written[name]
                 itself = not self.is_routed and self.request.rank is None  # a LoRA, whose adapter is what is expected
-                own = set(choices[name].tasks) if choices and len(written) > 1 else None
-                of = [row for row, it in enumerate(examples) if own is None or self.tasks[it.task].name in own]
                 expected = Path(place) / f"{number}.safetensors"
-                keep_expected(self.model, rows, of, expected, None if itself else lora)
+                numbers = [every.index(row) for row in to_read[name]]
+                keep_expected(self.model, rows, numbers, expected, None if itself else lora)
                 asked.append(Check(folder, reading, rows, expected))
             read = read_back(asked)
         return {name: sorted_out(self.request, read[number : number + 1]) for number, name in enumerate(written)}
 
-    def _some_rows(self) -> list[TrainExample]:
-        """A few rows of every task, of those to measure by where there are such."""
-        splits = [task.validation if len(task.validation) else task.train for task in self.tasks]
-        return [row for number, split in enumerate(splits) for row in split.examples(split.sample(_READ_BACK), number)]
+    def _to_read(self, names: Collection[str] | None) -> list[tuple[int, int]]:
+        """A few rows of some tasks or of all, each by the numbers of its task and of itself."""
+        tasks = {number: task for number, task in enumerate(self.tasks) if names is None or task.name in names}
+        each = max(1, min(_READ_BACK, _READ_BACK_IN_ALL // len(tasks)))
+        return [(number, row) for number, task in tasks.items() for row in _held_out(task).sample(each)]
+
+
+def _held_out(task: Task) -> Split:
+    """The rows to measure by, where there are such."""
+    return task.validation if len(task.validation) else task.train
 
 
 def _judge(costs: Sequence[Cost], gates: Gates | None, accepted: float | None) -> None:

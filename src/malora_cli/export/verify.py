@@ -37,7 +37,7 @@ OTHER_RUNTIME = (1.5, 1e-4)
 ROUNDED = (0.5, 0.02)
 #: Supervised tokens of a row that are compared at most: each takes the whole vocabulary's logits.
 _POSITIONS = 16
-_LLAMA_CPP = "llama.cpp"
+_LLAMA_CPP, _MLX = "llama.cpp", "mlx-lm"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Reading:
     """How an export is read back.
 
     Args:
-        runtime: ``PEFT``, ``transformers`` or ``llama.cpp``.
+        runtime: ``PEFT``, ``transformers``, ``llama.cpp`` or ``mlx-lm``.
         dtype: Number format, as torch calls it.
         base: The base model for adapters: a folder, a hub id or a GGUF file.
         revision: Commit of a base on the hub.
@@ -81,6 +81,8 @@ def reading_of(request: Request, folder: Path, base: BaseModel, settings: ModelS
     dtype, trust = TORCH_DTYPES.get(request.dtype or "", own), settings.trust_remote_code
     if request.form == "peft" and settings.quantise is None:
         return Reading("PEFT", dtype, base=base.location, revision=base.commit, trust=trust, exact=exact)
+    if request.form == "mlx" and settings.quantise is None and _is_installed(_MLX):
+        return Reading(_MLX, dtype, base=base.location, revision=base.commit, exact=exact)
     if request.form == "hf":
         if request.to == "dense":
             exact &= _is_float32(folder) and settings.quantise != "int8"  # which rounds the inputs as well
@@ -233,16 +235,16 @@ def _judge(found: Mapping[str, Any], reading: Reading, folder: Path) -> None:
 #: Runtimes that read exports and are not part of an installation: what is imported, and how it is installed.
 _FURTHER = {
     "vLLM": ("vllm", "pip install vllm"),
-    "llama.cpp": ("llama_cpp_py_sync", "pip install llama-cpp-py-sync"),
-    "mlx-lm": ("mlx_lm", "pip install mlx-lm"),
+    _LLAMA_CPP: ("llama_cpp_py_sync", "pip install llama-cpp-py-sync"),
+    _MLX: ("mlx_lm", "pip install 'mlx-lm[cpu]'"),
 }
 #: Which of them read what is written, by target and format.
 _READERS = {
     ("lora", "peft"): ["vLLM"],
-    ("lora", "gguf"): ["llama.cpp"],
-    ("lora", "mlx"): ["mlx-lm"],
+    ("lora", "gguf"): [_LLAMA_CPP],
+    ("lora", "mlx"): [_MLX],
     ("dense", "hf"): ["vLLM"],
-    ("dense", "gguf"): ["llama.cpp"],
+    ("dense", "gguf"): [_LLAMA_CPP],
     ("bundle", "hf"): ["vLLM"],
 }
 
