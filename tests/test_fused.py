@@ -15,6 +15,7 @@ from malora_cli.adapters.dropout import draw_kept
 from malora_cli.adapters.fused import can_fuse
 from malora_cli.adapters.gathered import gathering_pays
 from malora_cli.adapters.layer import MixtureLinear
+from malora_cli.adapters.product import product
 from malora_cli.adapters.routing import Routing
 from reference import PlainDropout
 
@@ -158,6 +159,35 @@ def test_dropout_of_neighbours_is_independent() -> None:
     torch.testing.assert_close(covariance, 0.21 * torch.eye(4), atol=0.005, rtol=0)
 
 
+class _Packed(nn.Parameter):
+    """A weight of a library that keeps it in a way of its own."""
+
+
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7,), (0, 7), (2, 0, 7)], ids=str)
+def test_a_single_vector_and_no_token_at_all(
+    shape: tuple[int, ...], dtype: torch.dtype, fuse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _layer(CONFIGS["dropout"], bias=True)
+    made.base_layer.to(dtype)
+    if not fuse:
+        monkeypatch.setattr(layer_module, "can_fuse", lambda *_: False)
+    x = torch.ones(shape, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        y = made(x)
+    assert y.shape == (*shape[:-1], 9)
+    y.sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad.any()) == (x.numel() > 0)
+
+
+def test_products_of_any_size_stand_in_one_graph() -> None:
+    compiled = torch.compile(product, backend="eager", fullgraph=True)
+    a = torch.ones(1024, 1024)
+    assert torch.equal(compiled(a, a[:4]), torch.full((1024, 4), 1024.0))
+
+
 def test_is_used_only_where_nothing_else_looks_at_the_base_layer() -> None:
     up, x, plain = torch.zeros(2, 2), torch.zeros(1, 3), nn.Dropout(0.5)
     frozen = nn.Linear(3, 2).requires_grad_(False)
@@ -169,9 +199,19 @@ def test_is_used_only_where_nothing_else_looks_at_the_base_layer() -> None:
     assert not can_fuse(frozen, x, up, nn.AlphaDropout(0.5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not can_fuse(frozen, x, up, plain)
-    watched = nn.Linear(3, 2).requires_grad_(False)
-    watched.register_forward_hook(lambda *_: None)
-    assert not can_fuse(watched, x, up, plain)
+    for watch in (nn.Module.register_forward_hook, nn.Module.register_full_backward_pre_hook):
+        watched = nn.Linear(3, 2).requires_grad_(False)
+        watch(watched, lambda *_: None)
+        assert not can_fuse(watched, x, up, plain)
+    biased = nn.Linear(3, 2).requires_grad_(False)
+    biased.bias.requires_grad_()
+    assert not can_fuse(biased, x, up, plain)
+    replaced = nn.Linear(3, 2).requires_grad_(False)
+    replaced.forward = lambda x: x  # type: ignore[method-assign]
+    assert not can_fuse(replaced, x, up, plain)
+    packed = nn.Linear(3, 2)
+    packed.weight = _Packed(torch.zeros(2, 3), requires_grad=False)
+    assert not can_fuse(packed, x, up, plain)
     everywhere = nn.modules.module.register_module_forward_hook(lambda *_: None)
     assert not can_fuse(frozen, x, up, plain)
     everywhere.remove()

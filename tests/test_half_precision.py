@@ -19,7 +19,7 @@ from malora_cli.adapters import logits as logits_module
 from malora_cli.adapters.config import MixtureConfig
 from malora_cli.adapters.fused import can_fuse
 from malora_cli.adapters.layer import MixtureLinear
-from malora_cli.adapters.logits import halves, logits_of
+from malora_cli.adapters.logits import halves, logits_of, router_logits
 from malora_cli.adapters.routing import Routing
 from presets import ROUTED, config, routed
 from reference import PlainDropout
@@ -143,6 +143,17 @@ def test_two_halves_of_a_router_are_as_good_as_float32(dtype: torch.dtype, as_on
     assert (logits - exact).abs().max() < 1e-4
     assert torch.equal(logits.topk(2).indices, exact.topk(2).indices)
     assert (x.double() @ high.double().T - exact).abs().max() > 5e-4  # one half would not do
+
+
+def test_a_layer_that_trains_has_the_same_logits_without_gradients(as_on_a_gpu: None) -> None:
+    """A reentrant checkpoint computes them in both ways."""
+    torch.manual_seed(0)
+    x, router = torch.randn(50, 512, device=DEVICE).bfloat16(), torch.randn(8, 512, device=DEVICE)
+    with torch.no_grad():
+        first = router_logits(x, router)
+        evaluated = router_logits(x, router, training=False)
+    assert torch.equal(router_logits(x, router), first)
+    assert not torch.equal(evaluated, first)
 
 
 @pytest.mark.parametrize("dropout", [0.0, DROPOUT])

@@ -107,10 +107,8 @@ class _Gate(torch.autograd.Function):
         logits_TE, gate_TE = ctx.saved_tensors
         balance: Balance | None = ctx.balance
         probability_TE = logits_TE.softmax(-1) if balance is not None or not ctx.renormalize else gate_TE
-        if ctx.renormalize:
-            grad_logits = _through_softmax(grad_TE, gate_TE)
-        else:
-            grad_logits = _through_softmax(grad_TE * (gate_TE > 0), probability_TE)
+        kept = (grad_TE, gate_TE) if ctx.renormalize else (grad_TE * (gate_TE > 0), probability_TE)
+        grad_logits = _through_softmax(*kept)
         if balance is not None:
             grad_logits += balance.gradient(probability_TE)
         return grad_logits, None, None, None

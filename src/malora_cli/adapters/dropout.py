@@ -18,7 +18,7 @@ def draw_kept(x: Tensor, p: float) -> tuple[Tensor, float]:
 
 
 def kept_by_device(x: Tensor, p: float) -> Tensor:
-    """The mask by the device's own generator, which is not what a GPU waits for."""
+    """The mask by the device's own generator: a GPU draws as fast as it writes."""
     if x.device.type == "mps":  # which may not draw whole numbers
         return (torch.rand(x.shape, device=x.device) >= p).to(torch.int8)
     return torch.empty(x.shape, dtype=torch.int8, device=x.device).bernoulli_(1 - p)

@@ -36,7 +36,7 @@ from malora_cli.adapters.precision import rounds_float32
 from malora_cli.adapters.product import add_product, product
 from malora_cli.adapters.quick import QuickLinear
 
-#: bitsandbytes' layers: packed weights are no matrix to multiply by, so the product stays theirs.
+#: bitsandbytes' layers, which are fused in training: packed weights are no matrix to multiply by, so they do it.
 _QUANTISED = ("Linear4bit", "Linear8bitLt")
 
 
@@ -45,22 +45,36 @@ def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -
 
     A compiler fuses what it sees by itself, and does not see the arithmetic in place.
     """
-    plain = _is_plain(base_layer) and x.dtype == base_layer.weight.dtype
+    training = dropout.training  # as the layer is
     return (
         not torch.compiler.is_compiling()
-        and (plain or (dropout.training and type(base_layer).__name__ in _QUANTISED))
+        and ((_is_plain(base_layer) and x.dtype == base_layer.weight.dtype) or (training and _is_quantised(base_layer)))
         and type(dropout) in (nn.Dropout, nn.Identity)
-        and _is_one_format(x, up, training=dropout.training)
+        and _is_one_format(x, up, training=training)
         and not base_layer._forward_hooks
         and not base_layer._forward_pre_hooks
         and not base_layer._backward_hooks
+        and not base_layer._backward_pre_hooks
         and not _has_any_global_hook()
     )
 
 
 def _is_plain(base_layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the frozen product itself may be taken over."""
-    return type(base_layer) in (nn.Linear, QuickLinear) and not base_layer.weight.requires_grad
+    """Whether the frozen product itself may be taken over: of plain tensors, none of which trains.
+
+    Libraries that move or pack weights replace a module's ``forward``, or the type of its weight.
+    """
+    return (
+        type(base_layer) in (nn.Linear, QuickLinear)
+        and type(base_layer.weight) is nn.Parameter
+        and not any(parameter.requires_grad for parameter in base_layer.parameters(recurse=False))
+        and "forward" not in vars(base_layer)
+    )
+
+
+def _is_quantised(base_layer: nn.Module) -> bool:
+    kind = type(base_layer)
+    return kind.__name__ in _QUANTISED and kind.__module__.startswith("bitsandbytes.")
 
 
 def _is_one_format(x: Tensor, up: Tensor, *, training: bool) -> bool:
@@ -80,7 +94,8 @@ class _Project(torch.autograd.Function):
     """``x`` itself, ``(x * kept) D^T`` and ``x W_g^T``, the last in float32.
 
     The gradient that ``x`` has met by the time of the backward pass is added to in place, and the output of the dropout
-    is made again there. Without a dropout the two products are one, but in float16, where a router's stay float32.
+    is made again there. Without a dropout the gradients of both are one product, but in float16, where a router's stay
+    float32.
     """
 
     @staticmethod
@@ -91,9 +106,9 @@ class _Project(torch.autograd.Function):
         ctx.sizes = None
         if router_EI is not None and kept_TI is None and gradient_dtype(x_TI) == x_TI.dtype:
             ctx.sizes = [len(down_SI), len(router_EI)]
-            both_MI = torch.cat([down_SI, router_EI.to(x_TI.dtype)])
+            z_TS, logits_TE, both_MI = _both_products(x_TI, down_SI, router_EI)
             ctx.save_for_backward(x_TI, both_MI, None, None)
-            return followed_TI, *_both_products(x_TI, down_SI, router_EI, both_MI)
+            return followed_TI, z_TS, logits_TE
         ctx.save_for_backward(x_TI, down_SI, router_EI, kept_TI)
         z_TS = product(_dropped(x_TI, kept_TI), down_SI)
         return followed_TI, z_TS, None if router_EI is None else logits_of(x_TI, router_EI)
@@ -103,7 +118,7 @@ class _Project(torch.autograd.Function):
     def backward(
         ctx: Any, grad_TI: Tensor, grad_TS: Tensor, grad_TE: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        """``grad_TE`` is None where there is no router."""
+        """``grad_TE`` is None where there is no router. Autograd brings gradients to the format of what they are of."""
         x_TI, down_MI, router_EI, kept_TI = ctx.saved_tensors
         for_input, for_down, for_router = ctx.needs_input_grad[:3]
         grad_TE = None if grad_TE is None else grad_TE.to(gradient_dtype(x_TI))
@@ -114,10 +129,9 @@ class _Project(torch.autograd.Function):
             else:
                 grad_down = product(grad_TS.T, x_TI.T) if for_down else None
                 grad_router = product(grad_TE.T, x_TI.T) if for_router else None
-            grad_x = add_product(grad_TI, grad_TM, down_MI.T) if for_input else None
-            return grad_x, grad_down, None if grad_router is None else grad_router.float(), None
+            return add_product(grad_TI, grad_TM, down_MI.T) if for_input else None, grad_down, grad_router, None
         grad_down = product(grad_TS.T, _dropped(x_TI, kept_TI).T) if for_down else None
-        grad_router = router_gradient(grad_TE, x_TI, router_EI) if for_router else None
+        grad_router = router_gradient(grad_TE, x_TI) if for_router else None
         if for_input:
             if router_EI is not None:
                 add_gradient(grad_TI, grad_TE, router_EI)
@@ -129,17 +143,19 @@ class _Project(torch.autograd.Function):
         return grad_TI if for_input else None, grad_down, grad_router, None
 
 
-def _both_products(x_TI: Tensor, down_SI: Tensor, router_EI: Tensor, both_MI: Tensor) -> tuple[Tensor, Tensor]:
-    """``x D^T`` and the router's logits, by one product where there is one that serves both."""
+def _both_products(x_TI: Tensor, down_SI: Tensor, router_EI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``x D^T`` and the router's logits, by one product where one serves both; and the two matrices as one."""
+    sizes = [len(down_SI), len(router_EI)]
     if x_TI.dtype == torch.float32:
-        z_TS, logits_TE = product(x_TI, both_MI).split([len(down_SI), len(router_EI)], dim=-1)
-        return z_TS, logits_TE
-    if not multiplies_into_float32(x_TI):
-        return product(x_TI, down_SI), logits_of(x_TI, router_EI)
+        both_MI = torch.cat([down_SI, router_EI])
+        z_TS, logits_TE = product(x_TI, both_MI).split(sizes, dim=-1)
+        return z_TS, logits_TE, both_MI
     high_EI, low_EI = halves(router_EI, x_TI.dtype)
-    all_TM = torch.mm(x_TI, torch.cat([down_SI, high_EI, low_EI]).T, out_dtype=torch.float32)
-    z_TS, high_TE, low_TE = all_TM.split([len(down_SI), len(high_EI), len(low_EI)], dim=-1)
-    return z_TS.to(x_TI.dtype), high_TE + low_TE
+    if not multiplies_into_float32(x_TI):
+        return product(x_TI, down_SI), logits_of(x_TI, router_EI), torch.cat([down_SI, high_EI])
+    all_MI = torch.cat([down_SI, high_EI, low_EI])
+    z_TS, high_TE, low_TE = torch.mm(x_TI, all_MI.T, out_dtype=torch.float32).split([*sizes, len(low_EI)], dim=-1)
+    return z_TS.to(x_TI.dtype), high_TE + low_TE, all_MI[: sum(sizes)]
 
 
 def _dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
@@ -199,7 +215,7 @@ class _Update(torch.autograd.Function):
 def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, scaled_TE: Tensor) -> Tensor:
     """``z C^T`` by expert, a tensor of its own."""
     hidden_TQ = z_TS.clone() if coefficient_QS is None else product(z_TS, coefficient_QS)
-    return hidden_TQ.view(*scaled_TE.shape, -1)
+    return hidden_TQ.view(*scaled_TE.shape, hidden_TQ.shape[-1] // scaled_TE.shape[-1])
 
 
 def _gated(z_TS: Tensor, scaled_TE: Tensor, coefficient_QS: Tensor | None) -> Tensor:
@@ -249,7 +265,7 @@ def fused_mixture(
         gated_TER = _gated(product(x_TI, down_SI), scaled_TE, coefficient_QS)
         gather = gathering_pays(gate_TE, up_OQ, top_k)
         y_TO = _add_update(_frozen(x_TI, plain), gated_TER, scaled_TE, up_OQ, gather)
-        return y_TO.view(*x.shape[:-1], -1)
+        return y_TO.view(*x.shape[:-1], len(up_OQ))
     kept_TI, factor = draw_kept(x_TI, dropout) if dropout else (None, 1.0)
     followed_TI, z_TS, logits_TE = _Project.apply(x_TI, down_SI, router_EI, kept_TI)
     gate_TE = gate_of(logits_TE)
@@ -265,4 +281,4 @@ def fused_mixture(
         scaling * factor,  # of the dropout, for all is linear in its output
         plain is not None and gathering_pays(gate_TE, up_OQ, top_k),
     )
-    return y_TO.view(*x.shape[:-1], -1)
+    return y_TO.view(*x.shape[:-1], len(up_OQ))

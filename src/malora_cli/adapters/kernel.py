@@ -75,8 +75,13 @@ def mixture_delta(
     gated = hidden.unflatten(-1, (gate_TE.shape[-1], -1)) * gate_TE1
     if base_TO is None:
         return F.linear(gated.flatten(-2), factors.up_OQ)
-    y_TO = torch.addmm(base_TO.flatten(0, -2), gated.flatten(-2).flatten(0, -2), factors.up_OQ.T)
+    y_TO = torch.addmm(_flat(base_TO), _flat(gated.flatten(-2)), factors.up_OQ.T)
     return y_TO.view(base_TO.shape)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """All leading dimensions as one, of a single vector too."""
+    return x.reshape(-1, x.shape[-1])
 
 
 class Load(NamedTuple):
@@ -94,7 +99,7 @@ def expert_load(gate_TE: Tensor, token_mask: Tensor | None) -> Load:
         gate_TE: Gates of all tokens.
         token_mask: 1 for real tokens, 0 for padding, any shape that flattens to T; None when all are real.
     """
-    flat_TE = gate_TE.detach().flatten(0, -2)
+    flat_TE = _flat(gate_TE.detach())
     chosen_TE = flat_TE > 0
     if token_mask is None:
         tokens = torch.full((), len(flat_TE), dtype=flat_TE.dtype, device=flat_TE.device)
@@ -111,7 +116,7 @@ def gate_entropy(probability_TE: Tensor, token_mask: Tensor | None) -> Tensor:
         probability_TE: Full softmax of the router.
         token_mask: As in `expert_load`.
     """
-    flat_TE = probability_TE.detach().flatten(0, -2)
+    flat_TE = _flat(probability_TE.detach())
     entropy_T = torch.special.entr(flat_TE).sum(-1) / math.log(max(flat_TE.shape[-1], 2))
     return (entropy_T if token_mask is None else entropy_T * token_mask.flatten().to(entropy_T)).sum()
 
@@ -175,7 +180,7 @@ def balance_loss(probability_TE: Tensor, pull_E: Tensor, token_mask: Tensor | No
         pull_E: Its `balance_pulls` over the same tokens, or those of all processes.
         token_mask: As in `expert_load`; padding counts in neither share.
     """
-    flat_TE = probability_TE.flatten(0, -2)
+    flat_TE = _flat(probability_TE)
     if token_mask is not None:
         flat_TE = flat_TE * token_mask.reshape(-1, 1).to(flat_TE)
     return (flat_TE.sum(0) * pull_E).sum()

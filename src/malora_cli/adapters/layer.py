@@ -218,7 +218,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
 
     def _delta(self, x: Tensor, name: str, base: Tensor | None = None) -> Tensor:
         router = self._router(name)
-        gate = self._gate(None if router is None else router_logits(x, router), x, name)
+        gate = self._gate(None if router is None else router_logits(x, router, training=self.training), x, name)
         if not torch.is_autocast_enabled(x.device.type):  # autocast would bring a float32 copy back at once
             x = x.to(self.malora_up[name].dtype)
         scaling = self.malora_config[name].scaling
@@ -257,7 +257,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     def _gate_of_block(self, block: BlockRouter, x: Tensor) -> Tensor:
         routing, tokens = self.malora_routing, x.numel() // x.shape[-1]
         gate, entropy = block.take(self._router_index, tokens)
-        gate = gate.view(*x.shape[:-1], -1)
+        gate = gate.view(*x.shape[:-1], gate.shape[-1])
         if routing.tally is not None:
             routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), entropy)
         return gate

@@ -6,7 +6,6 @@ suffixes as in ``kernel``.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +18,8 @@ from malora_cli.adapters.product import add_product, product
 
 #: The formats that a GPU multiplies several times as fast as float32.
 HALF = (torch.bfloat16, torch.float16)
+#: PyTorch multiplies half precision into float32 since 2.8, on NVIDIA's GPUs.
+_WIDENS = torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype")
 
 
 class _RouterLogits(torch.autograd.Function):
@@ -37,20 +38,25 @@ class _RouterLogits(torch.autograd.Function):
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_TI, router_EI = ctx.saved_tensors
         for_input, for_router = ctx.needs_input_grad
-        grad_x = _input_gradient(grad_TE, router_EI, gradient_dtype(x_TI)).to(x_TI.dtype) if for_input else None
-        return grad_x, router_gradient(grad_TE, x_TI, router_EI) if for_router else None
+        grad_TE = grad_TE.to(gradient_dtype(x_TI))
+        return (
+            input_gradient(grad_TE, router_EI) if for_input else None,
+            router_gradient(grad_TE, x_TI) if for_router else None,
+        )
 
 
-def router_logits(x_TI: Tensor, router_EI: Tensor) -> Tensor:
+def router_logits(x_TI: Tensor, router_EI: Tensor, *, training: bool = True) -> Tensor:
     """``W_g x`` in float32 whatever the autocast dtype, and whatever float32 products are rounded to elsewhere.
 
     Args:
         x_TI: Input of the adapted linear, before any dropout.
         router_EI: Router weight W_g.
+        training: Whether the layer trains; the same product is taken then, with gradients and without, for a
+            checkpoint computes it in both ways.
     """
-    if x_TI.dtype in HALF and torch.is_grad_enabled():
+    if x_TI.dtype in HALF and training:
         logits_TE: Tensor = _RouterLogits.apply(x_TI.reshape(-1, x_TI.shape[-1]), router_EI)
-        return logits_TE.view(*x_TI.shape[:-1], -1)
+        return logits_TE.view(*x_TI.shape[:-1], len(router_EI))
     with float32_products(x_TI.device.type):
         return F.linear(x_TI.float(), router_EI.float())
 
@@ -62,20 +68,17 @@ def logits_of(x_TI: Tensor, router_EI: Tensor) -> Tensor:
     4,096 inputs the worst logit is off by 6e-6, where a product in float32 is by 1e-6 and one in bfloat16 by 1e-2.
     """
     if x_TI.dtype in HALF and multiplies_into_float32(x_TI):
-        both = torch.cat(halves(router_EI, x_TI.dtype))
-        return torch.mm(x_TI, both.T, out_dtype=torch.float32).unflatten(-1, (2, -1)).sum(-2)
+        high_TE, low_TE = torch.mm(x_TI, torch.cat(halves(router_EI, x_TI.dtype)).T, out_dtype=torch.float32).split(
+            len(router_EI), dim=-1
+        )
+        return high_TE + low_TE
     with float32_products(x_TI.device.type):
         return product(x_TI.float(), router_EI.float())
 
 
 def multiplies_into_float32(x: Tensor) -> bool:
     """Whether PyTorch has a product of half precision with a result in float32 where this tensor lies."""
-    return x.is_cuda and _widens()
-
-
-@cache
-def _widens() -> bool:
-    return torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype")  # since PyTorch 2.8, on NVIDIA's GPUs
+    return x.is_cuda and _WIDENS
 
 
 def halves(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -99,22 +102,21 @@ def add_gradient(grad_TI: Tensor, grad_TE: Tensor, router_EI: Tensor) -> Tensor:
 
     Args:
         grad_TI: Is added to; of the input's dtype.
-        grad_TE: Gradient of the logits.
+        grad_TE: Gradient of the logits, in the input's `gradient_dtype`, as below.
         router_EI: Router weight W_g.
     """
-    dtype = gradient_dtype(grad_TI)
-    if grad_TI.dtype == dtype:
-        return add_product(grad_TI, grad_TE.to(dtype), router_EI.to(dtype).T)
-    return grad_TI.add_(_input_gradient(grad_TE, router_EI, dtype))
+    if grad_TI.dtype == grad_TE.dtype:
+        return add_product(grad_TI, grad_TE, router_EI.to(grad_TE.dtype).T)
+    return grad_TI.add_(input_gradient(grad_TE, router_EI))
 
 
-def _input_gradient(grad_TE: Tensor, router_EI: Tensor, dtype: torch.dtype) -> Tensor:
+def input_gradient(grad_TE: Tensor, router_EI: Tensor) -> Tensor:
+    """The gradient of a router's input, in the dtype of ``grad_TE``."""
     with float32_products(grad_TE.device.type):
-        return product(grad_TE.to(dtype), router_EI.to(dtype).T)
+        return product(grad_TE, router_EI.to(grad_TE.dtype).T)
 
 
-def router_gradient(grad_TE: Tensor, x_TI: Tensor, router_EI: Tensor) -> Tensor:
-    """The gradient of a router's weight, in its dtype; arguments as above."""
-    dtype = gradient_dtype(x_TI)
+def router_gradient(grad_TE: Tensor, x_TI: Tensor) -> Tensor:
+    """The gradient of a router's weight, in the dtype of ``grad_TE``."""
     with float32_products(x_TI.device.type):
-        return product(grad_TE.to(dtype).T, x_TI.to(dtype).T).to(router_EI.dtype)
+        return product(grad_TE.T, x_TI.to(grad_TE.dtype).T)

@@ -49,7 +49,8 @@ def prefers_onednn() -> bool:
 
 def _by_onednn(a_MK: Tensor, b_NK: Tensor) -> bool:
     return (
-        a_MK.numel() * b_NK.shape[0] >= _WORTH_IT
+        not torch.compiler.is_compiling()
+        and a_MK.numel() * b_NK.shape[0] >= _WORTH_IT
         and a_MK.device.type == "cpu"
         and a_MK.dtype == b_NK.dtype == torch.float32
         and not _BY_PYTORCH.get()

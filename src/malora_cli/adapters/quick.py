@@ -23,8 +23,8 @@ class QuickLinear(nn.Linear):
         """``x W^T + b``."""
         if torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
-        y: Tensor = _Linear.apply(input.flatten(0, -2), self.weight, self.bias)
-        return y.view(*input.shape[:-1], -1)
+        y: Tensor = _Linear.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
+        return y.view(*input.shape[:-1], self.out_features)
 
 
 class _Linear(torch.autograd.Function):
