@@ -98,9 +98,9 @@ images: $(STAMP)  ## Draw the README's picture of the live view from the quickst
 reference: $(STAMP)  ## Write docs/reference from the code
 	$(BIN)/python docs/generate.py
 
-verify-exports: $(STAMP)  ## Check GGUF exports in llama.cpp, which needs Linux with glibc 2.38 or newer
-	$(PIP) --target $(VENV)/llama.cpp --no-deps llama-cpp-py-sync cffi pycparser
-	PYTHONPATH=$(VENV)/llama.cpp $(BIN)/python -m pytest tests/test_gguf_exports.py
+verify-exports: $(STAMP)  ## Check exports in mlx-lm and in llama.cpp, which needs Linux with glibc 2.38 or newer
+	$(PIP) --target $(VENV)/runtimes --no-deps llama-cpp-py-sync cffi pycparser mlx-lm mlx mlx-cpu sentencepiece
+	PYTHONPATH=$(VENV)/runtimes $(BIN)/python -m pytest tests/test_gguf_exports.py
 
 lint: $(STAMP)  ## Check style, types and the order of imports
 	$(BIN)/ruff check

@@ -34,8 +34,8 @@ from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.routing import Routing
 from malora_cli.bench.loop import LoopMoloraLinear
 from malora_cli.bench.measure import in_turns
-from malora_cli.bench.rows import SHAPES, Workload
 from malora_cli.bench.run import run_decode, run_steps, write_figures
+from malora_cli.bench.workload import SHAPES, Workload
 from malora_cli.cli._bench_tables import decode_table, step_table
 from malora_cli.cli._terminal import plain_table
 from malora_cli.modeling import wrap

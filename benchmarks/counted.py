@@ -6,8 +6,9 @@ One linear of 4,096 inputs and outputs, as in LLaMA-2 7B, frozen in bfloat16 und
 operation of PyTorch that would be a kernel is counted, views and metadata left out, and so are the bytes of a token in
 the tensors that it reads and writes. Weights, which all tokens share, are not. ``kept`` are the bytes of a token that
 wait for the backward pass, each storage once; the input itself is among them, which q, k and v share. A CPU goes
-through the same operations as a GPU but for dropout, whose mask is counted in the CPU's format. Figures are printed and
-kept in ``benchmarks/results/counted.json``.
+through the operations of an NVIDIA GPU but for three, which take the GPU's way here: PyTorch's dropout is one kernel,
+the kernel of the family draws its mask by the device's generator, and a product of half precision has its result in
+float32. Figures are printed and kept in ``benchmarks/results/counted.json``.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import PeftConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from malora_cli import HydraLoraConfig, MaloraConfig, MoloraConfig
+from malora_cli.adapters import fused, logits
+from malora_cli.adapters.dropout import kept_by_device
+from malora_cli.adapters.methods import METHODS
 from malora_cli.results import write_json
 
 RESULTS = Path(__file__).parent / "results" / "counted.json"
@@ -52,10 +56,11 @@ class Counting(TorchDispatchMode):
         self.kernels, self.bytes = 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        found = _mm_into_float32(*args) if func is torch.ops.aten.mm.dtype else func(*args, **(kwargs or {}))
         if not func.is_view and func.overloadpacket.__name__ not in _FREE:
             self.kernels += 1
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, found)) if isinstance(leaf, Tensor)]
+            read = () if func is torch.ops.aten.bernoulli_.float else (args, kwargs)  # it only writes
+            tensors = [leaf for leaf in tree_leaves((read, found)) if isinstance(leaf, Tensor)]
             self.bytes += sum(_bytes(tensor) for tensor in tensors)
         return found
 
@@ -63,6 +68,27 @@ class Counting(TorchDispatchMode):
     def count(self) -> Count:
         """So far."""
         return Count(self.kernels, self.bytes / TOKENS / _KIB)
+
+
+def _mm_into_float32(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a CPU lacks."""
+    return a.to(dtype) @ b.to(dtype)
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """The operations of an NVIDIA GPU within the block."""
+
+    def dropout(x: Tensor, p: float, training: bool, _inplace: bool) -> Tensor:
+        return torch.native_dropout(x, p, training)[0]
+
+    with (
+        patch.object(fused, "draw_kept", lambda x, p: (kept_by_device(x, p), 1 / (1 - p))),
+        patch.object(fused, "multiplies_into_float32", return_value=True),
+        patch.object(logits, "multiplies_into_float32", return_value=True),
+        patch.object(torch.nn.functional, "dropout", dropout),
+    ):
+        yield
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -99,14 +125,10 @@ class OneLinear(nn.Module):
 
 def configurations(dropout: float) -> dict[str, PeftConfig | None]:
     """What is counted, by name; None is the frozen linear alone."""
-    common = {"target_modules": ["linear"], "lora_dropout": dropout}
-    return {
-        "frozen": None,
-        "PEFT LoRA, r 64": LoraConfig(r=64, lora_alpha=128, **common),
-        "malora": MaloraConfig(r=12, subspace_rank=32, num_experts=8, lora_alpha=24, **common),
-        "molora": MoloraConfig(r=8, num_experts=8, lora_alpha=16, **common),
-        "hydralora": HydraLoraConfig(r=24, num_experts=4, lora_alpha=48, **common),
-    }
+    made = {name: method(lora_dropout=dropout).peft_config(["linear"]) for name, method in METHODS.items()}
+    for config in made.values():
+        config.task_type = None  # one linear is no language model
+    return {"frozen": None, **made}
 
 
 def counted(config: PeftConfig | None) -> dict[str, Any]:
@@ -117,11 +139,12 @@ def counted(config: PeftConfig | None) -> dict[str, Any]:
     adapted.train()
     x = torch.randn(1, TOKENS, WIDTH).bfloat16().requires_grad_()
     kept: dict[int, int] = {}
-    with torch.autocast("cpu", dtype=torch.bfloat16), keeping(kept), Counting() as forward:
-        y = adapted(x)
-    gradient = torch.randn_like(y)
-    with Counting() as backward:
-        y.backward(gradient)
+    with as_on_a_gpu():
+        with torch.autocast("cpu", dtype=torch.bfloat16), keeping(kept), Counting() as forward:
+            y = adapted(x)
+        gradient = torch.randn_like(y)
+        with Counting() as backward:
+            y.backward(gradient)
     return {
         "forward": asdict(forward.count),
         "backward": asdict(backward.count),

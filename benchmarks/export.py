@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from malora_cli.cli._common import recipe_of_run
 from malora_cli.export.formats import FORMATS, Origin
 from malora_cli.export.gates import parse_gates
-from malora_cli.export.measuring import costs_of, lora_of
+from malora_cli.export.measuring import costs_of, loras_of
 from malora_cli.export.request import Request
 from malora_cli.export.run import _Job
 from malora_cli.export.static import LowRank, StaticLora
@@ -51,7 +51,7 @@ def gates(run: Path, rows: int) -> dict[str, Any]:
 
     def lora(text: str) -> StaticLora:
         [chosen] = parse_gates(text, recipe.mix, share)
-        return lora_of(job.model, chosen, job.tasks, rows, job.packer)
+        return loras_of(job.model, {text: chosen}, job.tasks, rows, job.packer)[text]
 
     def half(whole: StaticLora) -> StaticLora:
         return {name: one.reduced(one.rank // 2)[0] for name, one in whole.items()}

@@ -41,8 +41,8 @@ from machine import processor
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel
 
-from malora_cli.bench.rows import Workload
 from malora_cli.bench.run import run_decode, run_steps
+from malora_cli.bench.workload import Workload
 from malora_cli.data.batch import TrainExample, collate
 from malora_cli.modeling import load_base, resolve_base, wrap
 from malora_cli.modeling.attention import PACKED_SDPA
@@ -53,8 +53,15 @@ from malora_cli.results import RunRecord, write_json
 
 ROOT = Path(__file__).parents[1]
 MODEL = "smollm2-135m-instruct"
-#: Files whose tests train and answer on whatever device there is.
-CONTRACTS = ("test_train.py", "test_resuming.py", "test_generation.py", "test_choices_evaluated.py", "test_export.py")
+#: Files whose tests compute, train and answer on whatever device there is.
+CONTRACTS = (
+    "test_half_precision.py",
+    "test_train.py",
+    "test_resuming.py",
+    "test_generation.py",
+    "test_choices_evaluated.py",
+    "test_export.py",
+)
 console = Console(width=160)
 
 

@@ -19,8 +19,8 @@ from malora_cli.cli import _application
 from malora_cli.evals.metrics import METRICS
 from malora_cli.named import vocabulary
 from malora_cli.recipe import recipe_schema
+from malora_cli.results import manifest, run
 from malora_cli.results import metrics as log
-from malora_cli.results import run
 
 Schema = dict[str, Any]
 
@@ -114,8 +114,8 @@ def _run_folder() -> Iterator[str]:
     lines = (re.sub(r" \(see \w+\.py\)", "", line).split(maxsplit=1) for line in layout)
     yield from ["```text", *(f"{name.ljust(width)}{what}" for name, what in lines), "```"]
     tables: dict[str, type[BaseModel]] = {
-        "manifest.json": run.Manifest,
-        "manifest.json: train_data, validation_data, test_data": run.TaskData,
+        "manifest.json": manifest.Manifest,
+        "manifest.json: train_data, validation_data, test_data": manifest.TaskData,
         "metrics.jsonl: a log step": log.TrainEvent,
         "metrics.jsonl: an evaluation": log.EvalEvent,
         "metrics.jsonl: a comparison of gradients": log.ConflictEvent,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -42,6 +43,12 @@ def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_phases() -> None:
+    """What commands say of what they begin is looked at in `test_voice.py`, and in no other test's way."""
+    logging.disable(logging.INFO)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from malora_cli.adapters.config import HydraLoraConfig, MaloraConfig, MixtureConfig
+from malora_cli.adapters.dropout import draw_kept
 
 
 class Routed(NamedTuple):
@@ -60,3 +61,15 @@ def update(config: MixtureConfig, part: Mapping[str, Tensor], x_TI: Tensor, gate
         terms = [g * (pairs[t][1] @ (pairs[t][0] @ x_I)) for t, g in gate.items()]
         rows.append(config.lora_alpha / config.r * torch.stack(terms).sum(0))
     return torch.stack(rows)
+
+
+class PlainDropout(nn.Module):
+    """A dropout by plain arithmetic, with the fused kernel's draw."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, factor = draw_kept(x.flatten(0, -2), self.p)
+        return x * kept.view_as(x) * factor

@@ -15,8 +15,9 @@ from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.routing import Routing
 from malora_cli.bench.loop import LoopMoloraLinear, wrap_in_loops
 from malora_cli.bench.measure import Stepper, in_turns
-from malora_cli.bench.rows import Workload, build, check_rows
+from malora_cli.bench.rows import base_of, build
 from malora_cli.bench.run import run_decode, run_steps
+from malora_cli.bench.workload import Workload, check_rows
 from malora_cli.cli import main
 from malora_cli.errors import MaloraError
 from tiny_models import tiny
@@ -65,7 +66,7 @@ def test_loops_go_on_the_linears_named_and_nothing_else_trains() -> None:
 
 
 def test_all_rows_share_the_frozen_weights(workload: Workload) -> None:
-    base = workload.base()
+    base = base_of(workload)
     pointers = {weight.data_ptr() for weight in base.parameters()}
     for name in check_rows([]):
         frozen = [
@@ -97,7 +98,7 @@ def test_steps_are_timed_in_turns_against_the_peer(workload: Workload) -> None:
 
 
 def test_a_timed_step_is_a_training_step(workload: Workload) -> None:
-    model = build("malora", workload.base(), workload)
+    model = build("malora", base_of(workload), workload)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     assert all(seconds > 0 for seconds in Stepper(model, workload)())
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}

@@ -26,7 +26,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 import tiny_gguf
 from malora_cli.adapters.config import MaloraConfig
 from malora_cli.errors import MaloraError
-from malora_cli.export.bundle import check_bundle, write_bundle
+from malora_cli.export.bundle.refusals import check_bundle, check_config
+from malora_cli.export.bundle.write import write_bundle
 from malora_cli.modeling import BaseModel, load_base, load_tokenizer, resolve_base
 from malora_cli.recipe import ModelSettings
 from malora_cli.results import file_sha256, read_json
@@ -396,22 +397,29 @@ class OwnConfig(PreTrainedConfig):
         ("dora", None, None, r"method 'dora' routes nothing.*\. Use --to dense\."),
         ("malora", "nf4", None, r"model 'b': its weights are quantised.*Use --to adapter or --to lora\."),
         ("malora", None, {"quantization_config": {"quant_method": "gptq"}}, "its weights are quantised"),
-        ("malora", None, OwnConfig(), "a 'own' model brings Python code of its own"),
-        ("malora", None, transformers.Gemma3Config(), "a 'gemma3' model reads more than text"),
+        ("malora", None, {"model_type": "own", "auto_map": {}}, "a 'own' model brings Python code of its own"),
+        ("malora", None, transformers.Gemma3Config().to_dict(), "a 'gemma3' model reads more than text"),
         ("mixlora", None, None, None),
     ],
 )
 def test_what_cannot_be_bundled_is_refused_before_anything_is_loaded(
     method: str, quantise: Any, config: Any, message: str | None
 ) -> None:
-    given = config if isinstance(config, PreTrainedConfig) else transformers.LlamaConfig(**(config or {}))
-    chosen = ModelSettings(base="b", quantise=quantise)
+    given = config or transformers.LlamaConfig().to_dict()
+    chosen = ModelSettings(base="b", quantise=quantise, trust_remote_code=True)
     if message is None:
         check_bundle(chosen, settings(method), given)
         return
     with pytest.raises(MaloraError, match=message) as caught:
         check_bundle(chosen, settings(method), given)
     assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_is_not_transformers_own_is_refused_once_it_is_loaded() -> None:
+    check_config(transformers.LlamaConfig(), "b")
+    for config, message in ((OwnConfig(), "brings Python code of its own"), (transformers.Gemma3Config(), "more than")):
+        with pytest.raises(MaloraError, match=message):
+            check_config(config, "b")
 
 
 def with_tokens(base: PreTrainedModel) -> PeftModel:

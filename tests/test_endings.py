@@ -180,3 +180,19 @@ def test_processes_that_are_not_there(name: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(name, "2")
     with pytest.raises(RunError, match=rf"^{name}: got 2, and .*unset it to train in one process"):
         processes.meet()
+
+
+def test_the_end_looks_for_no_garbage_in_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PyTorch loaded that took three seconds of each command."""
+    loaded: list[list[int]] = []
+
+    def command() -> None:
+        loaded.extend([number] for number in range(1000))
+        raise SystemExit(0)
+
+    monkeypatch.setattr("malora_cli.cli.main", command)
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append(len(loaded)))
+    frozen: list[int] = []
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert frozen == [1000]

@@ -16,6 +16,7 @@ from malora_cli.adapters.fused import can_fuse
 from malora_cli.adapters.gathered import gathering_pays
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import Routing
+from reference import PlainDropout
 
 CONFIGS = {
     "malora": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6),
@@ -25,14 +26,6 @@ CONFIGS = {
     "fixed-dropout": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, frozen=["down"], lora_dropout=0.4),
     "literal": MaloraConfig(r=3, subspace_rank=5, num_experts=4, lora_alpha=6, renormalize=False),
 }
-
-
-class _Kept(nn.Module):
-    """A dropout by plain arithmetic, with the fused kernel's draw."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept, factor = draw_kept(x.flatten(0, -2), 0.4)
-        return x * kept.view_as(x) * factor
 
 
 def _layer(config: MixtureConfig, *, bias: bool) -> MixtureLinear:
@@ -62,7 +55,7 @@ def test_equals_the_plain_kernel(config: MixtureConfig, bias: bool, follow: bool
     fused = _outcome(made, x)
     monkeypatch.setattr(layer_module, "can_fuse", lambda *_: False)
     if config.lora_dropout:
-        made.malora_dropout["default"] = _Kept()
+        made.malora_dropout["default"] = PlainDropout(0.4)
     plain = _outcome(made, x)
     assert (fused[1] is None) == (not follow)
     for ours, reference in zip(fused, plain, strict=True):

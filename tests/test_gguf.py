@@ -76,6 +76,7 @@ def test_a_quantised_gguf_is_trainable_float32(tmp_path: Path) -> None:
     assert "quantization_config" not in config
     assert config["architectures"] == ["LlamaForCausalLM"]
     model = load(file)
+    assert config["rope_theta"] == model.config.rope_parameters["rope_theta"]  # where mlx-lm looks for it
     exact = tiny_gguf.llama(tied=True)(IDS).logits
     assert not torch.equal(model(IDS).logits, exact)
     torch.testing.assert_close(model(IDS).logits, exact, atol=0.01, rtol=0.05)

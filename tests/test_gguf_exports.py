@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import tiny_gguf
 from malora_cli.adapters.methods import METHODS
@@ -25,9 +28,10 @@ from malora_cli.export.formats.gguf import _Names
 from malora_cli.export.measuring import uniform_gates
 from malora_cli.export.request import Request
 from malora_cli.export.static import StaticLora, applied, static_lora
-from malora_cli.export.verify import keep_expected, read_back, reading_of
+from malora_cli.export.verify import Check, keep_expected, keep_rows, read_back, reading_of
 from malora_cli.modeling import BaseModel, wrap
 from malora_cli.modeling.gguf import converted_folder
+from malora_cli.modeling.rope import with_plain_rope
 from malora_cli.recipe import ModelSettings
 from malora_cli.results import read_json
 from tiny_models import tiny
@@ -195,21 +199,25 @@ def test_llama_cpp_computes_what_the_run_does(quantised: bool, tmp_path: Path) -
     model = mixture_on(base := base_in(tmp_path, quantised=quantised))
     lora = static_lora(model, uniform_gates(model))
     rows = [TrainExample(list(range(3, 30)), ((0, 27),), task=0)]
-    keep_expected(model, rows, tmp_path / "rows.safetensors", lora)
+    kept = tmp_path / "rows.safetensors", tmp_path / "expected.safetensors"
+    keep_rows(model, rows, kept[0])
+    keep_expected(model, kept[0], [0], kept[1], lora)
     for target, dtype in (("lora", None), ("dense", "f32")):
         written(target, lora, base, tmp_path / target, dtype)
         request = Request(target, "gguf", dtype=dtype)  # type: ignore[arg-type]
         reading = reading_of(request, tmp_path / target, base, ModelSettings(base=base.name))
         assert reading is not None
-        [found] = read_back([(tmp_path / target, tmp_path / "rows.safetensors", reading)])
-        if "unavailable" in found:
-            pytest.skip(found["unavailable"])
-        assert found["largest_difference"] < (0.2 if quantised else 1e-4)
+        # Twice: what was read before must have left nothing behind.
+        for found in read_back([Check(tmp_path / target, reading, *kept)] * 2):
+            if "unavailable" in found:
+                pytest.skip(found["unavailable"])
+            assert found["largest_difference"] < (0.2 if quantised else 1e-4)
+            assert found["base_divergence"] < (0.01 if quantised else 1e-6)
     wrong = {name: type(one)(one.down_SI, one.up_OS.flip(0)) for name, one in lora.items()}
     written("lora", wrong, base, tmp_path / "wrong")
     reading = reading_of(Request("lora", "gguf"), tmp_path / "wrong", base, ModelSettings(base=base.name))
     with pytest.raises(RunError, match=r"read back in llama\.cpp, divergence from the run"):
-        read_back([(tmp_path / "wrong", tmp_path / "rows.safetensors", reading)])  # type: ignore[list-item]
+        read_back([Check(tmp_path / "wrong", reading, *kept)])  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- mlx-lm
@@ -234,3 +242,49 @@ def test_mlx_lm_multiplies_by_the_transposed_factors(lora: StaticLora, base: Bas
     last = {name: one for name, one in lora.items() if "layers.1" in name}
     written("lora", last, base, tmp_path / "last", form="mlx")
     assert read_json(tmp_path / "last" / "adapter_config.json")["num_layers"] == 1
+
+
+def test_mlx_lm_computes_what_the_run_does(tmp_path: Path) -> None:
+    if importlib.util.find_spec("mlx_lm") is None:
+        pytest.skip("mlx-lm is not installed (pip install 'mlx-lm[cpu]')")
+    model = mixture_on(base := base_in(tmp_path, quantised=False))
+    lora = static_lora(model, uniform_gates(model))
+    twice = {name: type(one)(one.down_SI, 2 * one.up_OS) for name, one in lora.items()}
+    keep_rows(model, [TrainExample(list(range(3, 30)), ((0, 27),), task=0)], rows := tmp_path / "rows.safetensors")
+    checks = []
+    for name, one in (("once", lora), ("twice", twice), ("again", lora)):
+        expected = tmp_path / f"{name}.safetensors"
+        keep_expected(model, rows, [0], expected, one)
+        written("lora", one, base, tmp_path / name, form="mlx")
+        reading = reading_of(Request("lora", "mlx"), tmp_path / name, base, ModelSettings(base=base.name))
+        assert reading is not None
+        checks.append(Check(tmp_path / name, reading, rows, expected))
+    for found in read_back(checks):
+        if "unavailable" in found:
+            pytest.skip(found["unavailable"])
+        assert found["largest_difference"] < 1e-4
+        assert found["mean_effect"] > 0.01
+    with pytest.raises(RunError, match="read back in mlx-lm, logits differ by"):
+        read_back([replace(checks[0], folder=tmp_path / "twice")])
+
+
+@pytest.mark.parametrize(
+    ("rope", "told"),
+    [
+        ({"rope_type": "default", "rope_theta": 10_000.0}, None),
+        ({"rope_type": "default", "rope_theta": 5e5}, "rope_theta: 500000.0"),
+        ({"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}, r'rope_scaling: {"rope_type": "linear", .*}'),
+    ],
+)
+def test_a_base_whose_rope_mlx_lm_does_not_read_is_told_of(rope: dict[str, Any], told: str | None) -> None:
+    """Transformers reads both names, and they say the same to it."""
+    config = {**LlamaConfig().to_dict(), "rope_parameters": rope}
+    plain = with_plain_rope(config)
+    assert LlamaConfig(**plain).rope_parameters == LlamaConfig(**config).rope_parameters
+    for given, message in ((config, told), (plain, None)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            FORMATS["mlx"].check("lora", BaseModel("base", "base"), ModelSettings(base="base"), given)
+        assert len(caught) == (message is not None)
+        if message is not None:
+            assert re.search(rf"^'base' has its RoPE in .* write {message} beside it there$", str(caught[0].message))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import two_processes
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MoloraConfig
-from malora_cli.adapters.kernel import Load, balance_loss, balance_pulls, expert_load, router_logits
+from malora_cli.adapters.kernel import Load, balance_loss, balance_pulls, expert_load
 from malora_cli.adapters.layer import MixtureLinear
+from malora_cli.adapters.logits import router_logits
 from malora_cli.adapters.routing import Routing, RoutingTally
 from two_processes import route
 

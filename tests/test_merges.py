@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,13 +21,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from exports import ANY_LOSS, export_lora, logits, mixture
 from malora_cli.adapters.routing import routing_of
 from malora_cli.cli import main
+from malora_cli.data.batch import Packer
+from malora_cli.data.splits import Split
 from malora_cli.errors import MaloraError, RecipeError, RunError
+from malora_cli.export import measuring
 from malora_cli.export import run as exporting
 from malora_cli.export.cost import Cost
+from malora_cli.export.fit import Moments
 from malora_cli.export.formats import FORMATS, Origin
 from malora_cli.export.gates import Gates, parse_gates
 from malora_cli.export.measuring import uniform_gates
 from malora_cli.export.plan import Plan
+from malora_cli.export.planned import bytes_of
 from malora_cli.export.request import Request
 from malora_cli.export.run import export_run
 from malora_cli.export.static import LowRank, StaticLora, applied, static_lora
@@ -117,9 +123,7 @@ def test_exports_have_folders_of_their_own_inside_the_folder(own: Recipe) -> Non
         parse_gates("each", mix, dict.fromkeys(tasks, 1 / 3))
 
 
-def test_a_blend_is_the_weighted_sum_of_the_updates(
-    run: RunRecord, own: Recipe, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_blend_is_the_weighted_sum_of_the_updates(run: RunRecord, own: Recipe, tmp_path: Path) -> None:
     exported(run, own, tmp_path / "each", gates="each")
     blend = load_file(
         exported(run, own, tmp_path / "blend", gates="task:copy=3,task:add=1") / "adapter_model.safetensors"
@@ -140,6 +144,24 @@ def test_a_blend_is_the_weighted_sum_of_the_updates(
     measured = {name: set(read_json(tmp_path / "each" / name / "merge.json")["validation"]) for name in names}
     assert measured == {"copy": {"copy"}, "upper": {"upper"}, "add": {"add"}, "mix": set(TASKS)}
     assert AutoTokenizer.from_pretrained(tmp_path / "each" / "mix").chat_template
+
+
+def test_the_rows_of_a_task_are_gone_through_once_for_all_loras(
+    run: RunRecord, own: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, seen = measuring._moments, list[tuple[str, int]]()
+
+    def counted(model: PeftModel, rows: Split, limit: int, half: int, packer: Packer) -> dict[str, Moments]:
+        seen.append((rows.source, half))
+        return plain(model, rows, limit, half, packer)
+
+    monkeypatch.setattr(measuring, "_moments", counted)
+    each = exported(run, own, tmp_path / "each", gates="fit:each")
+    assert len(seen) == len(set(seen)) == 2 * len(TASKS)
+    for gates, name in (("fit", "fit-mix"), ("fit:task:add", "fit-task-add")):
+        alone = load_file(exported(run, own, tmp_path / name, gates=gates) / "adapter_model.safetensors")
+        together = load_file(each / name / "adapter_model.safetensors")
+        assert all(torch.equal(weight, together[key]) for key, weight in alone.items())
 
 
 def test_a_run_is_fitted_on_its_rows(run: RunRecord, own: Recipe, tiny_model: Path, tmp_path: Path) -> None:
@@ -198,6 +220,7 @@ def test_a_whole_model_computes_what_the_lora_does(
     rounded = load_file(half / "model.safetensors")
     assert all(torch.equal(weight, after[key].bfloat16()) for key, weight in rounded.items()), "rounded once"
     assert AutoModelForCausalLM.from_pretrained(half).dtype == torch.bfloat16
+    assert read_json(dense / "config.json")["rope_theta"] == 10_000
     assert AutoTokenizer.from_pretrained(dense).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
 
 
@@ -354,6 +377,19 @@ def test_a_dry_run_says_what_would_be_written(
         exported(run, own, tmp_path / "more")
 
 
+def test_the_size_of_a_hub_model_is_read_from_its_files_where_they_are_here(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    shutil.copytree(tiny_model, tmp_path / "models--someone--some" / "snapshots" / "abc")
+    here, away = (BaseModel("someone/some", "someone/some", commit) for commit in ("abc", "abd"))
+    monkeypatch.setattr("malora_cli.modeling.base.empty_base", lambda *_: tiny("llama"))
+    settings = ModelSettings(base="someone/some")
+    stored = (tiny_model / "model.safetensors").stat().st_size
+    assert bytes_of(Request("dense"), 0, [], here, settings) == stored
+    assert bytes_of(Request("dense"), 0, [], away, settings) == tiny("llama").num_parameters() * 2
+
+
 def test_a_dry_run_takes_no_torch(run: RunRecord, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom malora_cli.cli import main\n"
@@ -362,15 +398,22 @@ def test_a_dry_run_takes_no_torch(run: RunRecord, tmp_path: Path) -> None:
         "    except SystemExit as end:\n        assert not end.code\n"
         "assert not {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)"
     )
-    asked = ("--to adapter", "--to lora --gates each", "--to lora --format mlx", "--to dense --dtype bf16")
+    asked = (
+        "--to adapter",
+        "--to lora --gates each",
+        "--to lora --format mlx",
+        "--to dense --dtype bf16",
+        "--to bundle",
+    )
     commands = [f"merge-export {run.path} --dry-run --out {tmp_path / 'out'} {one}" for one in asked]
     done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    _, each, mlx, dense = done.stdout.split("--to ")[1:]
+    _, each, mlx, dense, bundle = done.stdout.split("--to ")[1:]
     assert f"{tmp_path / 'out'}/copy " in each
     assert "--max-lora-rank 8 --max-loras 4 --lora-modules copy=" in each
     assert "files: adapters.safetensors, adapter_config.json, merge.json," in mlx
     assert "rounded once, to bf16" in dense
+    assert "malora.safetensors" in bundle
 
 
 def test_a_merge_that_is_worse_than_the_base_is_refused() -> None:

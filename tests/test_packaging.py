@@ -35,6 +35,8 @@ def requirements() -> list[Requirement]:
 def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> None:
     lowest, newest = pinned("constraints-lowest.txt"), pinned("constraints.txt")
     for requirement in requirements():
+        if requirement.name == "torch":  # see pyproject.toml
+            continue
         [bound] = [Version(it.version) for it in requirement.specifier if it.operator == ">="]
         tested = lowest[requirement.name.lower()]
         assert tested.release[: len(bound.release)] == bound.release, (

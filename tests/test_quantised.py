@@ -11,8 +11,11 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PreTrainedModel
 
 from malora_cli import MaloraConfig, MoloraConfig
+from malora_cli.adapters import layer as layer_module
+from malora_cli.adapters.fused import can_fuse
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.methods import METHODS
+from malora_cli.adapters.routing import Routing
 from malora_cli.errors import ModelError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.export.request import Request
@@ -20,6 +23,7 @@ from malora_cli.export.run import export_run
 from malora_cli.modeling import count_parameters, load_base, resolve_base, wrap
 from malora_cli.modeling.quantised import dequantised, quantised_linears
 from malora_cli.recipe import ModelSettings
+from reference import PlainDropout
 from tiny_models import randomise, tokens
 from train_runs import Killed, kill_at, load, same_weights, train_run, workplace
 
@@ -66,6 +70,42 @@ def test_trains_on_four_bits_and_comes_back(config: type, folder: Path, tmp_path
         ours = model.eval()(input_ids=IDS).logits
         assert not torch.allclose(ours, expected, atol=1e-3)
         assert torch.equal(loaded(input_ids=IDS).logits, ours)
+
+
+def _layer(kind: str) -> MixtureLinear:
+    torch.manual_seed(0)
+    weight = 0.1 * torch.randn(48, 64)
+    if kind == "nf4":
+        base = bitsandbytes.nn.Linear4bit(64, 48, quant_type="nf4")
+        base.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+    else:
+        base = bitsandbytes.nn.Linear8bitLt(64, 48, has_fp16_weights=False)
+        base.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    config = MaloraConfig(r=4, subspace_rank=8, num_experts=4, lora_dropout=0.4)
+    made = MixtureLinear(base.requires_grad_(False).to("cpu"), "default", config=config, routing=Routing(), name="up")
+    torch.nn.init.normal_(made.malora_up["default"])
+    return made.train()
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_the_fused_update_of_a_quantised_layer_is_that_of_the_plain_kernel(kind: str, autocast: bool) -> None:
+    made, found = _layer(kind), []
+    x = torch.randn(2, 20, 64, dtype=torch.bfloat16 if autocast else torch.float32)
+    for fuse in (can_fuse, lambda *_: False):
+        made.zero_grad()
+        ours = x.clone().requires_grad_()
+        torch.manual_seed(1)
+        with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            patch.setattr(layer_module, "can_fuse", fuse)
+            given = made.base_layer, ours, made.malora_up["default"], made.malora_dropout["default"]
+            assert layer_module.can_fuse(*given) == (fuse is can_fuse)
+            y = made(ours)
+        y.float().square().sum().backward()
+        found.append([y, ours.grad, *(p.grad for name, p in made.named_parameters() if "malora_" in name)])
+        made.malora_dropout["default"] = PlainDropout(0.4)
+    for one, other in zip(*found, strict=True):
+        assert (one.float() - other.float()).norm() < (0.02 if autocast else 1e-5) * other.float().norm()
 
 
 def test_the_package_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -6,13 +6,16 @@ A field that nothing reads would be a setting that silently does nothing.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
+from transformers.integrations import TensorBoardCallback, integration_utils
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from malora_cli.data.batch import Packer, TrainExample
@@ -26,6 +29,7 @@ from malora_cli.train import materials as materials_module
 from malora_cli.train import surroundings
 from malora_cli.train import trainer as trainer_module
 from malora_cli.train.materials import gather
+from malora_cli.train.tracking import keep_in
 from train_runs import adapter, load, measured, train_run, workplace
 
 _NUMBERS = itertools.count()
@@ -238,17 +242,14 @@ def test_trackers_are_handed_on(recipe: Path, name: Iterator[str], monkeypatch: 
     assert (handed["report_to"], handed["run_name"]) == (["wandb", "mlflow"], override.partition("=")[2])
 
 
-def test_trackers_receive_the_loss_of_every_task(
+def test_trackers_receive_the_losses_of_every_task_and_how_gradients_oppose(
     recipe: Path, name: Iterator[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    received: list[dict[str, float]] = []
+    received: list[tuple[int, dict[str, float]]] = []
 
     class Tracker(TrainerCallback):
-        def on_log(self, *arguments: Any, logs: dict[str, float], **_: Any) -> None:  # type: ignore[override]
-            received.append(logs)
-
-        def on_evaluate(self, *arguments: Any, metrics: dict[str, float], **_: Any) -> None:  # type: ignore[override]
-            received.append(metrics)
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:  # type: ignore[override]
+            received.append((state.global_step, logs))
 
     start = trainer_module.MaloraTrainer.__init__
 
@@ -257,14 +258,34 @@ def test_trackers_receive_the_loss_of_every_task(
         self.add_callback(Tracker())
 
     monkeypatch.setattr(trainer_module.MaloraTrainer, "__init__", with_tracker)
-    record = train_run(recipe, "train.steps=2", "train.batch_size=12", "train.micro_batch_size=6", next(name))
-    assert [sorted(key for key in entry if "/" in key) for entry in received] == [
-        ["eval_loss/add", "eval_loss/copy", "eval_loss/upper"],
-        ["loss/add", "loss/copy", "loss/upper"],
-        ["loss/add", "loss/copy", "loss/upper"],
-        ["eval_loss/add", "eval_loss/copy", "eval_loss/upper"],
-    ]
-    assert received[1]["loss/add"] == record.metrics.train()[0].tasks["add"].loss
+    sizes = ("train.steps=2", "train.batch_size=12", "train.micro_batch_size=6", "train.conflict_rows=2")
+    record = train_run(recipe, *sizes, "remedies.bandit={every: 1}", "method=malora", next(name))
+    metrics = record.metrics
+    losses = {kind: [f"{kind}/{task}" for task in ("add", "copy", "upper")] for kind in ("loss", "eval_loss")}
+    own = ("loss", "grad_norm", "learning_rate")
+    share = [f"share/{task}" for task in ("add", "copy", "upper")]
+    opposed = ["gradients/lowest_cosine", "gradients/opposed_pairs"]
+    step = sorted([*losses["loss"], *own, *share, "balance_loss", "tokens_per_second"])
+    evaluation = sorted([*losses["eval_loss"], "eval_loss"])
+    assert [(at, sorted(logs)) for at, logs in received] == [
+        (0, evaluation), (0, opposed), (1, step), (2, step), (2, evaluation), (2, opposed),
+    ]  # fmt: skip
+    assert received[2][1]["loss/add"] == metrics.train()[0].tasks["add"].loss
+    last = [task.loss for task in metrics.evals()[-1].tasks.values()]
+    assert received[4][1]["eval_loss"] == pytest.approx(sum(loss for loss in last if loss) / 3)
+    assert -1 <= received[5][1]["gradients/lowest_cosine"] <= 1
+
+
+def test_tensorboard_writes_into_the_run_unless_it_is_told_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", ModuleType("tensorboard"))
+    monkeypatch.setattr(sys.modules["torch.utils.tensorboard"], "SummaryWriter", object, raising=False)
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    own = TensorBoardCallback()
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "elsewhere")
+    told = TensorBoardCallback()
+    keep_in(Path("run/tensorboard"), [own, TrainerCallback(), told])
+    assert (own.logging_dir, told.logging_dir) == ("run/tensorboard", "elsewhere")
 
 
 def test_the_model_is_loaded_as_the_recipe_says(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

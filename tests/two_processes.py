@@ -13,9 +13,9 @@ from malora_cli.adapters.kernel import (
     balance_loss,
     balance_pulls,
     expert_load,
-    router_logits,
     top_gates,
 )
+from malora_cli.adapters.logits import router_logits
 
 SPLIT = (3, 8)  # tokens of the first process, of both
 

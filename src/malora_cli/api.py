@@ -231,6 +231,7 @@ def compare(
     from malora_cli.compare.jobs import side_by_side
     from malora_cli.compare.run import Crew
     from malora_cli.evals.choosing import check_code
+    from malora_cli.modeling.finding import check_base
     from malora_cli.named import recipe_file
     from malora_cli.reports import write_comparison
 
@@ -240,6 +241,7 @@ def compare(
         recipe_file(recipe), overrides, told, tune, baseline, endpoint, margin, for_method, match, single_task
     )
     planner, plan = asked.of_methods(methods)
+    check_base(asked.model)
     check_code(planner.own.recipe.mix, allowed=allow_code)
     planner = matched(planner, plan)
     trained = side_by_side("auto" if cpus_on_ray else str(jobs), cpus_on_ray, on_line)

@@ -74,18 +74,23 @@ class Balance:
         weight = self.routing.balance_weight
         if isinstance(weight, Tensor):  # of the loss, which may be on another device than this layer
             weight = weight.to(pull_E.device)
-        pull_E = pull_E * (self.factor * weight)
-        pull_TE = (pull_E - (probability_TE * pull_E).sum(-1, keepdim=True)).mul_(probability_TE)
+        pull_TE = (pull_E * (self.factor * weight)).expand_as(probability_TE)
         if self.token_mask is not None:
-            pull_TE *= self.token_mask.reshape(*pull_TE.shape[:-1], 1).to(pull_TE)
-        return pull_TE
+            pull_TE = pull_TE * self.token_mask.reshape(*pull_TE.shape[:-1], 1).to(pull_TE)
+        return _through_softmax(pull_TE, probability_TE)
+
+
+def _through_softmax(grad_TE: Tensor, probability_TE: Tensor) -> Tensor:
+    """``p * (grad - sum_t p_t grad_t)``: the gradient by the logits, in one kernel."""
+    return torch._softmax_backward_data(grad_TE.contiguous(), probability_TE, -1, probability_TE.dtype)
 
 
 class _Gate(torch.autograd.Function):
     """The gates themselves. One node with a gradient of its own stands for a dozen: their cost is in their number.
 
-    For kept gates g, renormalised, ``dL/dlogits = g * (dL/dg - sum_t g_t dL/dg_t)``, and experts outside the top k have
-    g = 0. `Balance.gradient` is that of the balance loss.
+    Renormalised gates are a softmax over the kept logits: experts outside the top k have a gate of 0, and so a gradient
+    of 0. Literal ones are the softmax over all, of which the kept alone have a gradient. `Balance.gradient` is that of
+    the balance loss.
     """
 
     @staticmethod
@@ -102,9 +107,10 @@ class _Gate(torch.autograd.Function):
         logits_TE, gate_TE = ctx.saved_tensors
         balance: Balance | None = ctx.balance
         probability_TE = logits_TE.softmax(-1) if balance is not None or not ctx.renormalize else gate_TE
-        grad_logits = grad_TE * gate_TE
-        mean_T1 = grad_logits.sum(-1, keepdim=True)
-        grad_logits.addcmul_(gate_TE if ctx.renormalize else probability_TE, mean_T1, value=-1)
+        if ctx.renormalize:
+            grad_logits = _through_softmax(grad_TE, gate_TE)
+        else:
+            grad_logits = _through_softmax(grad_TE * (gate_TE > 0), probability_TE)
         if balance is not None:
             grad_logits += balance.gradient(probability_TE)
         return grad_logits, None, None, None

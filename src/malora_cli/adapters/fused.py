@@ -1,4 +1,6 @@
-"""The kernel with the frozen product inside, for float32 without autocast.
+"""The kernel with the frozen product inside, for float32 and for half precision in training.
+
+A quantised layer multiplies by itself; all else is the same.
 
 Autograd would make a new tensor of the size of the layer's input or output for every term and add them up. The two
 functions of the training path own the frozen product as well, so each term is written into what is there already, and
@@ -21,25 +23,34 @@ from torch.nn.modules.module import _has_any_global_hook
 from malora_cli.adapters.dropout import draw_kept
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
 from malora_cli.adapters.kernel import Factors
+from malora_cli.adapters.logits import (
+    HALF,
+    add_gradient,
+    gradient_dtype,
+    halves,
+    logits_of,
+    multiplies_into_float32,
+    router_gradient,
+)
 from malora_cli.adapters.precision import rounds_float32
 from malora_cli.adapters.product import add_product, product
 from malora_cli.adapters.quick import QuickLinear
 
+#: bitsandbytes' layers: packed weights are no matrix to multiply by, so the product stays theirs.
+_QUANTISED = ("Linear4bit", "Linear8bitLt")
 
-def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the frozen product of ``base_layer`` may be taken over: a plain float32 linear that nothing watches.
 
-    A compiler fuses what it sees by itself, and does not see the arithmetic in place. Where float32 products may be
-    rounded, as by TF32, those of the router must be apart from the others.
+def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -> bool:
+    """Whether the adapted layer may be computed here: its base is a plain linear or a quantised one, and unwatched.
+
+    A compiler fuses what it sees by itself, and does not see the arithmetic in place.
     """
+    plain = _is_plain(base_layer) and x.dtype == base_layer.weight.dtype
     return (
         not torch.compiler.is_compiling()
-        and type(base_layer) in (nn.Linear, QuickLinear)
+        and (plain or (dropout.training and type(base_layer).__name__ in _QUANTISED))
         and type(dropout) in (nn.Dropout, nn.Identity)
-        and x.dtype == up.dtype == base_layer.weight.dtype == torch.float32
-        and not base_layer.weight.requires_grad
-        and not torch.is_autocast_enabled(x.device.type)
-        and not rounds_float32(x.device.type)
+        and _is_one_format(x, up, training=dropout.training)
         and not base_layer._forward_hooks
         and not base_layer._forward_pre_hooks
         and not base_layer._backward_hooks
@@ -47,36 +58,55 @@ def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -
     )
 
 
+def _is_plain(base_layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the frozen product itself may be taken over."""
+    return type(base_layer) in (nn.Linear, QuickLinear) and not base_layer.weight.requires_grad
+
+
+def _is_one_format(x: Tensor, up: Tensor, *, training: bool) -> bool:
+    """Whether experts are computed in the format of the frozen product.
+
+    In evaluation half precision takes the plain way: what a bundle computes is the same to the bit. Where float32
+    products may be rounded, as by TF32, those of the router must be apart from the others.
+    """
+    device = x.device.type
+    computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else up.dtype
+    if x.dtype == torch.float32:
+        return computed == torch.float32 and not rounds_float32(device)
+    return training and x.dtype in HALF and computed == x.dtype
+
+
 class _Project(torch.autograd.Function):
-    """``x`` itself, ``(x * kept) D^T * factor`` and ``x W_g^T``.
+    """``x`` itself, ``(x * kept) D^T`` and ``x W_g^T``, the last in float32.
 
     The gradient that ``x`` has met by the time of the backward pass is added to in place, and the output of the dropout
-    is made again there. Without a dropout the two products are one.
+    is made again there. Without a dropout the two products are one, but in float16, where a router's stay float32.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x_TI: Tensor, down_SI: Tensor, router_EI: Tensor | None, kept_TI: Tensor | None, factor: float
+        ctx: Any, x_TI: Tensor, down_SI: Tensor, router_EI: Tensor | None, kept_TI: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        ctx.factor, ctx.sizes = factor, None
         followed_TI = x_TI.view_as(x_TI)
-        if router_EI is not None and kept_TI is None:
-            both_MI = torch.cat([down_SI, router_EI])
+        ctx.sizes = None
+        if router_EI is not None and kept_TI is None and gradient_dtype(x_TI) == x_TI.dtype:
             ctx.sizes = [len(down_SI), len(router_EI)]
+            both_MI = torch.cat([down_SI, router_EI.to(x_TI.dtype)])
             ctx.save_for_backward(x_TI, both_MI, None, None)
-            return followed_TI, *product(x_TI, both_MI).split(ctx.sizes, dim=-1)
+            return followed_TI, *_both_products(x_TI, down_SI, router_EI, both_MI)
         ctx.save_for_backward(x_TI, down_SI, router_EI, kept_TI)
-        z_TS = product(_dropped(x_TI, kept_TI), down_SI).mul_(factor)
-        return followed_TI, z_TS, None if router_EI is None else product(x_TI, router_EI)
+        z_TS = product(_dropped(x_TI, kept_TI), down_SI)
+        return followed_TI, z_TS, None if router_EI is None else logits_of(x_TI, router_EI)
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_TI: Tensor, grad_TS: Tensor, grad_TE: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         """``grad_TE`` is None where there is no router."""
         x_TI, down_MI, router_EI, kept_TI = ctx.saved_tensors
         for_input, for_down, for_router = ctx.needs_input_grad[:3]
+        grad_TE = None if grad_TE is None else grad_TE.to(gradient_dtype(x_TI))
         if ctx.sizes is not None:
             grad_TM = torch.cat([grad_TS, grad_TE], dim=-1)
             if for_down and for_router:
@@ -85,16 +115,31 @@ class _Project(torch.autograd.Function):
                 grad_down = product(grad_TS.T, x_TI.T) if for_down else None
                 grad_router = product(grad_TE.T, x_TI.T) if for_router else None
             grad_x = add_product(grad_TI, grad_TM, down_MI.T) if for_input else None
-            return grad_x, grad_down, grad_router, None, None
-        grad_TS = grad_TS * ctx.factor
+            return grad_x, grad_down, None if grad_router is None else grad_router.float(), None
         grad_down = product(grad_TS.T, _dropped(x_TI, kept_TI).T) if for_down else None
-        grad_router = product(grad_TE.T, x_TI.T) if for_router else None
+        grad_router = router_gradient(grad_TE, x_TI, router_EI) if for_router else None
         if for_input:
             if router_EI is not None:
-                add_product(grad_TI, grad_TE, router_EI.T)
+                add_gradient(grad_TI, grad_TE, router_EI)
             grad_dropped = product(grad_TS, down_MI.T)
-            grad_TI.add_(grad_dropped if kept_TI is None else grad_dropped.mul_(kept_TI))
-        return grad_TI if for_input else None, grad_down, grad_router, None, None
+            if kept_TI is None:
+                grad_TI.add_(grad_dropped)
+            else:
+                grad_TI.addcmul_(grad_dropped, kept_TI)
+        return grad_TI if for_input else None, grad_down, grad_router, None
+
+
+def _both_products(x_TI: Tensor, down_SI: Tensor, router_EI: Tensor, both_MI: Tensor) -> tuple[Tensor, Tensor]:
+    """``x D^T`` and the router's logits, by one product where there is one that serves both."""
+    if x_TI.dtype == torch.float32:
+        z_TS, logits_TE = product(x_TI, both_MI).split([len(down_SI), len(router_EI)], dim=-1)
+        return z_TS, logits_TE
+    if not multiplies_into_float32(x_TI):
+        return product(x_TI, down_SI), logits_of(x_TI, router_EI)
+    high_EI, low_EI = halves(router_EI, x_TI.dtype)
+    all_TM = torch.mm(x_TI, torch.cat([down_SI, high_EI, low_EI]).T, out_dtype=torch.float32)
+    z_TS, high_TE, low_TE = all_TM.split([len(down_SI), len(high_EI), len(low_EI)], dim=-1)
+    return z_TS.to(x_TI.dtype), high_TE + low_TE
 
 
 def _dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
@@ -102,69 +147,77 @@ def _dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
 
 
 class _Update(torch.autograd.Function):
-    """``x W^T + b + s ((z C^T) * gate) U^T``; the hidden states are computed again in the backward pass."""
+    """``x W^T + b + s ((z C^T) * gate) U^T``; the hidden states are computed again in the backward pass.
+
+    Without ``base_layer`` the first argument is not ``x`` but the output of the frozen layer.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        x_TI: Tensor,
+        given_T: Tensor,
         z_TS: Tensor,
         gate_TE: Tensor,
         coefficient_QS: Tensor | None,
         up_OQ: Tensor,
-        base_layer: nn.Linear,
+        base_layer: nn.Linear | None,
         scaling: float,
         gather: bool,
     ) -> Tensor:
-        ctx.save_for_backward(z_TS, gate_TE, base_layer.weight, coefficient_QS, up_OQ)
+        scaled_TE = torch.mul(gate_TE, scaling, out=torch.empty_like(gate_TE, dtype=z_TS.dtype))
+        weight_OI = None if base_layer is None else base_layer.weight
+        ctx.save_for_backward(z_TS, scaled_TE, weight_OI, coefficient_QS, up_OQ)
         ctx.scaling, ctx.gather = scaling, gather
-        return _updated(x_TI, z_TS, gate_TE * scaling, coefficient_QS, up_OQ, base_layer, gather)
+        gated_TER = _gated(z_TS, scaled_TE, coefficient_QS)
+        if base_layer is None:
+            return torch.addmm(given_T, gated_TER.flatten(-2), up_OQ.T)
+        return _add_update(_frozen(given_T, base_layer), gated_TER, scaled_TE, up_OQ, gather)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
-        z_TS, gate_TE, weight_OI, coefficient_QS, up_OQ = ctx.saved_tensors
-        scaled_TE1 = (gate_TE * ctx.scaling).unsqueeze(-1)
-        hidden_TER = _hidden(z_TS, coefficient_QS, gate_TE)
-        gated_TER = hidden_TER * scaled_TE1
+        z_TS, scaled_TE, weight_OI, coefficient_QS, up_OQ = ctx.saved_tensors
+        hidden_TER = _hidden(z_TS, coefficient_QS, scaled_TE)
+        gated_TER = hidden_TER * scaled_TE.unsqueeze(-1)
         grad_up: Tensor | None
         if ctx.gather:
-            grad_TER, grad_up = gradients_gathered(grad_TO, gated_TER, gate_TE, up_OQ)
+            grad_TER, grad_up = gradients_gathered(grad_TO, gated_TER, scaled_TE, up_OQ)
         else:
             grad_TER = product(grad_TO, up_OQ.T).view_as(hidden_TER)
             grad_up = product(gated_TER.flatten(-2).T, grad_TO.T).T if ctx.needs_input_grad[4] else None
-        grad_gate = hidden_TER.mul_(grad_TER).sum(-1).mul_(ctx.scaling)
-        grad_hidden = grad_TER.mul_(scaled_TE1).flatten(-2)
+        grad_gate = hidden_TER.mul_(grad_TER).sum(-1, dtype=torch.float32).mul_(ctx.scaling)
+        grad_hidden = grad_TER.mul_(scaled_TE.unsqueeze(-1)).flatten(-2)
         grad_coefficient = product(grad_hidden.T, z_TS.T) if ctx.needs_input_grad[3] else None
         grad_z = grad_hidden if coefficient_QS is None else product(grad_hidden, coefficient_QS.T)
-        grad_x = product(grad_TO, weight_OI.T) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_z, grad_gate, grad_coefficient, grad_up, None, None, None
+        if weight_OI is None:
+            grad_given: Tensor | None = grad_TO
+        else:
+            grad_given = product(grad_TO, weight_OI.T) if ctx.needs_input_grad[0] else None
+        return grad_given, grad_z, grad_gate, grad_coefficient, grad_up, None, None, None
 
 
-def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, gate_TE: Tensor) -> Tensor:
+def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, scaled_TE: Tensor) -> Tensor:
     """``z C^T`` by expert, a tensor of its own."""
     hidden_TQ = z_TS.clone() if coefficient_QS is None else product(z_TS, coefficient_QS)
-    return hidden_TQ.view(*gate_TE.shape, -1)
+    return hidden_TQ.view(*scaled_TE.shape, -1)
 
 
-def _updated(
-    x_TI: Tensor,
-    z_TS: Tensor,
-    scaled_TE: Tensor,
-    coefficient_QS: Tensor | None,
-    up_OQ: Tensor,
-    base_layer: nn.Linear,
-    gather: bool,
-) -> Tensor:
-    gated_TER = _hidden(z_TS, coefficient_QS, scaled_TE).mul_(scaled_TE.unsqueeze(-1))
-    y_TO = product(x_TI, base_layer.weight, base_layer.bias)
+def _gated(z_TS: Tensor, scaled_TE: Tensor, coefficient_QS: Tensor | None) -> Tensor:
+    return _hidden(z_TS, coefficient_QS, scaled_TE).mul_(scaled_TE.unsqueeze(-1))
+
+
+def _frozen(x_TI: Tensor, base_layer: nn.Linear) -> Tensor:
+    return product(x_TI, base_layer.weight, base_layer.bias)
+
+
+def _add_update(y_TO: Tensor, gated_TER: Tensor, scaled_TE: Tensor, up_OQ: Tensor, gather: bool) -> Tensor:
     if gather:
         return add_gathered(y_TO, gated_TER, scaled_TE, up_OQ)
     return add_product(y_TO, gated_TER.flatten(-2), up_OQ)
 
 
 def fused_mixture(
-    base_layer: nn.Linear,
+    base_layer: nn.Module,
     x: Tensor,
     factors: Factors,
     *,
@@ -177,36 +230,39 @@ def fused_mixture(
     """The adapted layer's whole output.
 
     Args:
-        base_layer: The frozen linear, for which `can_fuse` holds.
+        base_layer: The frozen layer, for which `can_fuse` holds.
         x: Input, shape ``(..., I)``.
-        factors: The experts.
+        factors: The experts; in training they may be in float32 for an x in half precision.
         dropout: Rate of the dropout on the input of the down-projection; the router's input has none.
-        router_EI: Router weight; None where another linear of the block has the router.
+        router_EI: Router weight, float32; None where another linear of the block has the router.
         gate_of: The gates for the router's logits, shape ``(T, E)``; they are None where there is no router here.
         scaling: ``alpha / r``.
         top_k: Experts kept for a token.
     """
-    x_TI = x.flatten(0, -2)
-    down_SI, coefficient_QS, up_OQ = factors
-    if not dropout and not torch.is_grad_enabled():
+    x_TI = x.reshape(-1, x.shape[-1])
+    down_SI, coefficient_QS, up_OQ = factors.to(x.dtype)
+    plain = base_layer if _is_plain(base_layer) else None
+    if plain is not None and x.dtype == torch.float32 and not dropout and not torch.is_grad_enabled():
         # At one token a step, as in decoding, it is the number of calls that counts.
         gate_TE = gate_of(None if router_EI is None else product(x_TI, router_EI))
+        scaled_TE = gate_TE * scaling
+        gated_TER = _gated(product(x_TI, down_SI), scaled_TE, coefficient_QS)
         gather = gathering_pays(gate_TE, up_OQ, top_k)
-        z_TS = product(x_TI, down_SI)
-        y_TO = _updated(x_TI, z_TS, gate_TE * scaling, coefficient_QS, up_OQ, base_layer, gather)
+        y_TO = _add_update(_frozen(x_TI, plain), gated_TER, scaled_TE, up_OQ, gather)
         return y_TO.view(*x.shape[:-1], -1)
     kept_TI, factor = draw_kept(x_TI, dropout) if dropout else (None, 1.0)
-    followed_TI, z_TS, logits_TE = _Project.apply(x_TI, down_SI, router_EI, kept_TI, factor)
+    followed_TI, z_TS, logits_TE = _Project.apply(x_TI, down_SI, router_EI, kept_TI)
     gate_TE = gate_of(logits_TE)
+    # What comes out of a function asks for a gradient even where the input itself does not, as in the first layer.
+    given_TI = followed_TI if x.requires_grad else x_TI
     y_TO = _Update.apply(
-        # What comes out of a function asks for a gradient even where the input itself does not, as in the first layer.
-        followed_TI if x.requires_grad else x_TI,
+        base_layer(given_TI) if plain is None else given_TI,
         z_TS,
         gate_TE,
         coefficient_QS,
         up_OQ,
-        base_layer,
-        scaling,
-        gathering_pays(gate_TE, up_OQ, top_k),
+        plain,
+        scaling * factor,  # of the dropout, for all is linear in its output
+        plain is not None and gathering_pays(gate_TE, up_OQ, top_k),
     )
-    return y_TO.unflatten(0, x.shape[:-1])
+    return y_TO.view(*x.shape[:-1], -1)

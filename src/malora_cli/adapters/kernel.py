@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-from malora_cli.adapters.precision import float32_products
 
 
 class Factors(NamedTuple):
@@ -31,49 +28,10 @@ class Factors(NamedTuple):
     coefficient_QS: Tensor | None  # C: the experts' P_t stacked; None where it is the identity (S = Q)
     up_OQ: Tensor  # U: the experts' B_t side by side
 
-
-class _RouterLogits(torch.autograd.Function):
-    """``x W^T`` in float32 of an input in half precision, which alone is kept for the backward pass.
-
-    Autograd would keep the float32 copy of it: twice the size, and one for each of q, k and v, though they share x. In
-    bfloat16 the gradients are rounded as those of the experts beside it are: which expert is chosen is no question
-    there, and copies of x and of its gradient in float32 would be most of what a GPU moves. In float16 they stay
-    float32, for the pull of the balance loss on a token may be smaller than that holds.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, router_EI: Tensor) -> Tensor:
-        ctx.save_for_backward(x_TI, router_EI)
-        with float32_products(x_TI.device.type):
-            return F.linear(x_TI.float(), router_EI.float())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x_TI, router_EI = ctx.saved_tensors
-        for_input, for_router = ctx.needs_input_grad
-        dtype = x_TI.dtype if x_TI.dtype == torch.bfloat16 else torch.float32
-        grad_TE = grad_TE.to(dtype)
-        with float32_products(x_TI.device.type):
-            grad_x = (grad_TE @ router_EI.to(dtype)).to(x_TI.dtype) if for_input else None
-            grad_router = grad_TE.flatten(0, -2).T @ x_TI.flatten(0, -2).to(dtype) if for_router else None
-        return grad_x, None if grad_router is None else grad_router.to(router_EI.dtype)
-
-
-def router_logits(x_TI: Tensor, router_EI: Tensor) -> Tensor:
-    """``W_g x`` in float32 whatever the autocast dtype, and whatever float32 products are rounded to elsewhere.
-
-    A router in bfloat16 picks other experts than the one that is trained: its logits differ in the third digit.
-
-    Args:
-        x_TI: Input of the adapted linear, before any dropout.
-        router_EI: Router weight W_g.
-    """
-    if x_TI.dtype in (torch.bfloat16, torch.float16):
-        logits: Tensor = _RouterLogits.apply(x_TI, router_EI)
-        return logits
-    with float32_products(x_TI.device.type):
-        return F.linear(x_TI.float(), router_EI.float())
+    def to(self, dtype: torch.dtype) -> Factors:
+        """The same in another number format."""
+        down_SI, coefficient_QS, up_OQ = self
+        return Factors(down_SI.to(dtype), None if coefficient_QS is None else coefficient_QS.to(dtype), up_OQ.to(dtype))
 
 
 def top_gates(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Tensor:
@@ -137,9 +95,10 @@ def expert_load(gate_TE: Tensor, token_mask: Tensor | None) -> Load:
         token_mask: 1 for real tokens, 0 for padding, any shape that flattens to T; None when all are real.
     """
     flat_TE = gate_TE.detach().flatten(0, -2)
-    chosen_TE = (flat_TE > 0).float()
+    chosen_TE = flat_TE > 0
     if token_mask is None:
-        return Load(chosen_TE.sum(0), flat_TE.sum(0), flat_TE.new_full((), len(flat_TE)))
+        tokens = torch.full((), len(flat_TE), dtype=flat_TE.dtype, device=flat_TE.device)
+        return Load(chosen_TE.sum(0, dtype=flat_TE.dtype), flat_TE.sum(0), tokens)
     # Sums, not a matrix product: autocast would round that to bfloat16, which counts to 256.
     weight_T1 = token_mask.reshape(-1, 1).to(flat_TE)
     return Load((weight_T1 * chosen_TE).sum(0), (weight_T1 * flat_TE).sum(0), weight_T1.sum())

@@ -20,9 +20,9 @@ from malora_cli.adapters.kernel import (
     expert_load,
     gate_entropy,
     mixture_delta,
-    router_logits,
     top_gates,
 )
+from malora_cli.adapters.logits import router_logits
 from malora_cli.adapters.routing import Routing
 from malora_cli.adapters.structure import Structure
 
@@ -190,15 +190,16 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
             (name,) = names
             factors, dropout = self.factors(name), self.malora_dropout[name]
             if can_fuse(base, x, factors.up_OQ, dropout):
+                config = self.malora_config[name]
                 return fused_mixture(
                     base,
                     x,
                     factors,
                     dropout=dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0,
                     router_EI=self._router(name),
-                    gate_of=lambda logits_TE: self._gate(logits_TE, x, name).flatten(0, -2),
-                    scaling=self.malora_config[name].scaling,
-                    top_k=self.malora_config[name].top_k,
+                    gate_of=lambda logits_TE: self._gate(logits_TE, x, name).reshape(-1, config.experts),
+                    scaling=config.scaling,
+                    top_k=config.top_k,
                 )
         y: Tensor = base(x, *args, **kwargs)
         for name in names:

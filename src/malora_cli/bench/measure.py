@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from malora_cli.bench.rows import PEER, Workload
+from malora_cli.bench.workload import PEER, Workload
 from malora_cli.modeling.loss import token_nats
 
 #: Every so many positions are supervised, as where answers are a quarter of the text.
@@ -143,8 +143,8 @@ def in_turns(runs: Mapping[str, Callable[[], Any]], rounds: int, tick: Callable[
     """Call every row once a round and keep what it returns; the first round, which warms up, is left out."""
     found: dict[str, list[Any]] = {name: [] for name in runs}
     for number in range(rounds + 1):
+        tick(f"round {number} of {rounds}" if number else "warming up")
         for name, run in runs.items():
-            tick(name)
             result = run()
             if number:
                 found[name].append(result)

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from malora_cli.bench.measure import DecodeCost, StepCost, decode_costs, step_costs
-from malora_cli.bench.rows import Workload, build, check_rows
+from malora_cli.bench.rows import base_of, build
+from malora_cli.bench.workload import Workload, check_rows
 from malora_cli.errors import RunError
 from malora_cli.results import write_json
 
@@ -26,7 +27,7 @@ def run_steps(
         MaloraError: A row, the model or the device is not there.
     """
     rows = check_rows(names)
-    base = workload.base()
+    base = base_of(workload)
     return step_costs({name: build(name, base, workload) for name in rows}, workload, rounds=rounds, tick=tick)
 
 
@@ -35,7 +36,7 @@ def run_decode(
 ) -> list[DecodeCost]:
     """Decoding under these rows at batch 1 and 16; the arguments are those of `run_steps`."""
     rows = check_rows(names)
-    base = workload.base()
+    base = base_of(workload)
     models = {name: build(name, base, workload) for name in rows}
     return decode_costs(models, workload, batches=(1, 16), rounds=rounds, tick=tick)
 

@@ -10,20 +10,7 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.errors import RecipeError
 from malora_cli.evals.subject import Models
 from malora_cli.modeling import load_tokenizer
-from malora_cli.recipe import MixSettings, TaskSettings
-from malora_cli.registry import unknown
 from malora_cli.results import read_json
-
-
-def task_named(mix: MixSettings, name: str) -> TaskSettings:
-    """A task of a mix.
-
-    Raises:
-        RecipeError: The mix has none of this name.
-    """
-    if name not in mix.tasks:
-        raise RecipeError(unknown("task", name, mix.tasks), where="--task")
-    return mix.tasks[name]
 
 
 def check_asked(models: Models, *, experts: bool, against: str | None) -> None:
@@ -32,9 +19,6 @@ def check_asked(models: Models, *, experts: bool, against: str | None) -> None:
     Raises:
         RecipeError: It cannot.
     """
-    if against not in (None, "base"):
-        fix = "Use --against base; `malora eval RUN --against OTHER` compares runs."
-        raise RecipeError(f"got '{against}', expected 'base'", where="--against", fix=fix)
     if against is not None and models.adapter is None:
         raise RecipeError("this is a base model itself", where="--against", fix="Leave it out.")
     if experts and not _is_routed(models):

@@ -29,8 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     from malora_cli.cli._terminal import replace_what_cannot_be_shown
     from malora_cli.cli._usage import UsageMistake, as_one_line
+    from malora_cli.cli._voice import Volume, end_phase, speak
 
     options: dict[str, bool] = {}
+    speak(Volume.NORMAL)
     code: str | int | None
     replace_what_cannot_be_shown()
     try:
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _INTERRUPTED
     except Exception as error:
         code = _report_unforeseen(error, options)
+    end_phase()
     raise SystemExit(code)
 
 
@@ -82,11 +85,22 @@ def _print_version(wanted: bool) -> None:
 def _global_options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print how long each phase takes, and warnings of libraries.")
+    ] = False,
     _version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
+    from malora_cli.cli._common import quieten_libraries
+    from malora_cli.cli._voice import Volume, speak
+
     context.obj["debug"] = debug
+    if quiet and verbose:
+        raise MaloraError("it says the opposite of --verbose", where="--quiet", fix="Leave one of them out.")
+    speak(Volume.QUIET if quiet else Volume.VERBOSE if verbose else Volume.NORMAL)
+    quieten_libraries()
 
 
 def _report_unforeseen(error: Exception, options: dict[str, bool]) -> int:

@@ -15,7 +15,8 @@ import typer
 
 from malora_cli.characters import visible
 from malora_cli.cli import _completion
-from malora_cli.cli._terminal import say, say_for_now
+from malora_cli.cli._terminal import say
+from malora_cli.cli._voice import Volume, aside, begin, volume
 from malora_cli.errors import MaloraError
 
 if TYPE_CHECKING:
@@ -76,26 +77,34 @@ MeasureOption = Annotated[
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Folder of the runs.")]
 
 
-def prepare_libraries() -> None:
-    """Make the libraries underneath speak only when the user can do something about it. Before they are imported."""
-    say_for_now("loading libraries")
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs what it then raises
+def quieten_libraries() -> None:
+    """Set what the libraries underneath read as they are imported, some of them early: no bars, logs only if asked."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, on starting and stopping
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bar while it converts a GGUF file
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on kernels that it would like to have
-    # Their warnings are for programmers; ours are one line each.
-    warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", category=UserWarning, module=r"malora_cli\..*")
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    if volume() is not Volume.VERBOSE:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs what it then raises
+
+
+def prepare_libraries() -> None:
+    """Make the libraries underneath speak only when the user can do something about it. Before they are imported."""
+    begin("loading libraries")
+    quieten_libraries()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     _told.clear()
     logging.setLogRecordFactory(_log_record)
     if (theirs := sys.modules.get("transformers.utils.logging")) is not None:  # which has read the environment by then
         theirs.disable_progress_bar()
+    if volume() is Volume.VERBOSE:
+        return
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on kernels that it would like to have
+    # Their warnings are for programmers; ours are one line each.
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning, module=r"malora_cli\..*")
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
@@ -104,7 +113,7 @@ def _show_warning(message: Warning | str, *_: object) -> None:
         return
     _told.add(str(message))
     with suppress(MaloraError):  # no warning is worth ending what it warns of
-        say(f"warning: {message}", err=True)
+        aside(f"warning: {message}")
 
 
 def _log_record(*arguments: Any, **options: Any) -> logging.LogRecord:
@@ -158,7 +167,7 @@ def find_and_tell(run: Path | None, folder: Path, *, err: bool = False) -> RunRe
     if run is not None and "=" in str(run) and not run.exists():
         raise RunError("RUN must come before KEY=VALUE", where=str(run), fix=f"Write RUN {run}.")
     record = find_run(run, folder)
-    if run is None:
+    if run is None and volume() is not Volume.QUIET:
         say(f"newest run: {record.path}", err=err)
     return record
 
@@ -188,7 +197,6 @@ def recipe_of_run(record: RunRecord, overrides: Sequence[str], *, trust: bool, m
 
     own = with_run(record, trust=trust)
     loaded = read_recipe(record.recipe_path, [*overrides, *own], model_only=model_only)
-    prepare_libraries()
     if overrides:
         from malora_cli.train.resuming import check_same_recipe
 

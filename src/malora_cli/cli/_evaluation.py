@@ -15,7 +15,10 @@ from rich.text import Text
 
 from malora_cli.cli._common import find_and_tell, read_recipe, recipe_of_run, tell_of_code
 from malora_cli.cli._terminal import SafeConsole, say
+from malora_cli.cli._voice import aside, begin, phases_shown_by
 from malora_cli.errors import RecipeError, RunError
+from malora_cli.evals.choosing import check_code, choose_tasks
+from malora_cli.modeling.finding import check_base
 from malora_cli.named import granted, vocabulary
 from malora_cli.recipe import Recipe, recipe_of_model
 from malora_cli.results import EvalResult, RunRecord, Scores, find_run
@@ -34,6 +37,7 @@ class LineProgress:
     def begin(self, subject: str, task: str, rows: int) -> None:
         """A model begins on the rows of a task."""
         self.end()
+        begin(f"{subject}: {task}: {rows:,} rows")
         self._now = (subject, task, rows, time.perf_counter())
 
     def answered(self, rows: int) -> None:
@@ -43,7 +47,7 @@ class LineProgress:
         """Tell of the task that is done."""
         if self._now is not None:
             subject, task, rows, since = self._now
-            say(f"{subject}: {task}: {rows:,} rows in {time.perf_counter() - since:,.0f} s", err=True)
+            aside(f"{subject}: {task}: {rows:,} rows in {time.perf_counter() - since:,.0f} s")
         self._now = None
 
 
@@ -65,6 +69,10 @@ class LiveProgress:
     def end(self) -> None:
         """The bar goes with its console."""
 
+    def phase(self, what: str) -> None:
+        """What is done before the first rows."""
+        self._progress.update(self._task, description=what)
+
 
 @contextmanager
 def progress_on(console: SafeConsole) -> Iterator[LineProgress | LiveProgress]:
@@ -74,7 +82,9 @@ def progress_on(console: SafeConsole) -> Iterator[LineProgress | LiveProgress]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        yield LiveProgress(progress)
+        live = LiveProgress(progress)
+        with phases_shown_by(live.phase):
+            yield live
 
 
 def run_named(run: Path | None, runs: Path, mix: str | None, *, err: bool) -> RunRecord | None:
@@ -163,6 +173,23 @@ def check_wanted(recipe: Recipe, record: RunRecord | None, other: Path | None, *
         raise RecipeError("nothing to compare with", where="--gate", fix="Add --against RUN or FILE.")
     if csv is not None and (csv.is_dir() or not csv.parent.is_dir()):
         raise RunError(f"it cannot be written ({'a folder' if csv.is_dir() else 'folder not found'})", where=str(csv))
+
+
+def check_subject(
+    recipe: Recipe, record: RunRecord | None, tasks: Sequence[str] | None, *, step: int | None, allow_code: bool
+) -> None:
+    """Make sure that the tasks, the checkpoint and the base model are there, as far as no library is needed for it.
+
+    Raises:
+        MaloraError: One is not, or a task runs code, which nobody has allowed.
+    """
+    mix = choose_tasks(recipe.mix, tasks)
+    if not allow_code:
+        check_code(mix, allowed=False)
+    if record is not None:
+        record.adapter_at(step)
+    if record is not None or not (Path(recipe.model.base) / "adapter_config.json").is_file():
+        check_base(recipe.model)
 
 
 def gate_line(result: EvalResult) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.text import Text
 
+from malora_cli.cli._common import prepare_libraries
 from malora_cli.cli._terminal import plain_table, result_console, say
 from malora_cli.errors import RecipeError, RunError
 
@@ -29,14 +30,15 @@ def check_export(folder: Path, given: Sequence[str], *, as_json: bool) -> int:
     Raises:
         MaloraError: It is neither, or is damaged.
     """
-    from malora_cli.export.lint import is_adapter, lint
-    from malora_cli.export.sums import SUMS, changed_files
-
     if given:
         what = f"it takes nothing else than --json, and got {', '.join(given)}"
         raise RecipeError(what, where="--check", fix="Leave that out.")
     if not folder.is_dir():
         raise RunError("not found as a folder", where=str(folder))
+    prepare_libraries()
+    from malora_cli.export.lint import is_adapter, lint
+    from malora_cli.export.sums import SUMS, changed_files
+
     changed = changed_files(folder)
     places = [place for place in (folder, *sorted(folder.iterdir())) if place.is_dir() and is_adapter(place)]
     if changed is None and not places:

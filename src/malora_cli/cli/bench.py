@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -55,22 +56,28 @@ def bench(
 
     Example: malora bench --model smollm2-135m-instruct --methods malora,molora,loop-molora --tokens 512
     """
+    from malora_cli.bench.workload import Workload, check_rows
     from malora_cli.cli._common import names_in, prepare_libraries
     from malora_cli.cli._terminal import result_console, say
+    from malora_cli.cli._voice import begin, phases_shown_by
 
+    workload = Workload(model, shape, layers, tokens, dtype.value, device.value, dropout)
+    workload.check()
+    rows = check_rows(names_in(methods))
     prepare_libraries()
-    from malora_cli.bench.rows import Workload
     from malora_cli.bench.run import run_decode, run_steps, write_figures
     from malora_cli.cli._bench_tables import decode_table, step_table
 
-    workload = Workload(model, shape, layers, tokens, dtype.value, device.value, dropout)
     console = result_console()
-    with console.status("loading") as status:
+    with (
+        console.status("loading") as status,
+        phases_shown_by(status.update) if console.is_terminal else nullcontext(),
+    ):
         if decode:
-            decoded = run_decode(names_in(methods), workload, rounds=rounds, tick=status.update)
+            decoded = run_decode(rows, workload, rounds=rounds, tick=begin)
             console.print(decode_table(decoded))
         else:
-            steps = run_steps(names_in(methods), workload, rounds=rounds, tick=status.update)
+            steps = run_steps(rows, workload, rounds=rounds, tick=begin)
             console.print(step_table(steps))
     if json_file is not None:
         write_figures(json_file, workload, decoded if decode else steps)

@@ -71,9 +71,10 @@ def chat(
 
     Example: malora chat runs/quickstart --task chain_sum
     """
-    from malora_cli.cli._chat import Asked, opened
+    from malora_cli.cli._chat import Asked, found, opened
     from malora_cli.cli._conversation import hold, piped_question
 
-    question = piped_question()
     asked = Asked(run, settings or [], task, mix, experts, against, max_new_tokens, temperature, seed, step)
-    hold(opened(asked, runs, trust=trust), question)
+    whom = found(asked, runs, trust=trust)
+    question = piped_question()
+    hold(opened(asked, whom), question)

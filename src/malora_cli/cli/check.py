@@ -28,10 +28,12 @@ def check(
     Example: malora check recipes/quickstart.yaml --no-step
     """
     from malora_cli.cli._common import prepare_libraries, read_recipe
-    from malora_cli.cli._terminal import result_console, say, say_for_now
+    from malora_cli.cli._terminal import result_console, say
+    from malora_cli.modeling.finding import check_base
     from malora_cli.named import granted
 
     loaded = read_recipe(recipe, [*(overrides or []), *granted(trust)])
+    check_base(loaded.recipe.model)
     prepare_libraries()
     from malora_cli.cli._statement import (
         plain_statement,
@@ -60,6 +62,5 @@ def check(
         print_example(task, rendered(example, materials.tokenizer), console)
     console.tell_left_out(len(materials.tasks), "first rows")
     if step:
-        say_for_now("measuring the longest step")
         console.print()
         print_cost(measured(loaded.recipe, materials), statement, console)

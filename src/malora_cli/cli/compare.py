@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -117,7 +116,8 @@ def baselines(
         recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, single_task, trust=trust
     )
     _carry_out(
-        *asked.of_methods(names_in(methods)),
+        asked,
+        lambda: asked.of_methods(names_in(methods)),
         jobs=jobs,
         cpus_on_ray=cpus_per_run if on else None,
         dry_run=dry_run,
@@ -155,7 +155,7 @@ def plan(
 
     Example: malora compare plan quickstart --phase tune --out jobs.txt
     """
-    from malora_cli.cli._common import names_in
+    from malora_cli.cli._common import names_in, prepare_libraries
     from malora_cli.cli._comparison import missing_lines
     from malora_cli.cli._terminal import say
     from malora_cli.compare.asked import matched
@@ -165,6 +165,7 @@ def plan(
         recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, match, single_task, trust=trust
     )
     planner, planned = asked.of_methods(names_in(methods))
+    prepare_libraries()
     lines = missing_lines(matched(planner, planned), planned, phase, allow_code=allow_code)
     if out is None:
         for line in lines:
@@ -196,7 +197,8 @@ def _of_set(name: str, what: str) -> Callable[..., None]:
     ) -> None:
         asked = _asked(recipe, overrides, seeds, tune, baseline, endpoint, margin, for_method, trust=trust)
         _carry_out(
-            *asked.of_set(name),
+            asked,
+            lambda: asked.of_set(name),
             jobs=jobs,
             cpus_on_ray=cpus_per_run if on else None,
             dry_run=dry_run,
@@ -222,9 +224,6 @@ def _asked(
     *,
     trust: bool,
 ) -> Asked:
-    from malora_cli.cli._common import prepare_libraries
-
-    prepare_libraries()
     from malora_cli.compare.asked import Asked
     from malora_cli.named import granted, recipe_file
 
@@ -235,8 +234,8 @@ def _asked(
 
 
 def _carry_out(
-    planner: Planner,
-    planned: Plan,
+    asked: Asked,
+    plan: Callable[[], tuple[Planner, Plan]],
     *,
     jobs: str,
     cpus_on_ray: int | None,
@@ -245,10 +244,18 @@ def _carry_out(
     as_json: bool,
 ) -> None:
     """Train and evaluate what is missing, and say what came of it; exit code 1 where a run failed."""
-    from malora_cli.cli._common import interruptible, tell_of_code
-    from malora_cli.cli._comparison import print_comparison, print_plan
-    from malora_cli.cli._terminal import error_console, result_console, say
+    from malora_cli.cli._common import interruptible, prepare_libraries, tell_of_code
+    from malora_cli.cli._terminal import say
+    from malora_cli.cli._voice import Volume, aside, progress_console, volume
     from malora_cli.compare.asked import matched
+    from malora_cli.compare.jobs import check_jobs, side_by_side
+    from malora_cli.modeling.finding import check_base
+
+    check_jobs(jobs, cpus_on_ray)
+    planner, planned = plan()
+    check_base(asked.model)
+    prepare_libraries()
+    from malora_cli.cli._comparison import print_comparison, print_plan
 
     tell_of_code(planner.own)
     planner = matched(planner, planned)
@@ -259,14 +266,13 @@ def _carry_out(
 
     check_code(planner.own.recipe.mix, allowed=allow_code)
     from malora_cli.compare.asked import carried_out
-    from malora_cli.compare.jobs import side_by_side
     from malora_cli.compare.run import Crew
     from malora_cli.reports import write_comparison
     from malora_cli.train.view import view_for
 
-    console = error_console() if as_json else result_console()
+    console = progress_console(err=as_json)
     with interruptible():
-        tell = partial(say, err=as_json)
+        tell = aside if as_json or volume() is Volume.QUIET else say
         crew = Crew(lambda: view_for(console), tell, allow_code, side_by_side(jobs, cpus_on_ray, tell))
         comparison = carried_out(planner, planned, crew)
     print_comparison(comparison, planner.folder, as_json=as_json)

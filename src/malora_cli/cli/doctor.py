@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from malora_cli.doctor import Check
+    from malora_cli.recipe import LoadedRecipe
 
 _STYLES = {"ok": "green", "note": "dim", "warn": "yellow", "fail": "bold red"}
 
@@ -51,14 +52,17 @@ def doctor(
     """
     from rich.text import Text
 
-    from malora_cli.cli._terminal import plain_table, result_console, say, say_for_now
+    from malora_cli.cli._common import read_recipe
+    from malora_cli.cli._terminal import plain_table, result_console, say
+    from malora_cli.cli._voice import begin
     from malora_cli.doctor import checked, write_bundle
     from malora_cli.results import runs_under
 
-    say_for_now("looking")
+    loaded = None if recipe is None else read_recipe(recipe)
+    begin("looking")
     found = list(checked(runs))
-    if recipe is not None and not any(check.id == "torch" and check.status == "fail" for check in found):
-        found += _of_recipe(recipe)
+    if loaded is not None and not any(check.id == "torch" and check.status == "fail" for check in found):
+        found += _of_recipe(loaded)
     if as_json:
         say(json.dumps({"schema": 1, "checks": [asdict(check) for check in found]}))
     else:
@@ -73,10 +77,9 @@ def doctor(
     raise typer.Exit(2 if any(check.status == "fail" for check in found) else 0)
 
 
-def _of_recipe(recipe: str) -> Iterator[Check]:
-    from malora_cli.cli._common import prepare_libraries, read_recipe
+def _of_recipe(loaded: LoadedRecipe) -> Iterator[Check]:
+    from malora_cli.cli._common import prepare_libraries
 
-    loaded = read_recipe(recipe, [])
     prepare_libraries()
     from malora_cli.doctor.recipe import of_recipe
 

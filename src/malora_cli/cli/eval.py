@@ -91,15 +91,18 @@ def evaluate(
     from malora_cli.cli import _evaluation as ways
     from malora_cli.cli._common import interruptible, names_in, prepare_libraries, telling_of_moves
     from malora_cli.cli._terminal import result_console, say
+    from malora_cli.cli._voice import progress_console
 
     record = ways.run_named(run, runs, mix, err=json_)
     overrides = [*(settings or []), *([f"eval.batch_tokens={batch_tokens}"] if batch_tokens is not None else [])]
     recipe = ways.recipe_named(record, run, overrides, mix=mix, trust=trust)
-    prepare_libraries()
     folder = out or ways.folder_for(record, recipe, mix, runs)
     names = names_in(tasks) if tasks is not None else None
     other = ways.evaluation_named(against, runs, names)
     ways.check_wanted(recipe, record, other, gate=gate, csv=csv)
+    with telling_of_moves(recipe):
+        ways.check_subject(recipe, record, names, step=step, allow_code=allow_code)
+    prepare_libraries()
     from malora_cli.evals.evaluate import Wanted, evaluate_model, evaluate_run
     from malora_cli.reports import check_writable, write_report
 
@@ -117,7 +120,7 @@ def evaluate(
         else:
             ways.print_evaluation(result, console)
 
-    with interruptible(), telling_of_moves(recipe), ways.progress_on(console) as progress:
+    with interruptible(), telling_of_moves(recipe), ways.progress_on(progress_console()) as progress:
         wanted = Wanted(
             tasks=names,
             limit=limit,

@@ -124,15 +124,14 @@ def merge_export(
     Example: malora merge-export runs/quickstart --to lora --gates task:chain_sum
     """
     if check is not None:
-        from malora_cli.cli._common import prepare_libraries
         from malora_cli.cli._export_check import check_export
 
-        prepare_libraries()
         given = [param.opts[0] for param in context.command.params if _is_given(context, param.name or "")]
         given = [name.upper() if name.islower() and name.isalpha() else name for name in given]
         raise typer.Exit(check_export(check, given, as_json=as_json))
-    from malora_cli.cli._common import find_and_tell, recipe_of_run, telling_of_moves
-    from malora_cli.cli._terminal import say
+    from malora_cli.cli._common import find_and_tell, prepare_libraries, recipe_of_run, telling_of_moves
+    from malora_cli.cli._voice import begin
+    from malora_cli.export.plan import Plan  # which needs no torch
     from malora_cli.export.request import Request
 
     request = Request(
@@ -157,14 +156,16 @@ def merge_export(
 
     folder = out or record.path / "export" / request.name
     with telling_of_moves(recipe):
+        plan = Plan.of(record, recipe, request, folder)
         if dry_run:
-            from malora_cli.export.plan import Plan  # which needs no torch
-
-            _print_plan(Plan.of(record, recipe, request, folder), folder)
+            _print_plan(plan, folder)
             return
+        if request.to in ("lora", "dense"):
+            _ = plan.choices  # which are refused before anything is loaded
+        prepare_libraries()
         from malora_cli.export.run import export_run
 
-        exported = export_run(record, recipe, request, folder, lambda line: say(line, err=True))
+        exported = export_run(record, recipe, request, folder, begin)
     _print(exported, request, as_json=as_json)
 
 

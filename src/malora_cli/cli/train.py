@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from shlex import join
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from malora_cli.cli._common import FullOption, MeasureOption, OverridesArgument, RecipeArgument, TrustOption
+
+if TYPE_CHECKING:
+    from malora_cli.recipe import LoadedRecipe
 
 
 def register(app: typer.Typer) -> None:
@@ -36,23 +39,25 @@ def train(
     """
     from malora_cli.cli._common import interruptible, prepare_libraries, read_recipe, telling_of_moves
     from malora_cli.cli._terminal import result_console, say
+    from malora_cli.cli._voice import again_so, begin, progress_console
     from malora_cli.named import granted
 
     overrides = [*(overrides or []), *granted(trust)]
     loaded = read_recipe(recipe, overrides)
+    _check_early(loaded, resume=resume, dry_run=dry_run, several=(nproc or 1) > 1)
     prepare_libraries()
     if nproc is not None and nproc > 1 and not dry_run:
         from malora_cli.train.launch import launch
 
         flags = {"--resume": resume, "--no-step": not step, "--full": full}
-        again = ["train", recipe, *overrides, *(flag for flag, given in flags.items() if given)]
+        again = [*again_so(), "train", recipe, *overrides, *(flag for flag, given in flags.items() if given)]
         raise typer.Exit(launch(nproc, again))
-    console = result_console(full=full)
     if dry_run:
         from malora_cli.cli._dry_run import print_plan
 
-        print_plan(loaded, console)
+        print_plan(loaded, result_console(full=full))
         return
+    console = progress_console(full=full)
     from malora_cli.cli._statement import print_cost, print_example, print_format, print_statement, print_template
     from malora_cli.data.statement import rendered, state
     from malora_cli.reports import write_report
@@ -77,8 +82,32 @@ def train(
     with interruptible(run_of(loaded, resume=resume)), telling_of_moves(loaded.recipe) if resume else nullcontext():
         record = run_training(loaded, view_for(console), resume=resume, announce=announce, measure=step)
     if writes():
+        begin("writing the report")
+        report = write_report(record)
         say(f"run:     {record.path}")
         say(f"adapter: {record.adapter_dir}")
-        say(f"report:  {write_report(record)}")
+        say(f"report:  {report}")
         say(f"next:    {join(['malora', 'eval', str(record.path), *grants(record)])}")
     part()
+
+
+def _check_early(loaded: LoadedRecipe, *, resume: bool, dry_run: bool, several: bool) -> None:
+    """Refuse what takes no library to refuse; processes of a launcher come to that together, as they begin.
+
+    Raises:
+        MaloraError: The base model is not there, the run may not begin in its folder, or settings exclude each other.
+    """
+    from malora_cli.cli._common import telling_of_moves
+    from malora_cli.modeling.finding import check_base
+    from malora_cli.train.ranks import world_size
+    from malora_cli.train.resuming import check_place, run_of
+    from malora_cli.train.surroundings import check_surroundings
+
+    if world_size() > 1:
+        return
+    if not dry_run:
+        if not several:
+            check_surroundings(loaded.recipe)
+        check_place(run_of(loaded, resume=resume), resume=resume)
+    with telling_of_moves(loaded.recipe) if resume else nullcontext():
+        check_base(loaded.recipe.model)

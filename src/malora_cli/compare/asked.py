@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,7 @@ from malora_cli.compare.plan import TUNING_SEED, Plan, baseline_of, check_seeds,
 from malora_cli.compare.planner import Planner, parse_method_overrides, parse_seeds, parse_tuning
 from malora_cli.compare.sets import SETS
 from malora_cli.named import vocabulary
+from malora_cli.recipe import ModelSettings
 from malora_cli.results.comparison import Comparison, Endpoint
 
 if TYPE_CHECKING:
@@ -51,9 +53,7 @@ class Asked:
         Raises:
             RecipeError: An option or the recipe is wrong.
         """
-        planner = self._planner
-        planner.check(methods, parse_seeds(self.seeds))
-        plan = self._plan(planner, methods, self.baseline)
+        plan = self._plan(planner := self._planner, methods, self.baseline)
         if plan.single_task:
             for task in planner.own.recipe.mix.tasks:
                 planner.alone(plan.baseline, task, plan.seeds[0])
@@ -62,20 +62,27 @@ class Asked:
     def of_set(self, name: str) -> tuple[Planner, Plan]:
         """The same of a set of contenders."""
         found, plain = SETS[name], self._planner
-        planner = replace(plain, contenders=found.contenders(plain.own.recipe), suffix=f"-{name}")
+        planner = replace(plain, contenders=found.contenders(plain.read.recipe), suffix=f"-{name}")
         methods = list(planner.contenders)
-        planner.check(methods, parse_seeds(self.seeds))
         return planner, self._plan(planner, methods, self.baseline or found.BASELINE)
 
     @property
+    def model(self) -> ModelSettings:
+        """The base model."""
+        return self._planner.read.recipe.model
+
+    @cached_property
     def _planner(self) -> Planner:
         return Planner(self.recipe, self.overrides, parse_method_overrides(self.for_method), vocabulary())
 
     def _plan(self, planner: Planner, methods: Sequence[str], baseline: str | None) -> Plan:
-        tuning, seeds = parse_tuning(self.tune), parse_seeds(self.seeds)
+        seeds, tuning = parse_seeds(self.seeds), parse_tuning(self.tune)
+        planner.check_names(methods)
+        baseline = baseline_of(methods, baseline)
         if tuning != "none":
             check_seeds(seeds, TUNING_SEED)
             check_tuned_rates(planner.by_method)
+        planner.check(methods, seeds)
         return Plan(
             recipe=shared_settings(planner.own.recipe),
             methods=list(methods),
@@ -85,7 +92,7 @@ class Asked:
             seeds=seeds,
             tuning=list(tuning) if isinstance(tuning, tuple) else tuning,
             tuning_seed=TUNING_SEED,
-            baseline=baseline_of(methods, baseline),
+            baseline=baseline,
             endpoint=self.endpoint,
             margin=self.margin,
         )

@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import partial
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-from malora_cli.compare.on_ray import train_on_ray
-from malora_cli.compare.planner import PlannedRun
-from malora_cli.compare.run import SideBySide
 from malora_cli.errors import RecipeError, StoppedError
 from malora_cli.train.stopping import StopRequest
+
+if TYPE_CHECKING:  # they take torch
+    from malora_cli.compare.planner import PlannedRun
+    from malora_cli.compare.run import SideBySide
 
 #: Seconds after which it is looked whether this process was told to stop.
 _LOOK_AGAIN = 0.2
@@ -28,39 +30,41 @@ def gpus() -> list[str]:
     return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
 
-def jobs_wanted(text: str) -> int:
-    """``auto`` as a number: one a GPU, one in all on a CPU.
+def check_jobs(jobs: str, cpus_on_ray: int | None) -> None:
+    """Make sure that jobs are a number, and not counted where Ray counts them.
 
     Raises:
-        RecipeError: It is neither that nor a number above 0.
+        RecipeError: They are not.
     """
-    if text == "auto":
-        return max(1, len(gpus()))
-    if not text.isdecimal() or int(text) < 1:
-        raise RecipeError(f"'{text}' is not a number of jobs", where="--jobs", fix="Write auto, or a number above 0.")
-    return int(text)
+    if jobs == "auto":
+        return
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise RecipeError(f"'{jobs}' is not a number of jobs", where="--jobs", fix="Write auto, or a number above 0.")
+    if cpus_on_ray is not None:
+        raise RecipeError(
+            "on Ray, as many runs are trained at a time as the cluster has room for",
+            where="--jobs",
+            fix="Leave it out, and say with --cpus-per-run how many cores each takes.",
+        )
 
 
 def side_by_side(jobs: str, cpus_on_ray: int | None, tell: Callable[[str], None]) -> SideBySide | None:
     """How several runs are trained at a time; None where it is one after another, here.
 
     Args:
-        jobs: ``auto``, or a number of processes on this machine.
+        jobs: A number of processes on this machine; ``auto`` is one a GPU, one in all on a CPU.
         cpus_on_ray: Cores for each run on Ray; None does without Ray.
         tell: Told what happens to each run.
 
     Raises:
         RecipeError: Jobs are no number, or are counted where Ray counts them.
     """
-    wanted = jobs_wanted(jobs)
+    check_jobs(jobs, cpus_on_ray)
     if cpus_on_ray is None:
+        wanted = max(1, len(gpus())) if jobs == "auto" else int(jobs)
         return partial(train_in_processes, jobs=wanted, tell=tell) if wanted > 1 else None
-    if jobs != "auto":
-        raise RecipeError(
-            "on Ray, as many runs are trained at a time as the cluster has room for",
-            where="--jobs",
-            fix="Leave it out, and say with --cpus-per-run how many cores each takes.",
-        )
+    from malora_cli.compare.on_ray import train_on_ray
+
     return partial(train_on_ray, cpus=cpus_on_ray, tell=tell)
 
 

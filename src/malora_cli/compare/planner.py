@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from malora_cli.errors import RecipeError
-from malora_cli.modeling.device import settled
 from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
 from malora_cli.registry import unknown
 
@@ -143,18 +142,29 @@ class Planner:
     suffix: str = ""
 
     @cached_property
-    def _read(self) -> LoadedRecipe:
+    def read(self) -> LoadedRecipe:
+        """The recipe as it stands there, for what no library is needed for."""
         return load_recipe(self.path, self.overrides, vocabulary=self.vocabulary)
 
     @cached_property
     def own(self) -> LoadedRecipe:
         """The recipe as it is, in the number format that it has here."""
-        return settled(self._read)
+        from malora_cli.modeling.device import settled  # which takes torch
+
+        return settled(self.read)
 
     @property
     def folder(self) -> Path:
         """Where the comparison is kept, beside its runs."""
         return self.own.recipe.output.folder / f"{self.own.name}{self.suffix}.compare"
+
+    def check_names(self, methods: Sequence[str]) -> None:
+        """Make sure that there are such methods, and that those with settings of their own are among them.
+
+        Raises:
+            RecipeError: One is not.
+        """
+        _check_methods(methods, self.by_method, self.contenders or self.vocabulary.methods)
 
     def check(self, methods: Sequence[str], seeds: Sequence[int]) -> None:
         """Make sure that the methods and what is set for each can be compared, with these seeds.
@@ -162,8 +172,8 @@ class Planner:
         Raises:
             RecipeError: A method is not known, or one would get another budget than the others.
         """
-        _check_methods(methods, self.by_method, self.contenders or self.vocabulary.methods)
-        train = self.own.recipe.train
+        self.check_names(methods)
+        train = self.read.recipe.train
         for name in ("init_seed", "dropout_seed"):
             if len(seeds) > 1 and getattr(train, name) is not None:
                 raise RecipeError(
@@ -248,7 +258,7 @@ class Planner:
 
     def _format(self) -> list[str]:
         """The override by which runs on other machines have it as well."""
-        return [f"model.dtype={self.own.recipe.model.dtype}"] if self._read.recipe.model.dtype == "auto" else []
+        return [f"model.dtype={self.own.recipe.model.dtype}"] if self.read.recipe.model.dtype == "auto" else []
 
     def _made(self, method: str) -> list[str]:
         """The overrides that make a contender of the recipe."""

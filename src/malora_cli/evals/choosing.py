@@ -12,26 +12,36 @@ from malora_cli.recipe import MixSettings
 from malora_cli.registry import unknown
 
 _DOMAIN = "domain:"
+#: How names of tasks of lm-evaluation-harness begin.
+LM_EVAL = "lm_eval:"
 _WHERE = "--tasks"
 
 
-def choose_tasks(mix: MixSettings, names: Collection[str] | None, *, elsewhere: bool = False) -> MixSettings:
+def choose_tasks(mix: MixSettings, names: Collection[str] | None) -> MixSettings:
     """The mix with only the tasks named, in its own order; all of them when none are.
 
     Args:
         mix: The mix.
-        names: Names of tasks; ``domain:NAME`` is all tasks of a domain, ``all`` is all.
-        elsewhere: Whether tasks that are not of the mix are evaluated as well, so that none need be.
+        names: Names of tasks; ``domain:NAME`` is all tasks of a domain, ``all`` is all. Where some are the harness's,
+            none of the mix need be.
 
     Raises:
         RecipeError: A name is not in the mix, or there is none.
     """
-    if names is None:
+    own, theirs = parted(names)
+    if own is None:
         return mix
-    if not names and not elsewhere:
+    if not own and not theirs:
         raise RecipeError("no task is named", where=_WHERE, fix=f"Its tasks: {', '.join(mix.tasks)}.")
-    chosen = {task for name in names for task in _named(mix, name)}
+    chosen = {task for name in own for task in _named(mix, name)}
     return mix.model_copy(update={"tasks": {name: mix.tasks[name] for name in mix.tasks if name in chosen}})
+
+
+def parted(names: Collection[str] | None) -> tuple[list[str] | None, list[str]]:
+    """The names of our own tasks, None for all, and those of the harness."""
+    theirs = [name for name in names or () if name.startswith(LM_EVAL)]
+    own = None if names is None else [name for name in names if name not in theirs]
+    return own, theirs
 
 
 def _named(mix: MixSettings, name: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,9 +20,9 @@ from malora_cli.data.task_rows import TaskRows
 from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import DataError, MaloraError, RecipeError, RunError
 from malora_cli.evals.against import answers_in
-from malora_cli.evals.choosing import check_code, choose_tasks
+from malora_cli.evals.choosing import check_code, choose_tasks, parted
 from malora_cli.evals.examine import Examiner, Progress
-from malora_cli.evals.harness import LM_EVAL, Harness
+from malora_cli.evals.harness import Harness
 from malora_cli.evals.metrics._base import Answer, Metric
 from malora_cli.evals.questions import Question, questions_of, sample_hash, shown_solved
 from malora_cli.evals.scoring import Scored, averaged, differences
@@ -31,6 +32,7 @@ from malora_cli.modeling import BaseModel, load_tokenizer
 from malora_cli.recipe import Recipe
 from malora_cli.results import EvalResult, RunRecord, TaskEval, utc_now, why_unwritable, write_text
 
+_LOG = logging.getLogger(__name__)
 _ELSEWHERE = "Free some space there, or evaluate into another folder: --out FOLDER."
 _BASE, _ADAPTER, _MODEL = "base", "adapter", "model"
 
@@ -139,11 +141,12 @@ class _Evaluation:
         _check_writable(folder)
         self.started = time.perf_counter()
         self.limit = wanted.limit if wanted.limit is not None else recipe.eval.rows
-        own, theirs = _parted(wanted.tasks)
+        _, theirs = parted(wanted.tasks)
         self.harness = Harness(theirs, self.limit, recipe.eval.batch_size, recipe.mix.system)
         _check_together(wanted, theirs)
-        mix = choose_tasks(recipe.mix, own, elsewhere=bool(theirs))
+        mix = choose_tasks(recipe.mix, wanted.tasks)
         self.sandbox = check_code(mix, allowed=wanted.allow_code)
+        _LOG.info("reading the data")
         self.encoder = Encoder(load_tokenizer(base, recipe.model))
         self.tasks = load_tasks(mix, self.encoder, max_length=recipe.train.max_length) if mix.tasks else []
         self.splits = {task.name: self._split(task) for task in self.tasks}
@@ -277,13 +280,6 @@ def _lines(columns: Mapping[str, Mapping[str, Scored]]) -> Iterator[str]:
             for which, scored in columns.items():
                 line |= scored[name].line(number, which)
             yield json.dumps(line, ensure_ascii=False) + "\n"
-
-
-def _parted(names: Collection[str] | None) -> tuple[list[str] | None, list[str]]:
-    """The names of our own tasks, None for all, and those of the harness."""
-    theirs = [name for name in names or () if name.startswith(LM_EVAL)]
-    own = None if names is None else [name for name in names if name not in theirs]
-    return own, theirs
 
 
 def _check_together(wanted: Wanted, theirs: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from malora_cli.data.batch import TrainExample
 from malora_cli.data.encoding import Encoder
 from malora_cli.errors import RecipeError
+from malora_cli.evals.choosing import LM_EVAL
 from malora_cli.evals.examine import Progress
 from malora_cli.evals.lm_eval import LmEvalTask, check_installed, lm_eval_task
 from malora_cli.evals.metrics._base import Answer, Mark, Metric
@@ -16,9 +17,6 @@ from malora_cli.evals.questions import Question
 from malora_cli.evals.scoring import Scored
 from malora_cli.evals.subject import Subject
 from malora_cli.recipe.settings import Kind
-
-#: How the names of its tasks begin.
-LM_EVAL = "lm_eval:"
 
 
 class _Theirs(Metric):

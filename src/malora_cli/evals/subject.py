@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from malora_cli.modeling.device import dtype_of, own_device
 from malora_cli.recipe import ModelSettings, Recipe
 from malora_cli.results import RunRecord, file_sha256, read_json
 
+_LOG = logging.getLogger(__name__)
 #: Libraries whose versions may change an answer.
 _LIBRARIES = ("torch", "transformers", "peft")
 #: Files of a model, beside its weights, that decide what it computes and where its answers end.
@@ -89,6 +91,7 @@ class Models:
             ModelError: It cannot be had.
             RunError: The adapter is no longer the one that the key is of.
         """
+        _LOG.info("loading %s", self.base.name)
         model = load_base(self.base, self.settings)
         if self.adapter is None:
             return model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 
 import torch
 from peft import PeftModel
@@ -24,27 +25,41 @@ _LOT = 1000
 _FIX = "Export on a device with more memory."
 
 
-def lora_of(model: PeftModel, gates: Gates, tasks: Iterable[Task], rows: int, packer: Packer) -> StaticLora:
-    """The LoRA that a routed model is for some gates.
+def loras_of(
+    model: PeftModel, choices: Mapping[str, Gates], tasks: Iterable[Task], rows: int, packer: Packer
+) -> dict[str, StaticLora]:
+    """The LoRAs that a routed model is for some gates, by name; a task's rows are gone through once for all of them.
 
     Args:
         model: The wrapped model.
-        gates: The gates.
+        choices: The gates by name.
         tasks: The run's tasks; gates are measured on training rows, so that validation rows can say what they cost.
         rows: Rows of each task to measure on at most.
         packer: How many rows go through the model at once.
     """
-    if gates.shares is None:
-        return static_lora(model, uniform_gates(model))
-    chosen = [(task, gates.shares[task.name]) for task in tasks if gates.shares.get(task.name)]
-    if not gates.fit:
-        means = [_mean_gates(model, task.train, rows, packer) * share for task, share in chosen]
-        return static_lora(model, torch.stack(means).sum(0))
-    halves: list[dict[str, Moments]] = []
-    for half in range(2):
-        seen = [(_moments(model, task.train, rows, half, packer), share) for task, share in chosen]
-        halves.append({name: _sum([found[name].weighing(share) for found, share in seen]) for name in seen[0][0]})
-    return fitted_lora(model, halves)
+    split = {task.name: task.train for task in tasks}
+
+    @cache
+    def mean_gates(task: str) -> Tensor:
+        return _mean_gates(model, split[task], rows, packer)
+
+    @cache
+    def moments_of(task: str, half: int) -> dict[str, Moments]:
+        return _moments(model, split[task], rows, half, packer)
+
+    def lora(gates: Gates) -> StaticLora:
+        if gates.shares is None:
+            return static_lora(model, uniform_gates(model))
+        shares = {task: gates.shares[task] for task in split if gates.shares.get(task)}
+        if not gates.fit:
+            return static_lora(model, torch.stack([mean_gates(task) * share for task, share in shares.items()]).sum(0))
+        halves: list[dict[str, Moments]] = []
+        for half in range(2):
+            seen = [(moments_of(task, half), share) for task, share in shares.items()]
+            halves.append({name: _sum([found[name].weighing(share) for found, share in seen]) for name in seen[0][0]})
+        return fitted_lora(model, halves)
+
+    return {name: lora(gates) for name, gates in choices.items()}
 
 
 def _sum(seen: Sequence[Moments]) -> Moments:

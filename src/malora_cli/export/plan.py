@@ -1,6 +1,6 @@
 """What is exported of a run, and what it is going to be, as far as that is known before weights are loaded.
 
-Nothing here takes torch, so that a dry run is there at once; only a bundle has to ask transformers for its classes.
+Nothing here takes torch, so that a dry run is there at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import cast
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.methods._mixture import MixtureSettings
 from malora_cli.errors import RecipeError, RunError
+from malora_cli.export.bundle.refusals import check_bundle
 from malora_cli.export.formats import FORMATS
 from malora_cli.export.gates import Gates, parse_gates
 from malora_cli.export.place import check_place
@@ -134,17 +135,6 @@ class Plan:
 
     # ------------------------------------------------------------ what it is going to be
 
-    def check_bundle(self) -> None:
-        """Make sure that there is something to bundle, before anything is loaded.
-
-        Raises:
-            MaloraError: There is not.
-        """
-        from malora_cli.export.bundle.refusals import check_bundle
-        from malora_cli.modeling import load_config
-
-        check_bundle(self.recipe.model, self.method, load_config(self.base, self.recipe.model))
-
     def planned(self, folder: Path) -> Planned:
         """What is going to be written, for which there is room.
 
@@ -161,7 +151,7 @@ class Plan:
         return Planned(["adapter"], None, None, size, files, "the adapter as it was trained, byte for byte")
 
     def _bundle(self) -> Planned:
-        self.check_bundle()
+        check_bundle(self.recipe.model, self.method, config_of(self.base))
         whole = bytes_of(self.request, 0, [], self.base, self.recipe.model)
         size = whole + (self.adapter / ADAPTER_FILES[1]).stat().st_size
         files = ["the base model's weights", "malora.safetensors", "config.json", "two Python files", *_BESIDE]

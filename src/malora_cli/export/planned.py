@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from huggingface_hub.constants import CONFIG_NAME
 from safetensors import SafetensorError, safe_open
 
 from malora_cli.errors import ModelError, RecipeError, RunError
@@ -120,15 +121,33 @@ def bytes_of(request: Request, rank: int, updates: Sequence[Update], base: BaseM
     if request.form == "gguf" and base.gguf is not None:
         added = sum(one.inputs * one.outputs for one in updates)
         return int(base.gguf.stat().st_size + added * _BYTES[request.dtype or "f16"])
-    if base.commit is not None:  # whose files need not be here
+    files = _files_of(base)
+    if files is None:
         from malora_cli.modeling import empty_base
 
         return int(empty_base(base, settings).num_parameters() * _BYTES[request.dtype or "bf16"])
-    files = [file for file in weight_files(Path(base.location)) if file.suffix != ".json"]
     if request.dtype is None:
         return sum(file.stat().st_size for file in files)
     values = sum(prod(shape) for file in files for shape in _shapes(file).values())
     return int(values * _BYTES[request.dtype])
+
+
+def _files_of(base: BaseModel) -> list[Path] | None:
+    """The files that its weights lie in; None where those of a hub model are not on this machine."""
+    folder = Path(base.location)
+    if base.commit is not None:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(base.location, CONFIG_NAME, revision=base.commit)
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    try:
+        return [file for file in weight_files(folder) if file.suffix != ".json"]
+    except ModelError:
+        if base.commit is None:
+            raise
+        return None
 
 
 def _shapes(file: Path) -> Mapping[str, Sequence[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
@@ -16,38 +16,41 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from malora_cli.adapters.routing import routing_of
-from malora_cli.data.batch import Packer, TrainExample
+from malora_cli.data.batch import Packer
 from malora_cli.data.encoding import Encoder
-from malora_cli.data.tasks import Task, in_lots, load_tasks
+from malora_cli.data.splits import Split
+from malora_cli.data.tasks import Task, load_tasks
 from malora_cli.errors import RunError
-from malora_cli.export.bundle import write_bundle
+from malora_cli.export.bundle.refusals import check_config
+from malora_cli.export.bundle.write import write_bundle
 from malora_cli.export.card import write_card
 from malora_cli.export.cost import KEPT, Cost
 from malora_cli.export.formats import FORMATS, Format, Origin
 from malora_cli.export.gates import Gates
 from malora_cli.export.hub import check_push, push
-from malora_cli.export.measuring import costs_of, lora_of
+from malora_cli.export.measuring import costs_of, loras_of
 from malora_cli.export.place import appearing_whole
 from malora_cli.export.plan import Plan
 from malora_cli.export.request import Exported, Request
 from malora_cli.export.serving import write_serving
 from malora_cli.export.static import StaticLora, at_rank, plain_lora
 from malora_cli.export.sums import write_sums
-from malora_cli.export.verify import Reading, keep_expected, read_back, reading_of, sorted_out
+from malora_cli.export.verify import Check, keep_expected, keep_rows, read_back, reading_of, sorted_out
 from malora_cli.export.weights import own_weights
 from malora_cli.modeling import (
     check_adapter,
     empty_base,
     load_adapter,
     load_base,
+    load_config,
     load_tokenizer,
 )
 from malora_cli.recipe import Recipe
 from malora_cli.results import RunRecord, read_json, write_json
 from malora_cli.results.contents import ADAPTER_FILES
 
-#: Rows of each task that an export is read back with.
-_READ_BACK = 4
+#: Rows of each task that an export is read back with, and of all tasks together; of each it is one at least.
+_READ_BACK, _READ_BACK_IN_ALL = 4, 16
 
 
 def export_run(
@@ -129,11 +132,12 @@ class _Job(Plan):
     def bundled(self, folder: Path) -> Exported:
         """The routed model itself, with the code that computes it."""
         self.planned(folder)
+        check_config(load_config(self.base, self.recipe.model), self.base.name)
         with appearing_whole(folder, force=self.request.force) as scratch:
             self.tell("writing bundle")
             write_bundle(self.model, self.base, self.tokenizer, scratch)
             write_card(scratch, self.record, self.request, self.base, self.named, None, [])
-            checks = self._checked({"bundle": (scratch, None)})
+            checks = self._checked({"bundle": (scratch, None)}, {})
             for found in checks.values():
                 write_json(scratch / "verify.json", found)
             write_sums(scratch)
@@ -177,7 +181,7 @@ class _Job(Plan):
         if choices:
             self.tell(f"measuring gates: {', '.join(gates.text for gates in choices.values())}")
             rows = self.request.rows or self.recipe.train.eval_rows
-            found = {name: lora_of(model, gates, self.tasks, rows, self.packer) for name, gates in choices.items()}
+            found = loras_of(model, choices, self.tasks, rows, self.packer)
         else:
             found = {self.method.name: {} if self.is_dora else plain_lora(model)}
         at = {name: at_rank(lora, rank) for name, lora in found.items()}
@@ -245,7 +249,7 @@ class _Job(Plan):
     # ------------------------------------------------------------ reading back
 
     def _checked(
-        self, written: Mapping[str, tuple[Path, StaticLora | None]], choices: Mapping[str, Gates] | None = None
+        self, written: Mapping[str, tuple[Path, StaticLora | None]], choices: Mapping[str, Gates]
     ) -> dict[str, Mapping[str, Any]]:
         """Read exports back in a fresh process; what is expected is computed here, from the run.
 
@@ -253,25 +257,38 @@ class _Job(Plan):
         """
         if not self.request.verify:
             return {}
-        asked: list[tuple[Path, Path, Reading]] = []
+        found = {name: reading_of(self.request, it, self.base, self.recipe.model) for name, (it, _) in written.items()}
+        readings = {name: reading for name, reading in found.items() if reading is not None}
+        to_read = {name: self._to_read(choices[name].tasks if len(written) > 1 else None) for name in readings}
+        every = sorted({row for rows in to_read.values() for row in rows})
+        asked: list[Check] = []
         with tempfile.TemporaryDirectory(prefix="malora-") as place:
-            for number, (name, (folder, lora)) in enumerate(written.items()):
+            rows = Path(place) / "rows.safetensors"
+            if readings:
+                keep_rows(
+                    self.model, [_held_out(self.tasks[task]).examples([row], task)[0] for task, row in every], rows
+                )
+            for number, (name, reading) in enumerate(readings.items()):
                 self.tell(f"checking {name}")
-                rows = Path(place) / f"rows-{number}.safetensors"
+                folder, lora = written[name]
                 itself = not self.is_routed and self.request.rank is None  # a LoRA, whose adapter is what is expected
-                tasks = choices[name].tasks if choices and len(written) > 1 else None
-                if (reading := reading_of(self.request, folder, self.base, self.recipe.model)) is not None:
-                    keep_expected(self.model, list(self._some_rows(tasks)), rows, None if itself else lora)
-                    asked.append((folder, rows, reading))
+                expected = Path(place) / f"{number}.safetensors"
+                numbers = [every.index(row) for row in to_read[name]]
+                keep_expected(self.model, rows, numbers, expected, None if itself else lora)
+                asked.append(Check(folder, reading, rows, expected))
             read = read_back(asked)
         return {name: sorted_out(self.request, read[number : number + 1]) for number, name in enumerate(written)}
 
-    def _some_rows(self, names: Collection[str] | None) -> Iterator[TrainExample]:
-        """A few rows of some tasks or of all, of those to measure by where there are such."""
-        for number, task in enumerate(task for task in self.tasks if names is None or task.name in names):
-            split = task.validation if len(task.validation) else task.train
-            for lot in in_lots(split, number, limit=_READ_BACK, size=_READ_BACK):
-                yield from lot
+    def _to_read(self, names: Collection[str] | None) -> list[tuple[int, int]]:
+        """A few rows of some tasks or of all, each by the numbers of its task and of itself."""
+        tasks = {number: task for number, task in enumerate(self.tasks) if names is None or task.name in names}
+        each = max(1, min(_READ_BACK, _READ_BACK_IN_ALL // len(tasks)))
+        return [(number, row) for number, task in tasks.items() for row in _held_out(task).sample(each)]
+
+
+def _held_out(task: Task) -> Split:
+    """The rows to measure by, where there are such."""
+    return task.validation if len(task.validation) else task.train
 
 
 def _judge(costs: Sequence[Cost], gates: Gates | None, accepted: float | None) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from malora_cli.adapters.product import by_pytorch
-from malora_cli.data.batch import Batch, TrainExample, collate
+from malora_cli.data.batch import TrainExample, collate
 from malora_cli.errors import RunError
 from malora_cli.export.request import TORCH_DTYPES, Request
 from malora_cli.export.static import StaticLora, applied
@@ -36,7 +37,7 @@ OTHER_RUNTIME = (1.5, 1e-4)
 ROUNDED = (0.5, 0.02)
 #: Supervised tokens of a row that are compared at most: each takes the whole vocabulary's logits.
 _POSITIONS = 16
-_LLAMA_CPP = "llama.cpp"
+_LLAMA_CPP, _MLX = "llama.cpp", "mlx-lm"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Reading:
     """How an export is read back.
 
     Args:
-        runtime: ``PEFT``, ``transformers`` or ``llama.cpp``.
+        runtime: ``PEFT``, ``transformers``, ``llama.cpp`` or ``mlx-lm``.
         dtype: Number format, as torch calls it.
         base: The base model for adapters: a folder, a hub id or a GGUF file.
         revision: Commit of a base on the hub.
@@ -80,6 +81,8 @@ def reading_of(request: Request, folder: Path, base: BaseModel, settings: ModelS
     dtype, trust = TORCH_DTYPES.get(request.dtype or "", own), settings.trust_remote_code
     if request.form == "peft" and settings.quantise is None:
         return Reading("PEFT", dtype, base=base.location, revision=base.commit, trust=trust, exact=exact)
+    if request.form == "mlx" and settings.quantise is None and _is_installed(_MLX):
+        return Reading(_MLX, dtype, base=base.location, revision=base.commit, exact=exact)
     if request.form == "hf":
         if request.to == "dense":
             exact &= _is_float32(folder) and settings.quantise != "int8"  # which rounds the inputs as well
@@ -104,42 +107,71 @@ def _is_installed(runtime: str) -> bool:
 
 
 @torch.no_grad()
-def keep_expected(model: PeftModel, examples: Sequence[TrainExample], file: Path, lora: StaticLora | None) -> None:
-    """Write rows with the logits that an export has to have at their supervised tokens, and those of the base model.
+def keep_rows(model: PeftModel, examples: Sequence[TrainExample], file: Path) -> None:
+    """Write rows with the logits that the base model has at their supervised tokens.
 
     Args:
         model: The wrapped model.
         examples: The rows.
         file: Where to.
-        lora: What is exported; None is the model with its own adapter.
     """
     tensors: dict[str, torch.Tensor] = {}
-    with evaluating(model), by_pytorch():
+    with evaluating(model), by_pytorch(), model.disable_adapter():
         for row, example in enumerate(examples):
             batch = collate([example])
-            batch["positions"] = batch["positions"][:_POSITIONS].clone()
-            tensors[f"ids.{row}"] = batch["input_ids"][0].clone()
-            tensors[f"positions.{row}"] = batch["positions"]
-            with nullcontext() if lora is None else applied(model, lora):
-                tensors[f"logits.{row}"] = _logits(model, batch)
-            with model.disable_adapter():
-                tensors[f"base.{row}"] = _logits(model, batch)
+            ids, positions = batch["input_ids"][0].clone(), batch["positions"][:_POSITIONS].clone()
+            tensors |= {f"ids.{row}": ids, f"positions.{row}": positions}
+            tensors[f"base.{row}"] = _logits(model, ids, positions)
     save_file(tensors, file)
 
 
-def _logits(model: PeftModel, batch: Batch) -> torch.Tensor:
-    device = next(model.parameters()).device
-    logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[0]
-    return logits[batch["positions"].to(device)].float().cpu()
-
-
-def read_back(asked: Sequence[tuple[Path, Path, Reading]]) -> list[dict[str, Any]]:
-    """Load exports in a fresh process, and compare their logits with those that were kept.
-
-    One process reads them all, and their base model once; llama.cpp keeps what it loads, so there each has its own.
+@torch.no_grad()
+def keep_expected(model: PeftModel, rows: Path, numbers: Iterable[int], file: Path, lora: StaticLora | None) -> None:
+    """Write the logits that an export has to have, at the same tokens.
 
     Args:
-        asked: Each export's folder, what `keep_expected` has written for it, and how it is read. One runtime for all.
+        model: The wrapped model.
+        rows: What `keep_rows` has written.
+        numbers: Those of the rows that it is compared on.
+        file: Where to.
+        lora: What is exported; None is the model with its own adapter.
+    """
+    with evaluating(model), by_pytorch(), nullcontext() if lora is None else applied(model, lora):
+        with safe_open(rows, framework="pt") as kept:
+            inputs = {row: (kept.get_tensor(f"ids.{row}"), kept.get_tensor(f"positions.{row}")) for row in numbers}
+        save_file({f"logits.{row}": _logits(model, *of_row) for row, of_row in inputs.items()}, file)
+
+
+def _logits(model: PeftModel, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    device = next(model.parameters()).device
+    logits = model(input_ids=ids.unsqueeze(0).to(device), use_cache=False).logits[0]
+    return logits[positions.to(device)].float().cpu()
+
+
+@dataclass(frozen=True)
+class Check:
+    """An export that is to be read back.
+
+    Args:
+        folder: Its folder.
+        reading: How it is read.
+        rows: What `keep_rows` has written.
+        expected: What `keep_expected` has written for it.
+    """
+
+    folder: Path
+    reading: Reading
+    rows: Path
+    expected: Path
+
+
+def read_back(asked: Sequence[Check]) -> list[dict[str, Any]]:
+    """Load exports in a fresh process, and compare their logits with those that were kept.
+
+    One process reads them all, and their base model once.
+
+    Args:
+        asked: The exports, all in one runtime.
 
     Returns:
         What was measured of each, for ``verify.json``; ``unavailable`` says why the runtime does not work here.
@@ -147,45 +179,41 @@ def read_back(asked: Sequence[tuple[Path, Path, Reading]]) -> list[dict[str, Any
     Raises:
         RunError: One cannot be loaded there, or computes something else.
     """
-    lots = [asked[i : i + 1] for i in range(len(asked))]
-    if asked and asked[0][2].runtime != _LLAMA_CPP:
-        lots = [asked]
-    return [found for lot in lots for found in _read_in_one(lot)]
-
-
-def _read_in_one(asked: Sequence[tuple[Path, Path, Reading]]) -> list[dict[str, Any]]:
+    if not asked:
+        return []
     done = subprocess.run(
         [sys.executable, "-P", str(Path(__file__).with_name("fresh.py"))],
-        input=json.dumps([_as_json(*one) for one in asked]),
+        input=json.dumps([_as_json(one) for one in asked]),
         capture_output=True,
         text=True,
         check=False,
-        cwd=asked[0][1].parent,
+        cwd=asked[0].rows.parent,
     )
     found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    for (folder, _, reading), one in zip(asked, found, strict=False):
+    for check, one in zip(asked, found, strict=False):
         if "unavailable" in one:
-            return [{"runtime": reading.runtime, **one} for _ in asked]
-        _check(one, reading, folder)
+            return [{"runtime": check.reading.runtime, **one} for _ in asked]
+        _judge(one, check.reading, check.folder)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         raise RunError(
             f"the export does not load in a fresh process ({lines[-1] if lines else f'exit code {done.returncode}'})",
-            where=str(asked[min(len(found), len(asked) - 1)][0]),
+            where=str(asked[min(len(found), len(asked) - 1)].folder),
             fix="Add --debug and report it; --no-verify writes it all the same.",
         )
     return [
-        {"runtime": reading.runtime, "exact": reading.exact, **one}
-        for (_, _, reading), one in zip(asked, found, strict=True)
+        {"runtime": check.reading.runtime, "exact": check.reading.exact, **one}
+        for check, one in zip(asked, found, strict=True)
     ]
 
 
-def _as_json(folder: Path, rows: Path, reading: Reading) -> dict[str, Any]:
-    how = {name: value for name, value in vars(reading).items() if name != "exact"}
-    return {"folder": str(folder.absolute()), "rows": str(rows), "threads": torch.get_num_threads(), **how}
+def _as_json(check: Check) -> dict[str, Any]:
+    how = {name: value for name, value in vars(check.reading).items() if name != "exact"}
+    files = {"folder": str(check.folder.absolute()), "rows": str(check.rows), "expected": str(check.expected)}
+    return {**files, "threads": torch.get_num_threads(), **how}
 
 
-def _check(found: Mapping[str, Any], reading: Reading, folder: Path) -> None:
+def _judge(found: Mapping[str, Any], reading: Reading, folder: Path) -> None:
     """Make sure that what was read back is what was written, as nearly as its number format and runtime can."""
     if not reading.exact:
         what, has = "logits differ on the average by", found["mean_difference"]
@@ -207,16 +235,16 @@ def _check(found: Mapping[str, Any], reading: Reading, folder: Path) -> None:
 #: Runtimes that read exports and are not part of an installation: what is imported, and how it is installed.
 _FURTHER = {
     "vLLM": ("vllm", "pip install vllm"),
-    "llama.cpp": ("llama_cpp_py_sync", "pip install llama-cpp-py-sync"),
-    "mlx-lm": ("mlx_lm", "pip install mlx-lm"),
+    _LLAMA_CPP: ("llama_cpp_py_sync", "pip install llama-cpp-py-sync"),
+    _MLX: ("mlx_lm", "pip install 'mlx-lm[cpu]'"),
 }
 #: Which of them read what is written, by target and format.
 _READERS = {
     ("lora", "peft"): ["vLLM"],
-    ("lora", "gguf"): ["llama.cpp"],
-    ("lora", "mlx"): ["mlx-lm"],
+    ("lora", "gguf"): [_LLAMA_CPP],
+    ("lora", "mlx"): [_MLX],
     ("dense", "hf"): ["vLLM"],
-    ("dense", "gguf"): ["llama.cpp"],
+    ("dense", "gguf"): [_LLAMA_CPP],
     ("bundle", "hf"): ["vLLM"],
 }
 

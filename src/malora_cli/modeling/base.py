@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from transformers import (
     AutoConfig,
@@ -26,6 +24,7 @@ from malora_cli.modeling.loss import note_plain_head, reads_across_examples
 from malora_cli.modeling.memory import out_of_memory
 from malora_cli.modeling.quantised import keep_trainable, quantisation
 from malora_cli.modeling.reason import does_not_fit, first_line
+from malora_cli.modeling.template_file import read_template
 from malora_cli.recipe import ModelSettings
 
 
@@ -50,25 +49,8 @@ def load_tokenizer(base: BaseModel, settings: ModelSettings) -> PreTrainedTokeni
     except LOADING_ERRORS as error:
         raise unavailable(base.name, error) from error
     if settings.chat_template is not None:
-        tokenizer.chat_template = _chat_template(settings.chat_template)
+        tokenizer.chat_template = read_template(settings.chat_template)
     return tokenizer
-
-
-def _chat_template(name: str) -> str | None:
-    """The template of a Jinja file; None, which writes plain text, for ``plain``."""
-    if name == "plain":
-        return None
-    try:
-        text = Path(name).read_text(encoding="utf-8")
-        jinja2.Environment().parse(text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ModelError(f"the chat template cannot be read ({reason})", where=name) from error
-    except jinja2.TemplateSyntaxError as error:
-        raise ModelError(
-            f"the chat template is not valid Jinja ({error.message})", where=f"{name}:{error.lineno}"
-        ) from error
-    return text
 
 
 def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -> PreTrainedModel:

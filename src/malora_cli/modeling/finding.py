@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from malora_cli.errors import ModelError
 from malora_cli.modeling.gguf import converted_folder
 from malora_cli.modeling.reason import does_not_fit, first_line
+from malora_cli.modeling.template_file import read_template
 from malora_cli.modeling.weights import weight_files, weights_sha256
 from malora_cli.recipe import ModelSettings
 from malora_cli.registry import did_you_mean
@@ -125,10 +126,51 @@ def resolve_base(settings: ModelSettings, *, commit: str | None = None) -> BaseM
     Raises:
         ModelError: It is not there; the message says the one command that mends it where there is one.
     """
+    name, place = settings.base, _place(settings.base)
+    if place is not None:
+        folder = converted_folder(place) if place.suffix == ".gguf" else place.resolve()
+        return BaseModel(name, str(folder))
+    from malora_cli.modeling import hub
+
+    try:
+        return BaseModel(name, name, hub.commit_of(name, commit or settings.revision))
+    except LOADING_ERRORS as error:
+        raise unavailable(name, error) from error
+
+
+def check_base(settings: ModelSettings) -> None:
+    """Make sure that a model is there, as far as is told within a second: before libraries are imported that take more.
+
+    Nothing is converted, and the hub is asked only of what this machine has never seen.
+
+    Args:
+        settings: Those of the recipe.
+
+    Raises:
+        ModelError: It is not there, or its chat template is not.
+    """
     name = settings.base
+    if _place(name) is None:
+        from malora_cli.modeling import hub
+
+        try:
+            if hub.cached_commit(name, settings.revision) is None:
+                hub.commit_of(name, settings.revision)
+        except LOADING_ERRORS as error:
+            raise unavailable(name, error) from error
+    if settings.chat_template is not None:
+        read_template(settings.chat_template)
+
+
+def _place(name: str) -> Path | None:
+    """Where a model lies, a GGUF file or a folder; None for a hub id.
+
+    Raises:
+        ModelError: It is neither, and no hub id.
+    """
     where = f"model '{name}'"
     if name in ALIASES:
-        return BaseModel(name, str(converted_folder(ALIASES[name].file(name))))
+        return ALIASES[name].file(name)
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (pathlib's raises for an unknown user)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -137,24 +179,19 @@ def resolve_base(settings: ModelSettings, *, commit: str | None = None) -> BaseM
     if path.suffix == ".gguf":
         if not is_file:
             raise ModelError("GGUF file not found", where=where)
-        return BaseModel(name, str(converted_folder(path)))
+        return path
     if is_folder:
         if (path / "adapter_config.json").exists():  # transformers would load what that names
             fix = "Name the base model that it was trained on."
             raise ModelError("this folder holds an adapter (adapter_config.json)", where=where, fix=fix)
         if not (path / "config.json").is_file():
             raise ModelError("no model found in this folder (config.json is missing)", where=where)
-        return BaseModel(name, str(path.resolve()))
+        return path
     if is_file:
         raise ModelError("this is a file, not a model", where=where, fix="Name the folder that it lies in.")
     if not _HUB_ID.fullmatch(name):
         raise ModelError("folder not found, and a hub id looks like owner/name", where=where)
-    from malora_cli.modeling import hub
-
-    try:
-        return BaseModel(name, name, hub.commit_of(name, commit or settings.revision))
-    except LOADING_ERRORS as error:
-        raise unavailable(name, error) from error
+    return None
 
 
 def base_of_run(settings: ModelSettings, manifest: Manifest) -> BaseModel:
@@ -201,11 +238,12 @@ def known_commit(manifest: Manifest, settings: ModelSettings) -> str | None:
 
 def unavailable(name: str, error: Exception) -> ModelError:
     """What is raised for a model that cannot be had or loaded, for the library's own reason."""
-    from malora_cli.modeling.memory import out_of_memory
-
     reason = first_line(error)
-    if out_of_memory(error):
-        return does_not_fit("it", error, where=f"model '{name}'")
+    if isinstance(error, RuntimeError | MemoryError):
+        from malora_cli.modeling.memory import out_of_memory  # which takes torch
+
+        if out_of_memory(error):
+            return does_not_fit("it", error, where=f"model '{name}'")
     if "custom code" in reason:
         return ModelError(
             "it comes with Python code of its own, which is not run unless you allow it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +10,22 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.constants import CONFIG_NAME
 from platformdirs import user_cache_path
 
 from malora_cli.errors import ModelError
 from malora_cli.modeling.reason import first_line
-from malora_cli.results import made_once, remembered_sha256
+from malora_cli.modeling.rope import with_plain_rope
+from malora_cli.results import made_once, read_json, remembered_sha256, write_json
 
 if TYPE_CHECKING:  # what converts is loaded when there is something to convert
     import torch
     from gguf import GGUFReader
     from transformers import PreTrainedModel
 
+_LOG = logging.getLogger(__name__)
 #: Raise it when a change here makes folders of older versions wrong.
-_VERSION = 2
+_VERSION = 3
 #: How the files of a split model end: "-00001-of-00003".
 _PART = re.compile(r"-(\d{5})-of-(\d{5})")
 
@@ -82,6 +86,7 @@ def _parsed_once() -> Iterator[None]:
 
 @_parsed_once()
 def _convert(gguf: Path, source: str, folder: Path) -> dict[str, Any]:
+    _LOG.info("converting %s, once for all", gguf.name)
     import gguf as library
     import torch
     from safetensors.torch import save_file
@@ -110,6 +115,7 @@ def _convert(gguf: Path, source: str, folder: Path) -> dict[str, Any]:
     save_file(_own_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
+    write_json(folder / CONFIG_NAME, with_plain_rope(read_json(folder / CONFIG_NAME)))
     model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"source_sha256": source}

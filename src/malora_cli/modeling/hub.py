@@ -36,8 +36,7 @@ def commit_of(name: str, revision: str | None) -> str:
         OSError: There is no such model, or the hub cannot be asked and this machine does not have it.
         ValueError: There cannot be a model of this name.
     """
-    cached = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
-    commit = Path(cached).parent.name if isinstance(cached, str) else None
+    commit = cached_commit(name, revision)
     try:
         return str(HfApi().model_info(name, revision=revision, timeout=_PATIENCE_SECONDS).sha)
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError):
@@ -55,6 +54,12 @@ def commit_of(name: str, revision: str | None) -> str:
             )
             constants.HF_HUB_OFFLINE = True
         return commit
+
+
+def cached_commit(name: str, revision: str | None) -> str | None:
+    """The commit of a hub id that this machine has; None where it has none."""
+    cached = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def check_weights(name: str, commit: str) -> None:

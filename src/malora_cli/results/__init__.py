@@ -13,6 +13,7 @@ from malora_cli.results.files import (
 )
 from malora_cli.results.geometry import ExpertGeometry, ProjectionGeometry, Sides
 from malora_cli.results.lock import check_not_written, writing
+from malora_cli.results.manifest import Manifest, NotedRows, RunStatus, TaskData
 from malora_cli.results.metrics import (
     ConflictEvent,
     EvalEvent,
@@ -24,11 +25,7 @@ from malora_cli.results.metrics import (
 )
 from malora_cli.results.once import made_once
 from malora_cli.results.run import (
-    Manifest,
-    NotedRows,
     RunRecord,
-    RunStatus,
-    TaskData,
     checkpoint_name,
     checkpoints_in,
     find_run,

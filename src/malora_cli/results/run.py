@@ -8,6 +8,7 @@ RUN/adapter/         the trained adapter in PEFT's format
 RUN/experts.json     what the trained experts have in common, for routed methods
 RUN/eval/            one JSON an evaluation, and the predictions behind it
 RUN/report/          index.html
+RUN/tensorboard/     what TensorBoard reads, with ``train.report_to: [tensorboard]``
 RUN/trouble/         the rows of steps with a NaN or infinite loss or gradient
 RUN/diverged.json    why training ended, where it did in such a step or weight
 RUN/.lock            held by the process that writes the run, beside .writer.json that names it (see lock.py)
@@ -21,13 +22,11 @@ import re
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import yaml
-from pydantic import Field
 
 from malora_cli.errors import RunError
 from malora_cli.places import follow
@@ -35,77 +34,11 @@ from malora_cli.registry import nearest
 from malora_cli.results.contents import ADAPTER_FILES, checkpoint_damage, difference
 from malora_cli.results.evaluation import EvalResult
 from malora_cli.results.files import damaged, is_scratch, read_json, shown, write_json, write_text
+from malora_cli.results.manifest import Manifest, RunStatus
 from malora_cli.results.metrics import MetricsLog
-from malora_cli.results.record import Record
 from malora_cli.yaml_lines import Origin, read_text, read_yaml
 
 _CHECKPOINT = re.compile(r"step-([0-9]+)")
-
-
-class RunStatus(StrEnum):
-    """How far a run came."""
-
-    RUNNING = "running"  # also a run that was killed: nobody was left to write otherwise
-    FINISHED = "finished"
-
-
-class NotedRows(Record):
-    """Rows of a source of which there is one thing to say, such as why they were not used."""
-
-    reason: str
-    rows: int
-    samples: list[int] = Field(description="some of them, counted from 1")
-
-
-class TaskData(Record):
-    """Where the rows of one split came from."""
-
-    source: str
-    rows: int
-    sha256: str = Field(description="of the encoded rows, in order")
-    read: int | None = Field(default=None, description="rows of the source")
-    cut: int = Field(default=0, description="rows of which the length policy used a part, or made several")
-    unused: list[NotedRows] = Field(default=[])
-    remarks: list[NotedRows] = Field(default=[], description="rows that were used, and what is to be known of them")
-    also_trained: int | None = Field(default=None, description="test rows whose prompt is also a training prompt")
-    shares_words: int | None = Field(
-        default=None, description="test rows that share a run of words with a training row"
-    )
-
-
-class Manifest(Record):
-    """What a run says about itself. ``seeds`` and hashes are what is needed to repeat it."""
-
-    run_id: str | None = Field(default=None, description="of this run alone; its checkpoints bear it too")
-    status: RunStatus
-    folder: str | None = Field(default=None, description="where the run lay when this was written")
-    created: str = Field(description="UTC, ISO 8601")
-    steps: int = Field(description="optimiser steps done")
-    method: str
-    base_model: str
-    base_model_sha256: str | None = Field(description="of a folder's weights")
-    base_model_commit: str | None = Field(default=None, description="of a hub model")
-    dtype: str | None = Field(default=None, description="number format of the frozen weights; what auto came to")
-    trainable_parameters: int
-    base_parameters: int
-    seeds: dict[str, int]
-    versions: dict[str, str]
-    train_data: dict[str, TaskData]
-    validation_data: dict[str, TaskData] = Field(
-        default={}, description="of tasks with rows to choose by while training; before there were any, test rows were"
-    )
-    test_data: dict[str, TaskData]
-    domains: dict[str, str] = Field(description="domain of every task")
-    adapter_sha256: dict[str, str] | None = Field(
-        default=None, description="of the files of the finished adapter, by name; older versions did not note them"
-    )
-    remedies: dict[str, str] = Field(default={}, description="what each remedy of the recipe does, as a sentence")
-    task_share: dict[str, float] = Field(description="each task's share of the training examples, sums to 1")
-    train_seconds: float = Field(default=0.0, description="spent training, evaluations during it included")
-
-    def stands_on(self, sha256: str | None, commit: str | None) -> bool:
-        """Whether the run's base model is that of a hash or commit; older versions did not note commits."""
-        return self.base_model_sha256 == sha256 and self.base_model_commit in (None, commit)
 
 
 def checkpoint_name(step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from malora_cli.modeling import (
 from malora_cli.modeling.device import slow_format
 from malora_cli.modeling.positions import check_positions, check_rows
 from malora_cli.recipe import Recipe, TrainSettings
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def gather(recipe: Recipe, *, commit: str | None = None) -> Materials:
             "trained without an end, so that the model goes on until max_new_tokens",
             stacklevel=2,
         )
+    _LOG.info("reading the data")
     tasks = load_tasks(recipe.mix, encoder, max_length=recipe.train.max_length)
     _check_choices(recipe, tasks)
     packer = Packer(recipe.train.micro_batch_size, recipe.train.micro_batch_tokens)
@@ -88,6 +92,7 @@ def _check_choices(recipe: Recipe, tasks: Sequence[Task]) -> None:
 
 def prepare_model(recipe: Recipe, materials: Materials, checkpoint: Path | None = None) -> PeftModel:
     """The base model with a fresh adapter, the same for every run of the recipe's seed, or with a checkpoint's."""
+    _LOG.info("loading %s", materials.base.name)
     base, method = load_base(materials.base, recipe.model), cast(AdapterSettings, recipe.method)
     # Test rows count by their length alone.
     check_rows(
@@ -96,6 +101,7 @@ def prepare_model(recipe: Recipe, materials: Materials, checkpoint: Path | None 
     )
     if checkpoint is not None:  # whose adapter needs no initial values, the slow part of wrapping
         return load_adapter(base, checkpoint, method, trainable=True)
+    _LOG.info("adding the adapter")
     set_seed(seeds(recipe.train)["init"])
     return wrap(base, method)
 

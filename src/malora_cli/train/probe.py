@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import warnings
@@ -27,6 +28,8 @@ from malora_cli.results.files import WINDOWS
 from malora_cli.train import processes
 from malora_cli.train.materials import Materials, prepare_model
 from malora_cli.train.trouble import ONE_ROW, SMALLER, not_in_one_process, smaller
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def measure_longest_step(model: PeftModel, mixture: Mixture, packer: Packer, set
     Raises:
         RunError: Memory does not suffice for one row at a time, or for a model that is spread over the processes.
     """
+    _LOG.info("measuring the longest step")
     examples = longest_step(mixture)
     # No process gets longer rows than these.
     part = examples[: len(examples) // processes.world_size()]

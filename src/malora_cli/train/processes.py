@@ -20,12 +20,26 @@ from torch import Tensor
 from malora_cli.errors import RunError
 from malora_cli.modeling.device import own_device
 from malora_cli.modeling.reason import first_line
+from malora_cli.train.ranks import LAUNCH, rank, world_size, writes
+
+__all__ = [
+    "add_up",
+    "by_the_writer",
+    "everyones",
+    "meet",
+    "most",
+    "one_first",
+    "part",
+    "rank",
+    "the_writers",
+    "world_size",
+    "writes",
+]
 
 T = TypeVar("T")
 #: How long processes wait for one of them, which may fetch models and data sets and encode them first; by itself NCCL
 #: gives up after ten minutes. One that has died keeps nobody waiting: the launcher ends the others.
 _PATIENCE = timedelta(hours=12)
-_LAUNCH = "Launchers set it: train by --nproc, torchrun or accelerate, or unset it to train in one process."
 
 
 def meet(device: str = "auto") -> None:
@@ -40,16 +54,16 @@ def meet(device: str = "auto") -> None:
     """
     computes = own_device(device)
     if rank() >= world_size():
-        raise RunError(f"got {rank()}, and WORLD_SIZE speaks of {world_size()}", where="RANK", fix=_LAUNCH)
+        raise RunError(f"got {rank()}, and WORLD_SIZE speaks of {world_size()}", where="RANK", fix=LAUNCH)
     if world_size() == 1:
         return
     try:
         PartialState(cpu=computes.type == "cpu", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:
         what = f"the processes do not find each other ({first_line(error)})"
-        raise RunError(what, where="WORLD_SIZE", fix=_LAUNCH) from error
+        raise RunError(what, where="WORLD_SIZE", fix=LAUNCH) from error
     if not dist.is_initialized():
-        raise RunError(f"got {world_size()}, and no launcher has started them", where="WORLD_SIZE", fix=_LAUNCH)
+        raise RunError(f"got {world_size()}, and no launcher has started them", where="WORLD_SIZE", fix=LAUNCH)
 
 
 def part() -> None:
@@ -65,32 +79,6 @@ def part() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
-
-
-def world_size() -> int:
-    """How many processes the launcher has started."""
-    size = _given("WORLD_SIZE", 1)
-    if size < 1:
-        raise RunError(f"got {size}", where="WORLD_SIZE", fix=_LAUNCH)
-    return size
-
-
-def rank() -> int:
-    """Which of them this is, from 0."""
-    return _given("RANK", 0)
-
-
-def _given(name: str, otherwise: int) -> int:
-    """A number that launchers leave in the environment."""
-    text = os.environ.get(name, "")
-    if text and not text.isdecimal():
-        raise RunError(f"got '{text}', which is not a number", where=name, fix=_LAUNCH)
-    return int(text or otherwise)
-
-
-def writes() -> bool:
-    """Whether this is the one process that writes and shows things."""
-    return rank() == 0
 
 
 @contextmanager

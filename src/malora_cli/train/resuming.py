@@ -1,4 +1,4 @@
-"""Whether a run may begin in a folder or go on in it, and from where."""
+"""Whether a run may begin in a folder or go on in it, and from where. Without torch, but for its checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from malora_cli.places import PLACES
 from malora_cli.recipe import COMMAND_LINE, LoadedRecipe
 from malora_cli.recipe.problems import show
 from malora_cli.results import Manifest, RunRecord, TaskData, check_not_written, why_unwritable
-from malora_cli.train import checkpoints, processes
+from malora_cli.train.ranks import world_size
 
 #: Settings of ``train`` that say how a run is watched, not what is learned.
 WATCHING = frozenset(
@@ -46,8 +46,8 @@ def how_to_go_on(record: RunRecord) -> str:
 def resume_command(record: RunRecord) -> str:
     """The command that resumes a run, from where it was started."""
     command = ["malora", "train", str(record.recipe_path), "--resume"]
-    if processes.world_size() > 1:
-        command += ["--nproc", str(processes.world_size())]
+    if world_size() > 1:
+        command += ["--nproc", str(world_size())]
     return shlex.join([*command, *grants(record)])
 
 
@@ -118,16 +118,17 @@ def unwritable(path: Path, why: str | None) -> RunError:
 
 def resume_point(record: RunRecord, loaded: LoadedRecipe) -> Path | None:
     """The newest checkpoint of the run that a recipe goes on with; None to begin anew when there is none yet."""
+    from malora_cli.train import checkpoints
+
     _check_validated(record)
     may_change = WATCHING | _LENGTH
     if any(remedy.goes_by_evaluations for remedy in loaded.recipe.remedies.chosen.values()):
         may_change -= _WATCHED
     check_same_recipe(record, loaded, may_change=may_change, may_move=True)
     checkpoint = checkpoints.newest_intact(record.checkpoints_dir, record.manifest.run_id)
-    if checkpoint is not None and checkpoints.processes_of(checkpoint) != processes.world_size():
+    if checkpoint is not None and checkpoints.processes_of(checkpoint) != world_size():
         raise RunError(
-            f"the run was trained in {checkpoints.processes_of(checkpoint)} processes, and these are "
-            f"{processes.world_size()}",
+            f"the run was trained in {checkpoints.processes_of(checkpoint)} processes, and these are {world_size()}",
             where=str(record.path),
             fix="Resume it in as many.",
         )
@@ -147,7 +148,9 @@ def _check_validated(record: RunRecord) -> None:
 
 def check_length(record: RunRecord, checkpoint: Path, steps: int) -> None:
     """Make sure that a run is not to be shorter than it already is: it would be taken for one of so many steps."""
-    done = checkpoints.step_of(checkpoint)
+    from malora_cli.train.checkpoints import step_of
+
+    done = step_of(checkpoint)
     if steps < done:
         raise RunError(
             f"it has been trained for {done:,} steps already, and the recipe asks for {steps:,}",

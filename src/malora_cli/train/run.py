@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from malora_cli.train.surroundings import check_surroundings
 from malora_cli.train.trainer import MaloraTrainer
 from malora_cli.train.view import View
 
+_LOG = logging.getLogger(__name__)
 _PACKAGES = ("malora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -192,6 +194,7 @@ def _go_through(
         StoppedError: It was told to stop before.
     """
     mixture = trainer.mixture
+    _LOG.info("training")
     with StopRequest() as stop, view.running(mixture.steps, mixture.share, past):
         trainer.add_callback(StopAtStep(stop))
         if not trainer.adaptation.over:  # where it is, a run was resumed of which only the end was not written
@@ -209,6 +212,7 @@ def _close(record: RunRecord, model: PeftModel, manifest: Manifest) -> None:
         return
     save_adapter(model, record.adapter_dir, weights)
     sealed = {"adapter_sha256": seal(record.adapter_dir, ADAPTER_FILES)}
+    _LOG.info("comparing the experts")
     try:
         if (geometry := analyse_experts(model, weights)) is not None:
             geometry.save(record.experts_path)

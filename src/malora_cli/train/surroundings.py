@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-
-from transformers.integrations import get_available_reporting_integrations
+from collections.abc import Sequence
 
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.recipe import Recipe
-from malora_cli.train import processes
+from malora_cli.train.ranks import world_size
 from malora_cli.train.remedies import REMEDIES
 
 
@@ -19,21 +18,21 @@ def check_surroundings(recipe: Recipe) -> None:
         RecipeError: A setting does not go with another, with the processes there are, or with the packages.
         RunError: The launcher asks for what is not supported.
     """
-    if recipe.train.batch_size % processes.world_size():
+    if recipe.train.batch_size % world_size():
         raise RecipeError(
-            f"got {recipe.train.batch_size}; {processes.world_size()} processes share the rows of a step, so it must "
+            f"got {recipe.train.batch_size}; {world_size()} processes share the rows of a step, so it must "
             "be a multiple of their number",
             where="train.batch_size",
         )
     for name, remedy in recipe.remedies.chosen.items():
-        if remedy.one_process is not None and processes.world_size() > 1:
+        if remedy.one_process is not None and world_size() > 1:
             raise RecipeError(remedy.one_process, where=f"remedies.{name}", fix="Train in one process, or without it.")
     surgeons = [name for name in recipe.remedies.chosen if REMEDIES[name].splits_gradients]
     if len(surgeons) > 1:
         raise RecipeError(
             f"{' and '.join(surgeons)} would each combine the tasks' gradients", where="remedies", fix="Take one."
         )
-    if recipe.train.shard and processes.world_size() == 1:
+    if recipe.train.shard and world_size() == 1:
         raise RecipeError(
             "there is one process, and nothing to spread weights over",
             where="train.shard",
@@ -51,7 +50,16 @@ def check_surroundings(recipe: Recipe) -> None:
             where="accelerate's configuration",
             fix="Spread weights and optimiser states by train.shard (FSDP2) instead.",
         )
-    for tracker in recipe.train.report_to:
+    _check_trackers(recipe.train.report_to)
+
+
+def _check_trackers(wanted: Sequence[str]) -> None:
+    """Make sure that there is a package for each; only transformers knows, which takes seconds to import."""
+    if not wanted:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    for tracker in wanted:
         if tracker not in get_available_reporting_integrations():
             raise RecipeError(
                 f"the package of '{tracker}' is not installed",

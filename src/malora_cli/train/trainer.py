@@ -22,13 +22,14 @@ from malora_cli.modeling.adapter import balance_factor
 from malora_cli.modeling.loss import token_nats
 from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.recipe import RemediesSettings
-from malora_cli.results import TrainEvent
+from malora_cli.results import Event, TrainEvent
 from malora_cli.train import checkpoints, measuring, processes, sharding, trouble
 from malora_cli.train.adaptation import Adaptation
 from malora_cli.train.callbacks import EachStep, Pace
 from malora_cli.train.remedies._base import Remedy
 from malora_cli.train.saving import SavingTrainer
 from malora_cli.train.task_losses import TaskLosses
+from malora_cli.train.tracking import keep_in, tracked
 
 
 class MaloraTrainer(SavingTrainer):
@@ -71,6 +72,7 @@ class MaloraTrainer(SavingTrainer):
             callbacks=[EachStep(self._done, may_end=may_end)],
         )
         self.remove_callback(PrinterCallback)
+        keep_in(Path(args.output_dir).parent / "tensorboard", self.callback_handler.callbacks)
         # The model is spread already, so that neither DDP nor anything else is to be put around it.
         self.is_distributed_loading_by_transformers = pace.settings.shard
         # The loss is divided by the supervised tokens of the whole step, so that its parting changes nothing of it;
@@ -124,7 +126,7 @@ class MaloraTrainer(SavingTrainer):
         if rows is None:
             return
         if (event := measuring.conflict(self.model, self.tasks, self.packer, rows=rows, step=step)) is not None:
-            self.pace.report(event)
+            self._report(event)
 
     def _get_num_items_in_batch(self, batch_samples: list[list[TrainExample]], device: torch.device) -> Tensor:
         tokens = sum(example.label_tokens for step in batch_samples for example in step)
@@ -306,9 +308,12 @@ class MaloraTrainer(SavingTrainer):
             **self._drain_routing(),
         )
         self._tokens, self._logged, self._logged_step = 0, self._logged + elapsed, self.state.global_step
+        self._report(event, **logs)
+
+    def _report(self, event: Event, **logs: float) -> None:
+        """Hand on an event, and to trackers its numbers with those of transformers' own log."""
         self.pace.report(event)
-        tracked = {f"loss/{name}": task.loss for name, task in event.tasks.items() if task.loss is not None}
-        self.control = self.callback_handler.on_log(self.args, self.state, self.control, {**logs, **tracked})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, {**logs, **tracked(event)})
 
     def _drain_routing(self) -> dict[str, Any]:
         if self.routing is None or self.routing.tally is None:
@@ -337,10 +342,10 @@ class MaloraTrainer(SavingTrainer):
         event = processes.the_writers(event)  # where machines differ in a last bit, all go by the same numbers
         if event.tasks:  # none where no rows are kept for validation
             self.adaptation.after_evaluation(event)
-            self.pace.report(event)
+            self._report(event)
         if settings.conflict_every is None:
             self._compare_gradients(step)
-        metrics = {f"eval_loss/{name}": task.loss for name, task in event.tasks.items() if task.loss is not None}
+        metrics = tracked(event)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.adaptation.over:
             self.control.should_save = self.control.should_training_stop = True

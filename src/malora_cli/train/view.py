@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections import Counter
@@ -32,6 +33,7 @@ from malora_cli.results import (
 )
 from malora_cli.train.processes import writes
 
+_LOG = logging.getLogger(__name__)
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 24
 
@@ -141,7 +143,8 @@ class PlainView:
             self.first_step = step - 1
 
     def evaluating(self) -> None:
-        """The line that follows says it."""
+        """Say it, since the line that follows may take its time."""
+        _LOG.info("measuring the validation rows")
 
     def show(self, event: Event) -> None:
         """Print one line."""
@@ -157,6 +160,7 @@ class PlainView:
             self._print(f"step {event.step}/{self.steps}  validation  {losses}")
             if len(self.history.evals) > 1:
                 self._print(f"step {event.step}/{self.steps}  {_seesaw(self.history)}")
+            _LOG.debug("training")
             return
         self._print(
             f"step {event.step}/{self.steps}  loss {_mean_loss(event.tasks):.3f}  {losses}  "

@@ -1,23 +1,29 @@
-"""What no bundle is written of, by what a recipe and the base's configuration say, before anything is loaded."""
+"""What no bundle is written of, by what a recipe and the base's configuration say, before anything is loaded.
+
+`check_bundle` takes no torch, for dry runs; what it cannot see in a file, `check_config` asks transformers.
+"""
 
 from __future__ import annotations
 
-import transformers
-from transformers import PreTrainedConfig
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.methods._mixture import MixtureSettings
 from malora_cli.errors import ModelError, RecipeError
 from malora_cli.recipe import ModelSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-def check_bundle(model: ModelSettings, method: AdapterSettings, config: PreTrainedConfig) -> None:
-    """Make sure that a bundle can be written of what a recipe trains.
+
+def check_bundle(model: ModelSettings, method: AdapterSettings, config: Mapping[str, Any]) -> None:
+    """Make sure that a bundle can be written of what a recipe trains, as far as files say.
 
     Args:
         model: The base model's settings.
         method: The method.
-        config: The base model's configuration.
+        config: What the base model's ``config.json`` says.
 
     Raises:
         RecipeError: The method routes nothing.
@@ -30,9 +36,13 @@ def check_bundle(model: ModelSettings, method: AdapterSettings, config: PreTrain
             where="--to",
             fix=f"Use {others}.",
         )
-    if model.quantise is not None or getattr(config, "quantization_config", None) is not None:
+    if model.quantise is not None or config.get("quantization_config") is not None:
         raise quantised(model.base)
-    check_config(config, model.base)
+    kind = config.get("model_type", "")
+    if config.get("text_config") is not None:
+        raise _reads_more(kind, model.base)
+    if model.trust_remote_code and "auto_map" in config:
+        raise _brings_code(kind, model.base)
 
 
 def check_config(config: PreTrainedConfig, name: str) -> None:
@@ -47,19 +57,29 @@ def check_config(config: PreTrainedConfig, name: str) -> None:
     """
     kind = config.model_type
     if config.get_text_config() is not config:
-        raise not_bundled(f"a '{kind}' model reads more than text, and only text models are bundled", name)
+        raise _reads_more(kind, name)
     if not is_own(type(config)):
-        raise not_bundled(f"a '{kind}' model brings Python code of its own, which a bundle does not carry", name)
+        raise _brings_code(kind, name)
 
 
 def is_own(kind: type) -> bool:
     """Whether a class is one that transformers exports, so that a bundle's code can import it."""
+    import transformers
+
     return getattr(transformers, kind.__name__, None) is kind
 
 
 def quantised(name: str) -> ModelError:
     """What is raised for a base in 4 or 8 bits."""
     return not_bundled("its weights are quantised, and a bundle holds the weights themselves", name)
+
+
+def _reads_more(kind: str, name: str) -> ModelError:
+    return not_bundled(f"a '{kind}' model reads more than text, and only text models are bundled", name)
+
+
+def _brings_code(kind: str, name: str) -> ModelError:
+    return not_bundled(f"a '{kind}' model brings Python code of its own, which a bundle does not carry", name)
 
 
 def not_bundled(what: str, name: str) -> ModelError:

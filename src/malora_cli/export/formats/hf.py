@@ -14,6 +14,7 @@ from malora_cli.errors import ModelError
 from malora_cli.export.formats._base import Format, Origin
 from malora_cli.export.request import TORCH_DTYPES
 from malora_cli.modeling import BaseModel
+from malora_cli.modeling.rope import with_plain_rope
 from malora_cli.modeling.weights import weight_files
 from malora_cli.recipe import ModelSettings
 from malora_cli.results import read_json, write_json
@@ -70,7 +71,7 @@ class HuggingFaceFormat(Format):
 
     @staticmethod
     def _write_config(source: Path, folder: Path, origin: Origin) -> None:
-        config = read_json(source / CONFIG_NAME)
+        config = with_plain_rope(read_json(source / CONFIG_NAME))
         if origin.dtype is not None:
             config.pop("torch_dtype", None)
             config["dtype"] = TORCH_DTYPES[origin.dtype]

@@ -6,13 +6,18 @@ either way round and compute something else.
 
 from __future__ import annotations
 
+import json
 import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from malora_cli.errors import ModelError
 from malora_cli.export.formats._base import Format, Origin
 from malora_cli.modeling import BaseModel
+from malora_cli.modeling.rope import with_plain_rope
+from malora_cli.recipe import ModelSettings
 from malora_cli.results import write_json
 
 if TYPE_CHECKING:
@@ -27,6 +32,16 @@ class MlxFormat(Format):
     """``adapters.safetensors`` and ``adapter_config.json``."""
 
     targets = ("lora",)
+
+    def check(self, target: str, base: BaseModel, settings: ModelSettings, config: Mapping[str, Any]) -> None:
+        """Warn of a base that mlx-lm would compute otherwise, with any adapter or none."""
+        taken, rope = {"rope_theta": 10_000.0, "rope_scaling": None, **config}, with_plain_rope(config)
+        if missing := [name for name in ("rope_theta", "rope_scaling") if rope.get(name, taken[name]) != taken[name]]:
+            warnings.warn(
+                f"'{base.name}' has its RoPE in rope_parameters alone (config.json), which mlx-lm 0.32 does not read: "
+                f"write {' and '.join(f'{name}: {json.dumps(rope[name])}' for name in missing)} beside it there",
+                stacklevel=2,
+            )
 
     def files(self, target: str, base: BaseModel) -> list[str]:
         """The two."""
