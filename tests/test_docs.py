@@ -28,7 +28,7 @@ from malora_cli.results import EvalEvent, TaskLoss, TrainEvent
 from pages import BLOCKS, DOCS, PAGES, ROOT, SPANS, blocks, prose, words
 
 #: Options of other programs that stand in the text by themselves.
-FOREIGN = {"--recipe", "--torch-backend"}
+FOREIGN = {"--enforce-eager", "--recipe", "--torch-backend"}
 #: Pages whose examples are of a method, a metric or a remedy that a reader adds.
 ELSEWHERE = ("docs/extending.md", "docs/remedies.md")
 

@@ -39,7 +39,6 @@ NOT_RUN = {
     ("README.md", "uv pip install --torch-backend"): "installs from the package index",
     ("docs/evaluation.md", "malora eval RUN --tasks lm_eval:arc_easy"): "fetches a task of lm-evaluation-harness",
     ("docs/exporting.md", "vllm serve"): "a server, on a GPU",
-    ("docs/exporting.md", "python -m sglang"): "a server, on a GPU",
     ("docs/first-run.md", ". .venv/bin/activate"): "for a shell",
     ("docs/processes.md", "srun torchrun"): "needs Slurm and several machines",
     ("docs/reference/commands.md", "malora completion bash"): "writes into a home folder; the README has it too",
@@ -84,7 +83,7 @@ def of(page: str, language: str) -> list[str]:
 
 
 class StandIn(finding.PackagedModel):
-    """The embedded model's package, with the tiny model in it."""
+    """The embedded model's package; its file is where the first argument says."""
 
     def file(self, alias: str) -> Path:
         return Path(self.distribution)
@@ -99,9 +98,9 @@ def scratch(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
     write_lora_from_elsewhere(folder / "lora-trained-elsewhere", tiny_model)
     (folder / "MODEL").symlink_to(tiny_model)
     with pytest.MonkeyPatch.context() as patch:
-        packaged = StandIn(str(tiny_model / "model.safetensors"), "")
-        patch.setitem(finding.ALIASES, "smollm2-135m-instruct", packaged)
-        patch.setattr(finding, "converted_folder", lambda file: file.parent)
+        (folder / "embedded.gguf").touch()
+        patch.setitem(finding.ALIASES, "smollm2-135m-instruct", StandIn(str(folder / "embedded.gguf"), ""))
+        patch.setattr(finding, "converted_folder", lambda file: tiny_model)
         patch.chdir(folder)
         succeeds("train", "recipe.yaml", "output.name=RUN")
         succeeds("eval", "RUN")

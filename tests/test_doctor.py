@@ -97,7 +97,7 @@ def test_packages_that_are_missing_or_too_old(tmp_path: Path, monkeypatch: pytes
     assert told["peft"].status == told["typer"].status == "fail"
     assert told["peft"].found.startswith("0.1; needed: peft")
     assert "<0.22" in told["peft"].do
-    assert told["typer"].found == "not installed; needed: typer>=0.15"
+    assert told["typer"].found.startswith("not installed; needed: typer>=")
 
 
 def test_more_threads_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
