@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import re
 import signal
@@ -102,6 +103,16 @@ def test_eval_prints_what_it_writes(here: Path, capsys: pytest.CaptureFixture[st
     assert max(map(len, lines[: 1 + len(rows)])) <= 80
     assert lines[-2:] == ["results: runs/newer/eval", "report:  runs/newer/report/index.html"]
     assert (here / "runs" / "newer" / "report" / "index.html").is_file()
+
+
+def test_a_report_as_json_has_its_place_and_the_scores(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("eval", "newer", "--limit", "2") == 0
+    capsys.readouterr()
+    assert run("report", "newer", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["run"], told["report"]) == ("runs/newer", "runs/newer/report/index.html")
+    assert {row["task"] for row in told["scores"]} == {"copy", "upper", "add"}
+    assert all(0 <= row["score"] <= 1 for row in told["scores"])
 
 
 def test_the_table_of_an_evaluation_says_what_can_be_told_apart() -> None:
