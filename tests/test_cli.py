@@ -127,9 +127,9 @@ def test_the_table_of_an_evaluation_says_what_can_be_told_apart() -> None:
     output = io.StringIO()
     Console(file=output, width=200).print(evaluation_table(result))
     lines = [line.split() for line in output.getvalue().splitlines()]
-    assert lines[1] == ["up", "1,500", "0.12", "±.06", "0.50", "±.06", "+0.38", "±.07", "<0.001", "-", "0.03"]
-    assert lines[2] == ["[down]", "1,500", "0.75", "±.06", "0.25", "±.06", "-0.50", "±.07", "0.004", "-", "0.03"]
-    assert lines[3] == ["same", "1,500", "0.50*", "±.06", "0.53*", "±.06", "+0.03", "±.07", "0.41", "12.5%", "0.03"]
+    assert lines[1] == ["up", "1,500", "0.12", "±0.06", "0.50", "±0.06", "+0.38", "±0.07", "<0.001", "-", "0.03"]
+    assert lines[2] == ["[down]", "1,500", "0.75", "±0.06", "0.25", "±0.06", "-0.50", "±0.07", "0.004", "-", "0.03"]
+    assert lines[3] == ["same", "1,500", "0.50*", "±0.06", "0.53*", "±0.06", "+0.03", "±0.07", "0.41", "12.5%", "0.03"]
     assert notes(result) == [
         "No significant difference from base: same.",
         "Significantly worse than base: [down].",
@@ -147,7 +147,7 @@ def test_the_table_of_a_model_alone_compares_nothing() -> None:
     Console(file=output, width=80).print(evaluation_table(result))
     assert [line.split() for line in output.getvalue().splitlines()[:2]] == [
         ["task", "rows", "m", "unread"],
-        ["t", "9", "0.50", "±.25", "-"],
+        ["t", "9", "0.50", "±0.25", "-"],
     ]
 
 

@@ -310,7 +310,7 @@ def _about(value: float, low: float | None, high: float | None) -> str:
     """The interval around a value, by its farther end."""
     if low is None or high is None:
         return ""
-    return f" ±{max(value - low, high - value):.2f}".replace("±0.", "±.")
+    return f" ±{max(value - low, high - value):.2f}"
 
 
 def _change(change: Difference | None) -> Text:

@@ -113,7 +113,7 @@ def merge_export(
         typer.Option(
             metavar="FOLDER",
             help="Check an export, or any LoRA in PEFT's format: is it unchanged, and which runtimes load it? "
-            "Takes no RUN; the exit code is 1 where one does not.",
+            "Takes no RUN; the exit code is 1 where one does not load a LoRA.",
         ),
     ] = None,
     step: StepOption = None,
