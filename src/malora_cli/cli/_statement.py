@@ -28,13 +28,22 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
 
     mixture = plain_table(
         ("task", "domain"),
-        ("rows", "input tokens", "label tokens", "tokens", "passes", "share", "of label tokens"),
+        ("rows", "input tokens", "label tokens", "tokens", "passes", "of rows", "of label tokens"),
         title=f"Mixture: {plural(statement.steps, 'step')} of {plural(statement.batch_size, 'row')}",
     )
     rows = plain_table(
         ("task",),
-        ("read", "longest", "cut", "left out", "validation", "test", "also in training", f"share {RUN} words"),
-        title="\nRows",
+        (
+            "read",
+            "tokens at most",
+            "cut",
+            "left out",
+            "validation",
+            "test",
+            "test in training",
+            f"test sharing {RUN} words",
+        ),
+        title="\nRows of each split; training rows that were cut or left out; test rows that training gives away",
     )
     for entry in console.start(statement.tasks):
         task, train = entry.task, entry.task.train
