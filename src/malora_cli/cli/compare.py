@@ -253,8 +253,8 @@ def _carry_out(
     from malora_cli.modeling.finding import check_base
 
     check_jobs(jobs, cpus_on_ray)
-    planner, planned = plan()
     check_base(asked.model)
+    planner, planned = plan()
     prepare_libraries()
     from malora_cli.cli._comparison import print_comparison, print_plan
 
