@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from malora_cli.api import Run, compare, evaluate, load, train
+from malora_cli.api import Recipe, Run, compare, evaluate, load, train
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.results import Event
 from train_runs import same_weights, train_run, workplace
@@ -38,6 +38,25 @@ def test_a_run_is_trained_as_the_command_does(recipe: Path, run: Run, capfd: pyt
     assert {row["task"] for row in rows} == {"copy", "upper", "add"}
     assert rows == Run(again.path).metrics()
     assert all(row["loss"] > 0 for row in rows if row["tokens"])
+
+
+def test_a_recipe_is_read_overridden_and_trained(recipe: Path, tmp_path: Path) -> None:
+    own = Recipe(recipe, {"train.steps": 2, "mix.tasks.add.max_rows": 9})
+    assert (own.settings.train.steps, own.settings.mix.tasks["add"].max_rows) == (2, 9)
+    assert own.as_dict()["train"]["steps"] == 2
+    assert own.provenance["train.steps"] == "command line"
+    other = own.override(["train.steps=1", "output.name=overridden"]).override({"train.seed": 7})
+    assert (other.settings.train.steps, other.settings.train.seed, own.settings.train.steps) == (1, 7, 2)
+    written = tmp_path / "written.yaml"
+    written.write_text(other.to_yaml(), encoding="utf-8")
+    assert Recipe(written).settings == other.settings
+    trained = train(other, {"train.learning_rate": 1e-4})
+    assert trained.path.name == "overridden"
+    kept = Recipe(trained.path / "recipe.yaml").settings.train
+    assert (kept.steps, kept.seed, kept.learning_rate) == (1, 7, 1e-4)
+    assert "overridden" in repr(other)
+    with pytest.raises(RecipeError, match=r"train\.stepz=3: unknown setting; did you mean 'steps'"):
+        own.override({"train.stepz": 3})
 
 
 def test_a_run_is_scored_and_reported(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +95,7 @@ def test_methods_are_compared(
     assert {event.kind for event in events} == {"train", "eval"}
     assert Path("runs/tiny.compare/report/index.html").is_file()
     trained = len(events)
-    again = compare(recipe, quick, **asked, on_event=events.append, on_line=lines.append)
+    again = compare(Recipe(recipe, quick), **asked, on_event=events.append, on_line=lines.append)
     assert again.sentences == found.sentences
     assert len(events) == trained  # nothing is trained twice
     assert lines

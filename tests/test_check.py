@@ -118,6 +118,10 @@ def test_the_same_as_json(recipe: Path, capsys: pytest.CaptureFixture[str]) -> N
     [unused] = tasks["add"]["unused"]["train"]
     assert (unused["rows"], unused["samples"]) == (1, [31])
     assert (found["schema"], found["steps"], found["batch_size"]) == (1, 6, 6)
+    assert (found["dtype"], found["quantise"], found["device"]) == ("float32", None, "cpu")
+    example = tasks["add"]["example"]
+    assert [part["text"] for part in example if part["supervised"]] == ["0<|im_end|>"]
+    assert "0+0=" in "".join(part["text"] for part in example if not part["supervised"])
     cost = found["longest_step"]
     rate = cost["seconds"] / cost["tokens"]
     assert cost["training_seconds"] == pytest.approx(rate * found["step_tokens"] * found["steps"])
@@ -142,7 +146,7 @@ def test_long_lists_are_folded_on_a_terminal(
     for out in folded:
         assert "… 2 more tasks; --full shows all 3" in out
         assert "… 2 more lines on rows and columns; --full shows all 3" in out
-        assert out.count("train rows are not used") == 1
+        assert out.count("train row is not used") == 1
         assert len(re.findall(r"^(?:copy|upper|add) +(?:words|sums|\d)", out, re.MULTILINE)) == 2, (
             "one row of each table"
         )
@@ -159,7 +163,7 @@ def test_what_is_not_used_is_told(recipe: Path, capsys: pytest.CaptureFixture[st
     with (recipe.parent / "add.train.jsonl").open("a") as file:
         file.write('{"question": "x", "answer": ""}\n')
     out = _out(capsys, "check", str(recipe), "--no-step", "mix.tasks.add.bad_rows=drop", "mix.tasks.copy.max_rows=3")
-    assert "add: 1 train rows are not used, an empty completion, so nothing of it is supervised (row 31)" in out
+    assert "add: 1 train row is not used, an empty completion, so nothing of it is supervised (row 31)" in out
     assert re.search(r"^copy: 1[1-4] train rows are not used, beyond max_rows \(row ", out, re.MULTILINE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import re
 import signal
@@ -104,6 +105,16 @@ def test_eval_prints_what_it_writes(here: Path, capsys: pytest.CaptureFixture[st
     assert (here / "runs" / "newer" / "report" / "index.html").is_file()
 
 
+def test_a_report_as_json_has_its_place_and_the_scores(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("eval", "newer", "--limit", "2") == 0
+    capsys.readouterr()
+    assert run("report", "newer", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["run"], told["report"]) == ("runs/newer", "runs/newer/report/index.html")
+    assert {row["task"] for row in told["scores"]} == {"copy", "upper", "add"}
+    assert all(0 <= row["score"] <= 1 for row in told["scores"])
+
+
 def test_the_table_of_an_evaluation_says_what_can_be_told_apart() -> None:
     def task(base: float, adapter: float, p: float, unread: float = 0.0) -> TaskEval:
         scores = [Scores(score=score, low=score - 0.05, high=score + 0.06, unread=unread) for score in (base, adapter)]
@@ -116,9 +127,9 @@ def test_the_table_of_an_evaluation_says_what_can_be_told_apart() -> None:
     output = io.StringIO()
     Console(file=output, width=200).print(evaluation_table(result))
     lines = [line.split() for line in output.getvalue().splitlines()]
-    assert lines[1] == ["up", "1,500", "0.12", "±.06", "0.50", "±.06", "+0.38", "±.07", "<0.001", "-", "0.03"]
-    assert lines[2] == ["[down]", "1,500", "0.75", "±.06", "0.25", "±.06", "-0.50", "±.07", "0.004", "-", "0.03"]
-    assert lines[3] == ["same", "1,500", "0.50*", "±.06", "0.53*", "±.06", "+0.03", "±.07", "0.41", "12.5%", "0.03"]
+    assert lines[1] == ["up", "1,500", "0.12", "±0.06", "0.50", "±0.06", "+0.38", "±0.07", "<0.001", "-", "0.03"]
+    assert lines[2] == ["[down]", "1,500", "0.75", "±0.06", "0.25", "±0.06", "-0.50", "±0.07", "0.004", "-", "0.03"]
+    assert lines[3] == ["same", "1,500", "0.50*", "±0.06", "0.53*", "±0.06", "+0.03", "±0.07", "0.41", "12.5%", "0.03"]
     assert notes(result) == [
         "No significant difference from base: same.",
         "Significantly worse than base: [down].",
@@ -136,7 +147,7 @@ def test_the_table_of_a_model_alone_compares_nothing() -> None:
     Console(file=output, width=80).print(evaluation_table(result))
     assert [line.split() for line in output.getvalue().splitlines()[:2]] == [
         ["task", "rows", "m", "unread"],
-        ["t", "9", "0.50", "±.25", "-"],
+        ["t", "9", "0.50", "±0.25", "-"],
     ]
 
 

@@ -60,7 +60,7 @@ def test_a_damaged_entry_is_made_anew_and_can_be_listed_and_removed(
         main(["cache", "ls"])
     assert caught.value.code == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith(("1 entries of rows, ", "0 entries of rows, 1 of numbers about them, "))
+    assert last.startswith(("1 entry of rows, ", "0 entries of rows, 1 of numbers about them, "))
     assert cached("a", write("second"))[1]["source"] == "second"
     (folder / file).write_text(content)
     assert [entry.path for entry in prune(unused_for_seconds=0)] == [folder]
@@ -106,6 +106,12 @@ def test_using_an_entry_keeps_it() -> None:
     assert prune(unused_for_seconds=_DAY) == []
 
 
+def json_of(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
+    with pytest.raises(SystemExit):
+        main(command)
+    return json.loads(capsys.readouterr().out)
+
+
 def test_the_commands_list_and_remove(capsys: pytest.CaptureFixture[str]) -> None:
     cached("encoded-abc", write("rows.jsonl"))
     with pytest.raises(SystemExit):
@@ -113,12 +119,16 @@ def test_the_commands_list_and_remove(capsys: pytest.CaptureFixture[str]) -> Non
     listed = capsys.readouterr().out
     assert "encoded-abc" in listed
     assert "rows.jsonl" in listed
+    told = json_of(capsys, "cache", "ls", "--json")
+    [entry] = told["rows"]["entries"]
+    assert (entry["name"], entry["source"], entry["bytes"] > 0) == ("encoded-abc", "rows.jsonl", True)
+    assert json_of(capsys, "cache", "prune", "--json")["removed"]["entries"] == []
     with pytest.raises(SystemExit):
         main(["cache", "prune"])
     assert capsys.readouterr().out == "removed 0 entries, 0.0 MiB\n"
     with pytest.raises(SystemExit):
         main(["cache", "prune", "--unused-for", "0d"])
-    assert "removed 1 entries" in capsys.readouterr().out
+    assert "removed 1 entry" in capsys.readouterr().out
     assert entries() == []
     with pytest.raises(SystemExit) as caught:
         main(["cache", "prune", "--unused-for", "soon"])

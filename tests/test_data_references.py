@@ -24,7 +24,7 @@ ROWS = [
     {"question": "Where?", "answer": "here"},
 ]
 TOLD = (
-    r"task 'copy': 1 train rows have several right answers, of which the first is trained \(`references` of the task: "
+    r"task 'copy': 1 train row has several right answers, of which the first is trained \(`references` of the task: "
     r"first or all; .* \(row 1\)"
 )
 

@@ -89,7 +89,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(place: Path, encoder: E
     append_rows(place / "copy.train.jsonl", {"question": "x" * 300, "answer": "y"})
     append_rows(place / "copy.train.jsonl", {"question": "last", "answer": "z"})
     with pytest.warns(
-        UserWarning, match=rf"task 'copy': 1 train rows are left out: longer than {longest} tokens \(row 19\)"
+        UserWarning, match=rf"task 'copy': 1 train row is left out: longer than {longest} tokens \(row 19\)"
     ):
         split = _tasks(place, encoder, max_length=longest)["copy"].train
     assert (len(split), split.too_long) == (len(whole.train) + 1, 1)
@@ -191,7 +191,7 @@ def test_a_row_that_a_template_refuses_is_told_by_its_number_or_left_out(place: 
         f"task 'copy': {place / 'copy.train.jsonl'}: row 9 has a conversation that the model's chat template refuses "
         "(not bil). Mend or remove the row, or set the task's bad_rows to drop."
     )
-    with pytest.warns(UserWarning, match="1 train rows are left out: a conversation that the model's chat template"):
+    with pytest.warns(UserWarning, match="1 train row is left out: a conversation that the model's chat template"):
         assert len(_tasks(place, encoder, "mix.tasks.copy.bad_rows=drop")["copy"].train) == 17
 
 

@@ -42,6 +42,7 @@ MISTAKES = {
     "compare baselines recipe.yaml --seeds a": "not a list of seeds",
     "compare baselines recipe.yaml --tune fast": "not a tuning",
     "compare baselines recipe.yaml --jobs x": "not a number of jobs",
+    "compare baselines recipe.yaml model.base=nope": "not on this machine",
     "compare remedies recipe.yaml --baseline nope": "not among the methods compared",
     "compare runs done nope": "run not found",
     "compare runs done done": "not been evaluated",

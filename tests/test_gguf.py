@@ -206,3 +206,17 @@ def test_a_part_of_a_split_model_is_refused(renamed: bool, tmp_path: Path, monke
     file = tmp_path / "part.gguf" if renamed else shutil.copy(whole, tmp_path / "big-00001-of-00002.gguf")
     assert "this is one of the 2 parts of a split model. Join them (`llama-gguf-split --merge" in refusal(Path(file))
     assert load(whole)
+
+
+def test_code_beside_a_file_is_neither_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.gguf"
+    tiny_gguf.write(tiny_gguf.llama(tied=True), file)
+    named = {"auto_map": {"AutoTokenizer": ["code.Own", None]}, "tokenizer_class": "Own"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    (tmp_path / "code.py").write_text("raise SystemExit('run')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    with pytest.raises(ModelError, match=r"model\.gguf: files beside it name Python code .* into a folder of its own"):
+        resolve_base(ModelSettings(base=str(file)))
+    for name in ("tokenizer_config.json", "code.py"):
+        (tmp_path / name).unlink()
+    assert resolve_base(ModelSettings(base=str(file))).gguf == file

@@ -18,8 +18,8 @@ from malora_cli.cli import main
 from malora_cli.data.columns import RowReader
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats import FORMATS
-from malora_cli.errors import MaloraError
-from malora_cli.importing import TOOLS, convert
+from malora_cli.errors import MaloraError, RecipeError
+from malora_cli.importing import TOOLS, check_tool, convert
 from malora_cli.importing._base import Key
 from malora_cli.named import load_named
 from malora_cli.recipe import TaskSettings
@@ -110,6 +110,18 @@ def test_unknown_keys_are_told_and_strict_writes_nothing(sums: Path, capsys: pyt
     assert Path("b/.gitignore").read_text() == "saves/a/\n"
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_file_of_another_tool_is_told(tool: str, case: Case, tmp_path: Path) -> None:
+    file = case.write(tmp_path, tmp_path / "model")
+    if tool == case.tool:
+        check_tool(tool, TOOLS, file)
+    elif file.suffix != ".sh":  # no other tool reads that at all
+        own = TOOLS[case.tool].name
+        with pytest.raises(RecipeError, match=rf"this looks like a file of {own}: .* malora import {case.tool} "):
+            check_tool(tool, TOOLS, file)
+
+
 def test_nothing_is_overwritten(sums: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status("import", "llamafactory", "sft.yaml", "--out", "deep/er/mine.yaml") == 0
     made = {path.name for path in Path("deep/er").iterdir()}
@@ -117,11 +129,13 @@ def test_nothing_is_overwritten(sums: Path, capsys: pytest.CaptureFixture[str]) 
     before = Path("deep/er/mine.yaml").read_text()
     Path("mix.yaml").write_text("mine")
     capsys.readouterr()
-    for out, blocked in (("deep/er/mine.yaml", "deep/er/mine.yaml"), (".", "mix.yaml")):
+    both = (
+        "deep/er/mine.yaml and deep/er/mine.mix.yaml: they are there already, and are not overwritten. Move them away."
+    )
+    one = "mix.yaml: it is there already, and is not overwritten. Move it away."
+    for out, told in (("deep/er/mine.yaml", both), (".", one)):
         assert status("import", "llamafactory", "sft.yaml", "--out", out) == 2
-        assert (
-            capsys.readouterr().err == f"error: {blocked}: it is there already, and is not overwritten. Move it away.\n"
-        )
+        assert capsys.readouterr().err == f"error: {told}\n"
     assert Path("deep/er/mine.yaml").read_text() == before
     assert Path("mix.yaml").read_text() == "mine"
     assert not Path("recipe.yaml").exists()

@@ -163,7 +163,7 @@ def test_what_is_guessed_stands_in_the_mix_with_its_reason(
         assert status("train", f"{name}/recipe.yaml", *quick, f"output.name={name}", "--no-step") == 0
     capsys.readouterr()
     assert status("init", "data/sums.train.jsonl", "--out", "a") == 2
-    line = "error: a/recipe.yaml: it is there already, and is not overwritten. Move it away.\n"
+    line = "error: a/recipe.yaml and a/mix.yaml: they are there already, and are not overwritten. Move them away.\n"
     assert capsys.readouterr().err == line
 
 
@@ -174,7 +174,7 @@ def test_nothing_stays_where_something_is_wrong(
     WRITERS[".jsonl"](tmp_path / "x.jsonl", [{"question": "a", "answer": "b"}] * 3)
     for arguments, message in (
         (["x.jsonl", "./x.jsonl"], "FILE: two tasks would be called 'x'. Name the tasks: TASK=FILE."),
-        (["none.jsonl"], "none.jsonl: file or folder not found"),
+        (["none.jsonl"], "none.jsonl: file not found"),
         (["x.jsonl", "--method", "malorra"], "did you mean 'malora'?"),
         (
             ["x.jsonl", "--prompt", "question"],

@@ -274,15 +274,15 @@ def test_the_base_type_of_the_recipe_is_what_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("train.stepz=5", "train.stepz=5: got 5; unknown setting; did you mean 'steps'?"),
-        ("evall.rows=5", "evall.rows=5: evall: got {\"rows\": 5}; unknown setting; did you mean 'eval'?"),
+        ("train.stepz=5", "train.stepz=5: unknown setting; did you mean 'steps'?"),
+        ("evall.rows=5", "evall.rows=5: evall: unknown setting; did you mean 'eval'?"),
         ("mix.tasks.pluss.weight=2", "mix.tasks.pluss.weight=2: unknown task; did you mean 'plus'?"),
         ("mix.tasks.plus.colums.x=y", None),
         ("train.steps.x=5", "train.steps.x=5: train.steps is 100, which has nothing inside"),
         ("train.steps", "train.steps: an override is written section.setting=value"),
         ("train..steps=3", "train..steps=3: an override is written section.setting=value"),
         ("=3", "=3: an override is written section.setting=value"),
-        ("method.alpha=3", "method.alpha=3: got 3; unknown setting of method 'shared'; known: name, r, subspace_rank, "
+        ("method.alpha=3", "method.alpha=3: unknown setting of method 'shared'; known: name, r, subspace_rank, "
          "target_modules"),
         ("method.name=shred", "method.name=shred: got 'shred'; must be one of wide, shared; did you mean 'shared'?"),
         ("train.schedule=cosin", "train.schedule=cosin: got 'cosin'; must be one of cosine, linear, constant; "
@@ -294,9 +294,7 @@ def test_the_base_type_of_the_recipe_is_what_is_loaded() -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_override_is_one_line(override: str, line: str | None) -> None:
-    line = line or (
-        'mix.tasks.plus.colums.x=y: mix.tasks.plus.colums: got {"x": "y"}; unknown setting; did you mean \'columns\'?'
-    )
+    line = line or ("mix.tasks.plus.colums.x=y: mix.tasks.plus.colums: unknown setting; did you mean 'columns'?")
     assert problems(override) == [f"command line: {line}"]
 
 

@@ -25,11 +25,11 @@ def test_a_metric_has_its_own_options() -> None:
 @pytest.mark.parametrize(
     ("metric", "place", "told"),
     [
-        ("{name: exact-match, ignor: [case]}", "ignor", 'got ["case"]; unknown setting; did you mean \'ignore\'?'),
+        ("{name: exact-match, ignor: [case]}", "ignor", 'unknown setting; did you mean \'ignore\'?'),
         ("{name: exact-match, ignore: [cases]}", "ignore.0",
          "got 'cases'; must be one of case, punctuation; did you mean 'case'?"),
         ("{name: exact-match, ignore: case}", "ignore", "got 'case'; must be a list"),
-        ("{name: rouge-l, ignore: [case]}", "ignore", 'got ["case"]; unknown setting; known: name'),
+        ("{name: rouge-l, ignore: [case]}", "ignore", 'unknown setting; known: name'),
         ("{name: rouge}", "name", "got 'rouge'; unknown metric; did you mean 'rouge-l'?"),
         ("{}", "name", "missing; required (Metric)"),
     ],

@@ -65,9 +65,9 @@ BRACKETS = "Close every bracket and quote, and put commas between values."
         ("2e-3", "2e-3\n  epochs: 3", "sums.yaml:11: train.epochs: got 3; exactly one of steps and epochs must be set, "
          "and steps is 100 too; null unsets one"),
         ("r: 4", "r: 40", "sums.yaml:3: method: subspace_rank 32 must be at least r 40"),
-        ("r: 4", "rank: 4", "sums.yaml:5: method.rank: got 4; unknown setting of method 'shared'; did you "
+        ("r: 4", "rank: 4", "sums.yaml:5: method.rank: unknown setting of method 'shared'; did you "
          "mean 'r'?"),
-        ("r: 4", "subspace: 4", "sums.yaml:5: method.subspace: got 4; unknown setting of method 'shared'; did you mean "
+        ("r: 4", "subspace: 4", "sums.yaml:5: method.subspace: unknown setting of method 'shared'; did you mean "
          "'subspace_rank'?"),
         ("name: shared", "name: lora", "sums.yaml:4: method.name: got 'lora'; must be one of wide, shared"),
         ("name: shared", "r_: 1", "sums.yaml:3: method.name: missing; required; one of wide, shared"),
@@ -96,8 +96,7 @@ def test_a_mistyped_section_is_told_as_missing_and_as_unknown() -> None:
     change("train:\n", "trian:\n")
     assert problems() == [
         "sums.yaml:2: train: missing; required (Length, pace and record of the training)",
-        'sums.yaml:7: trian: got {"steps": 100, "batch_size": 24, "learning_rate": 0.002}; unknown setting; '
-        "did you mean 'train'?",
+        "sums.yaml:7: trian: unknown setting; did you mean 'train'?",
     ]
 
 
@@ -113,7 +112,7 @@ def test_a_mistyped_section_is_told_as_missing_and_as_unknown() -> None:
         ("max_new_tokens: 8", "weight: -1", "mixes/sums.yaml:17: mix.tasks.minus.weight: got -1; must be at least 0"),
         ("max_new_tokens: 8", "format: messages", "mixes/sums.yaml:17: mix.tasks.minus.format: given twice, first on "
          "line 15; keep one"),
-        ("columns: {prompt: question}", "format_: x", "mixes/sums.yaml:8: mix.tasks.plus.format_: got 'x'; unknown "
+        ("columns: {prompt: question}", "format_: x", "mixes/sums.yaml:8: mix.tasks.plus.format_: unknown "
          "setting; did you mean 'format'?"),
         ("  minus:", "  PLUS:", "mixes/sums.yaml:3: mix.tasks: 'plus' and 'PLUS' are one file name where case does "
          "not count; rename one"),
@@ -161,7 +160,7 @@ def test_everything_wrong_is_told_at_once() -> None:
         "command line: mix.tasks.nope.weight=1: unknown task; known: minus, plus",
         "sums.yaml:2: model.base: missing; required (Base model: a known short name, a hub id, a folder or a GGUF "
         "file)",
-        "sums.yaml:2: model.bse: got 'tiny'; unknown setting; did you mean 'base'?",
+        "sums.yaml:2: model.bse: unknown setting; did you mean 'base'?",
         "mixes/sums.yaml:16: mix.tasks.minus.metric.name: got 'exact'; unknown metric; did you mean 'exact-match'?",
         "mixes/sums.yaml:17: mix.tasks.minus.max_new_tokens: got 0; must be greater than 0",
         "sums.yaml:8: train.steps: got -1; must be greater than 0",
@@ -352,15 +351,13 @@ def test_a_vocabulary_of_one_method_works() -> None:
         InvalidRecipeError, match=r"^command line: method.name=shard: got 'shard'; must be one of shared"
     ):
         load_recipe(Path("sums.yaml"), ["method.name=shard"], vocabulary=one)
-    with pytest.raises(
-        InvalidRecipeError, match=r"^command line: method.x=1: got 1; unknown setting of method 'shared'"
-    ):
+    with pytest.raises(InvalidRecipeError, match=r"^command line: method.x=1: unknown setting of method 'shared'"):
         load_recipe(Path("sums.yaml"), ["method.x=1"], vocabulary=one)
     with pytest.raises(InvalidRecipeError) as caught:
         load_recipe(Path("sums.yaml"), ["method={x: 1}"], vocabulary=one)
     assert caught.value.problems == (
         "command line: method={x: 1}: method.name: missing; required; one of shared",
-        "command line: method={x: 1}: method.x: got 1; unknown setting",
+        "command line: method={x: 1}: method.x: unknown setting",
     )
 
 

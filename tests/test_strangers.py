@@ -59,7 +59,7 @@ _OPENING = {
     "train": ["train", "runs/whole/recipe.yaml", "output.name=again", "train.steps=1"],
     "train --dry-run": ["train", "runs/whole/recipe.yaml", "--dry-run"],
     "check": ["check", "runs/whole/recipe.yaml"],
-    "compare": ["compare", "baselines", "runs/whole/recipe.yaml", "--methods", "malora"],
+    "compare": ["compare", "baselines", "runs/whole/recipe.yaml", "--methods", "lora,malora"],
 }
 
 

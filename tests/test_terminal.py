@@ -108,11 +108,8 @@ def test_training_shows_tasks_and_rows_harmlessly(tiny_recipe: Path) -> None:
 
 
 def test_a_row_is_shown_harmlessly() -> None:
-    class Named:
-        name = EVIL
-
     output = io.StringIO()
-    print_example(Named(), [(f"question {EVIL}", False), (EVIL, True)], SafeConsole(file=output))  # type: ignore[arg-type]
+    print_example(EVIL, [(f"question {EVIL}", False), (EVIL, True)], SafeConsole(file=output))
     assert output.getvalue().count(SHOWN) == 3
     assert_harmless(output.getvalue())
 

@@ -305,7 +305,7 @@ def test_where_memory_does_not_suffice_micro_batches_halve(
     with pytest.warns(UserWarning, match="step 1 does not fit into memory") as caught:
         record = train_run(recipe, name, *same)
     assert [str(one.message) for one in caught if "micro-batches are of at most" in str(one.message)][-1].endswith(
-        "at most 1 rows, and the optimiser sees the same rows as before; routers balance over one micro-batch at a "
+        "at most 1 row, and the optimiser sees the same rows as before; routers balance over one micro-batch at a "
         "time, and so over fewer rows"
     )
     assert crowded[:2] == [6, 3]

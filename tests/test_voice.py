@@ -69,7 +69,7 @@ def test_a_pipe_hears_what_each_command_does_before_it_takes_time(said: Said) ->
     assert phases(errors)[-1] == "measuring the longest step"
     out, errors = said("eval", "first", "--limit", "1", "--tasks", "add", "--json")
     assert phases(errors)[:2] == ["loading libraries", "reading the data"]
-    assert "adapter: add: 1 rows" in phases(errors)
+    assert "adapter: add: 1 row" in phases(errors)
     assert out.startswith("{")
     _, errors = said("merge-export", "first", "--to", "lora", "--no-verify", "--gates", "uniform")
     assert phases(errors)[0] == "loading libraries"

@@ -1,10 +1,11 @@
-"""The commands from Python: `train`, `evaluate`, `compare`, `load`, and what a run has to say.
+"""The commands from Python: `train`, `evaluate`, `compare`, `load`, and what a recipe and a run have to say.
 
 Nothing is printed but transformers' own bars.
 
-    from malora_cli.api import evaluate, load, train
+    from malora_cli.api import Recipe, evaluate, load, train
 
-    run = train("quickstart", ["train.steps=20"], on_event=print)
+    recipe = Recipe("quickstart", {"train.steps": 20})
+    run = train(recipe, on_event=print)
     scores = evaluate(run, limit=20)
     model, tokenizer = load(run)
 
@@ -14,23 +15,84 @@ Errors are `malora_cli.errors.MaloraError`. Ctrl-C in the main thread finishes t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from malora_cli.named import load_named, with_run
+from malora_cli.named import load_named, recipe_file, with_run
 from malora_cli.results import Event, RunRecord
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from malora_cli.recipe import Recipe
+    from malora_cli.recipe import LoadedRecipe
+    from malora_cli.recipe import Recipe as Settings
     from malora_cli.results import EvalResult, TaskEval
     from malora_cli.results.comparison import Comparison, Endpoint
 
-__all__ = ["Run", "compare", "evaluate", "load", "train"]
+__all__ = ["Recipe", "Run", "compare", "evaluate", "load", "train"]
+
+#: Settings over a recipe's: texts such as ``"train.steps=20"``, or values by their dotted names.
+Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
+
+
+class Recipe:
+    """A recipe that has been read and checked. It does not change: overriding it makes another one.
+
+    Args:
+        recipe: A file, or the name of a shipped recipe.
+        overrides: Settings over the file's: texts such as ``"train.steps=20"``, or values by their dotted names.
+
+    Raises:
+        RecipeError: The recipe, its mix or an override is wrong; every problem is named.
+    """
+
+    def __init__(self, recipe: str | Path, overrides: Overrides = ()) -> None:
+        self.path = recipe_file(recipe)
+        self.overrides = _texts(overrides)
+        self._loaded: LoadedRecipe = load_named(self.path, self.overrides)
+
+    def __repr__(self) -> str:
+        return f"Recipe('{self.path}', {self.overrides!r})"
+
+    def override(self, overrides: Overrides) -> Recipe:
+        """The same with further settings over it."""
+        return Recipe(self.path, [*self.overrides, *_texts(overrides)])
+
+    @property
+    def settings(self) -> Settings:
+        """All settings with their types, as ``recipe.settings.train.steps``; the mix is inside."""
+        return self._loaded.recipe
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Where each setting was given, by its dotted name: file and line, ``"command line"`` or ``"default"``."""
+        return self._loaded.provenance
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings as plain data."""
+        return self.settings.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """All settings spelled out; a file with this text is read as an equal recipe."""
+        return self._loaded.to_yaml()
+
+
+def _texts(overrides: Overrides) -> list[str]:
+    """Overrides as they are typed; of values, JSON, which is YAML."""
+    if isinstance(overrides, Mapping):
+        return [f"{name}={json.dumps(value)}" for name, value in overrides.items()]
+    return list(overrides)
+
+
+def _over(recipe: Recipe | str | Path, overrides: Overrides) -> tuple[Path, list[str]]:
+    """The file of a recipe, and all that is to be set over it; nothing is read."""
+    if isinstance(recipe, Recipe):
+        return recipe.path, [*recipe.overrides, *_texts(overrides)]
+    return recipe_file(recipe), _texts(overrides)
 
 
 class Run:
@@ -104,8 +166,8 @@ def _row(name: str, task: TaskEval) -> dict[str, Any]:
 
 
 def train(
-    recipe: str | Path,
-    overrides: Sequence[str] = (),
+    recipe: Recipe | str | Path,
+    overrides: Overrides = (),
     *,
     resume: bool = False,
     on_event: Callable[[Event], None] = lambda _event: None,
@@ -113,8 +175,8 @@ def train(
     """Train what a recipe asks for.
 
     Args:
-        recipe: A file, or the name of a shipped recipe.
-        overrides: Settings over the recipe's, such as ``"train.steps=20"``.
+        recipe: A recipe, a file, or the name of a shipped recipe.
+        overrides: Settings over the recipe's, such as ``"train.steps=20"`` or ``{"train.steps": 20}``.
         resume: Go on from the newest checkpoint of the run of this name.
         on_event: Told every log step and evaluation, as `malora_cli.results` has them.
 
@@ -126,7 +188,7 @@ def train(
     """
     from malora_cli.train.run import train as train_loaded
 
-    return Run(train_loaded(load_named(recipe, overrides), _Listener(on_event), resume=resume).path)
+    return Run(train_loaded(load_named(*_over(recipe, overrides)), _Listener(on_event), resume=resume).path)
 
 
 class _Listener:
@@ -181,8 +243,8 @@ def evaluate(
 
 
 def compare(
-    recipe: str | Path,
-    overrides: Sequence[str] = (),
+    recipe: Recipe | str | Path,
+    overrides: Overrides = (),
     *,
     methods: Sequence[str] = ("lora", "molora", "malora"),
     seeds: Sequence[int] = (0, 1, 2),
@@ -204,7 +266,7 @@ def compare(
     The same call goes on where an earlier one was stopped.
 
     Args:
-        recipe: A file, or the name of a shipped recipe.
+        recipe: A recipe, a file, or the name of a shipped recipe.
         overrides: Settings over the recipe's, for every run.
         methods: What is compared.
         seeds: Each method is trained once with each.
@@ -232,14 +294,11 @@ def compare(
     from malora_cli.compare.run import Crew
     from malora_cli.evals.choosing import check_code
     from malora_cli.modeling.finding import check_base
-    from malora_cli.named import recipe_file
     from malora_cli.reports import write_comparison
 
     tune = rates if isinstance(rates, str) else f"lr={','.join(map(repr, rates))}"
     told = ",".join(map(str, seeds))
-    asked = Asked(
-        recipe_file(recipe), overrides, told, tune, baseline, endpoint, margin, for_method, match, single_task
-    )
+    asked = Asked(*_over(recipe, overrides), told, tune, baseline, endpoint, margin, for_method, match, single_task)
     planner, plan = asked.of_methods(methods)
     check_base(asked.model)
     check_code(planner.own.recipe.mix, allowed=allow_code)
@@ -279,5 +338,5 @@ def _record_of(run: Run | str | Path) -> RunRecord:
     return (run if isinstance(run, Run) else Run(run))._record
 
 
-def _recipe_of(record: RunRecord, *, trust: bool) -> Recipe:
+def _recipe_of(record: RunRecord, *, trust: bool) -> Settings:
     return load_named(record.recipe_path, with_run(record, trust=trust)).recipe

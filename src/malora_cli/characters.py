@@ -31,3 +31,8 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """As `visible`, for what is to be one line: a name with a line end in it must not look like two."""
     return text if text.isprintable() else text.translate(_SHOWN)
+
+
+def plural(number: int, noun: str, nouns: str | None = None) -> str:
+    """``1, "task"`` as ``1 task``; ``3000, "task"`` as ``3,000 tasks``; the plural is given where it takes no s."""
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"

@@ -56,9 +56,7 @@ def write_project(recipe: Path, mix: Path, texts: tuple[str, str]) -> list[Path]
         RecipeError: They do not load. Nothing stays on disk then.
     """
     folder = recipe.parent
-    for path in (recipe, mix):
-        if os.path.lexists(path):
-            raise RunError("it is there already, and is not overwritten", where=str(path), fix="Move it away.")
+    check_free(recipe, mix)
     files = dict(zip((recipe, mix), texts, strict=True))
     if not (folder / _IGNORED).exists():
         files[folder / _IGNORED] = f"{_runs_of(texts[0])}/\n"
@@ -73,6 +71,20 @@ def write_project(recipe: Path, mix: Path, texts: tuple[str, str]) -> list[Path]
             raise RunError(f"it cannot be written ({error.strerror})", where=str(folder)) from error
         raise
     return list(files)
+
+
+def check_free(*paths: Path) -> None:
+    """Make sure that nothing lies where files are going to be written.
+
+    Raises:
+        RunError: Something does; all that is in the way is named.
+    """
+    there = [str(path) for path in paths if os.path.lexists(path)]
+    if len(there) == 1:
+        raise RunError("it is there already, and is not overwritten", where=there[0], fix="Move it away.")
+    if there:
+        what = "they are there already, and are not overwritten"
+        raise RunError(what, where=" and ".join(there), fix="Move them away.")
 
 
 def _runs_of(recipe: str) -> str:

@@ -220,6 +220,9 @@ def telling_of_moves(recipe: Recipe) -> Iterator[None]:
 def tell_of_code(loaded: LoadedRecipe, *, metrics: bool = True) -> None:
     """Say whose Python code is going to be run, where a recipe allows it."""
     if loaded.recipe.model.trust_remote_code:
-        say(f"trust_remote_code: Python code that comes with {loaded.recipe.model.base} is run", err=True)
+        from malora_cli.modeling.finding import is_gguf
+
+        if not is_gguf(base := loaded.recipe.model.base):
+            say(f"trust_remote_code: Python code that comes with {base} is run", err=True)
     for code in loaded.recipe.mix.code if metrics else ():
         say(f"trust_metric_code: Python code of {code} is run", err=True)

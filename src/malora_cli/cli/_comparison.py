@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from rich.text import Text
 
+from malora_cli.characters import plural
 from malora_cli.cli._statement import duration
 from malora_cli.cli._terminal import plain_table, result_console, say
 from malora_cli.compare.plan import Plan
@@ -47,10 +48,10 @@ def print_plan(planner: Planner, plan: Plan) -> None:
 def _amount(planner: Planner, plan: Plan, trials: int, alone: int) -> str:
     """How many runs there are, and how many steps in all."""
     reported, steps = len(plan.methods) * len(plan.seeds), planner.own.recipe.train.steps
-    length = "" if steps is None else f", {(trials + reported + alone) * steps:,} training steps"
-    length += f" ({alone} runs on one task alone among them)" if alone else ""
+    length = "" if steps is None else f", {plural((trials + reported + alone) * steps, 'training step')}"
+    length += f" ({plural(alone, 'run')} on one task alone among them)" if alone else ""
     more = " (more where a best rate lies at an edge)" if trials else ""
-    return f"{trials} trials{more} and {reported} reported runs{length}"
+    return f"{plural(trials, 'trial')}{more} and {plural(reported, 'reported run')}{length}"
 
 
 def _time(hours: Hours, planner: Planner) -> str:

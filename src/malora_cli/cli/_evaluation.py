@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from malora_cli.characters import plural
 from malora_cli.cli._common import find_and_tell, read_recipe, recipe_of_run, tell_of_code
 from malora_cli.cli._terminal import SafeConsole, say
 from malora_cli.cli._voice import aside, begin, phases_shown_by
@@ -37,7 +38,7 @@ class LineProgress:
     def begin(self, subject: str, task: str, rows: int) -> None:
         """A model begins on the rows of a task."""
         self.end()
-        begin(f"{subject}: {task}: {rows:,} rows")
+        begin(f"{subject}: {task}: {plural(rows, 'row')}")
         self._now = (subject, task, rows, time.perf_counter())
 
     def answered(self, rows: int) -> None:
@@ -47,7 +48,7 @@ class LineProgress:
         """Tell of the task that is done."""
         if self._now is not None:
             subject, task, rows, since = self._now
-            aside(f"{subject}: {task}: {rows:,} rows in {time.perf_counter() - since:,.0f} s")
+            aside(f"{subject}: {task}: {plural(rows, 'row')} in {time.perf_counter() - since:,.0f} s")
         self._now = None
 
 
@@ -309,7 +310,7 @@ def _about(value: float, low: float | None, high: float | None) -> str:
     """The interval around a value, by its farther end."""
     if low is None or high is None:
         return ""
-    return f" ±{max(value - low, high - value):.2f}".replace("±0.", "±.")
+    return f" ±{max(value - low, high - value):.2f}"
 
 
 def _change(change: Difference | None) -> Text:

@@ -25,7 +25,8 @@ def check_export(folder: Path, given: Sequence[str], *, as_json: bool) -> int:
         as_json: Print JSON.
 
     Returns:
-        The exit code: 1 where a file has changed, or a runtime does not compute what PEFT does.
+        The exit code: 1 where a file has changed, or a runtime does not compute what PEFT does; that servers refuse an
+        adapter with routed experts is as it should be.
 
     Raises:
         MaloraError: It is neither, or is damaged.
@@ -36,7 +37,7 @@ def check_export(folder: Path, given: Sequence[str], *, as_json: bool) -> int:
     if not folder.is_dir():
         raise RunError("not found as a folder", where=str(folder))
     prepare_libraries()
-    from malora_cli.export.lint import is_adapter, lint
+    from malora_cli.export.lint import is_adapter, is_routed, lint
     from malora_cli.export.sums import SUMS, changed_files
 
     changed = changed_files(folder)
@@ -44,7 +45,9 @@ def check_export(folder: Path, given: Sequence[str], *, as_json: bool) -> int:
     if changed is None and not places:
         raise RunError(f"neither an export (no {SUMS}) nor an adapter in PEFT's format", where=str(folder))
     found = {"." if place == folder else place.name: lint(place) for place in places}
-    fine = not changed and all(verdict.does == "loads" for verdicts in found.values() for verdict in verdicts)
+    routed = [name for name in found if is_routed(folder / name)]
+    looked_at = [verdict for name, verdicts in found.items() for verdict in verdicts if name not in routed]
+    fine = not changed and all(verdict.does == "loads" for verdict in looked_at)
     if as_json:
         runtimes = {name: [asdict(verdict) for verdict in verdicts] for name, verdicts in found.items()}
         say(json.dumps({"folder": str(folder), "changed": changed, "runtimes": runtimes}))
@@ -57,4 +60,6 @@ def check_export(folder: Path, given: Sequence[str], *, as_json: bool) -> int:
             for verdict in verdicts:
                 table.add_row(*map(Text, (name, verdict.runtime, _DOES[verdict.does], verdict.why)))
         result_console().print_table(table)
+    for name in routed:
+        say(f"{name}: an adapter with routed experts, as it was trained; servers take another export, a LoRA")
     return int(not fine)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from malora_cli.characters import plural
 from malora_cli.cli._terminal import SafeConsole, plain_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from malora_cli.data.statement import Statement
-    from malora_cli.data.tasks import Task
-    from malora_cli.recipe import LoadedRecipe
+    from malora_cli.recipe import LoadedRecipe, ModelSettings
     from malora_cli.results import NotedRows
     from malora_cli.train.probe import StepCost
 
@@ -27,13 +28,22 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
 
     mixture = plain_table(
         ("task", "domain"),
-        ("rows", "input tokens", "label tokens", "tokens", "passes", "share", "of label tokens"),
-        title=f"Mixture: {statement.steps:,} steps of {statement.batch_size} rows",
+        ("rows", "input tokens", "label tokens", "tokens", "passes", "of rows", "of label tokens"),
+        title=f"Mixture: {plural(statement.steps, 'step')} of {plural(statement.batch_size, 'row')}",
     )
     rows = plain_table(
         ("task",),
-        ("read", "longest", "cut", "left out", "validation", "test", "also in training", f"share {RUN} words"),
-        title="\nRows",
+        (
+            "read",
+            "tokens at most",
+            "cut",
+            "left out",
+            "validation",
+            "test",
+            "test in training",
+            f"test sharing {RUN} words",
+        ),
+        title="\nRows of each split; training rows that were cut or left out; test rows that training gives away",
     )
     for entry in console.start(statement.tasks):
         task, train = entry.task, entry.task.train
@@ -70,10 +80,27 @@ def print_statement(statement: Statement, console: SafeConsole) -> None:
     console.print(Text("\n" + _packing(statement)), soft_wrap=True)
 
 
-def plain_statement(statement: Statement, cost: StepCost | None) -> dict[str, Any]:
-    """All of it as plain data, for ``malora check --json``; seconds, bytes, and shares from 0 to 1."""
+def plain_statement(
+    statement: Statement,
+    cost: StepCost | None,
+    model: ModelSettings,
+    examples: Mapping[str, list[tuple[str, bool]]],
+) -> dict[str, Any]:
+    """All of it as plain data, for ``malora check --json``; seconds, bytes, and shares from 0 to 1.
+
+    Args:
+        statement: What tasks bring and get.
+        cost: What the longest step took, where it was measured.
+        model: Settings of the base model, in the number format that it has here.
+        examples: The first row of each task in parts, and whether each is supervised.
+    """
+    from malora_cli.modeling.device import own_device
+
     return {
         "schema": 1,
+        "dtype": model.dtype,
+        "quantise": model.quantise,
+        "device": own_device(model.device).type,
         "tasks": [
             {
                 "name": entry.task.name,
@@ -92,6 +119,7 @@ def plain_statement(statement: Statement, cost: StepCost | None) -> dict[str, An
                 "unused": {name: [unused.model_dump() for unused in split.unused] for name, split in entry.task.splits},
                 "also_in_training": entry.task.overlap.exact,
                 "share_words": entry.task.overlap.runs,
+                "example": [{"text": text, "supervised": told} for text, told in examples[entry.task.name]],
             }
             for entry in statement.tasks
         ],
@@ -118,8 +146,8 @@ def _row_notes(statement: Statement) -> list[str]:
         for entry in statement.tasks
         for name, split in entry.task.splits
         for line in (
-            *(_told(unused, f"{name} rows are not used,") for unused in split.unused),
-            *(_told(noted, f"{name} rows have") for noted in split.remarks),
+            *(_told(unused, f"{name} row", "is not used,", "are not used,") for unused in split.unused),
+            *(_told(noted, f"{name} row", "has", "have") for noted in split.remarks),
         )
     ]
 
@@ -144,9 +172,9 @@ def _usual_tests(statement: Statement) -> list[str]:
     return [f"Rows held out where neither test nor holdout is given ({rule}): {held}"] if unsaid else []
 
 
-def _told(noted: NotedRows, which: str) -> str:
+def _told(noted: NotedRows, row: str, does: str, do: str) -> str:
     samples = ", ".join(f"{number:,}" for number in noted.samples)
-    return f"{noted.rows:,} {which} {noted.reason} (row {samples})"
+    return f"{plural(noted.rows, row)} {does if noted.rows == 1 else do} {noted.reason} (row {samples})"
 
 
 def _packing(statement: Statement) -> str:
@@ -157,13 +185,13 @@ def _packing(statement: Statement) -> str:
     return line if statement.filled is None else f"{line}; {statement.filled:.1%} of train.micro_batch_tokens used"
 
 
-def print_example(task: Task, parts: list[tuple[str, bool]], console: SafeConsole) -> None:
+def print_example(task: str, parts: list[tuple[str, bool]], console: SafeConsole) -> None:
     """Print a row as the model sees it; what is supervised is green, and stands between » and « in plain text."""
     text = Text()
     for part, supervised in parts:
         shown = part if len(part) <= _SHOWN else f"{part[: _SHOWN // 2]} … {part[-_SHOWN // 2 :]}"
         text.append(f"»{shown}«" if supervised else shown, style="bold green" if supervised else "dim")
-    console.print(Text(f"\nThe first row of {task.name}, supervised between » and «", style="bold"))
+    console.print(Text(f"\nThe first row of {task}, supervised between » and «", style="bold"))
     console.print(text, soft_wrap=True)
 
 

@@ -38,10 +38,12 @@ class _Phases(logging.Handler):
         self._begun: tuple[str, float] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        phase = record.getMessage()
+        if self._begun is not None and self._begun[0] == phase:  # rooms need not know what was said before them
+            return
         self.end()
         if self.volume is Volume.QUIET or os.environ.get("RANK", "0") != "0":
             return
-        phase = record.getMessage()
         self._begun = (phase, time.perf_counter())
         if record.levelno < logging.INFO and self.volume is not Volume.VERBOSE:
             return

@@ -44,22 +44,26 @@ def check(
         print_template,
     )
     from malora_cli.data.statement import rendered, state
+    from malora_cli.modeling.device import settled
     from malora_cli.train.materials import gather
     from malora_cli.train.probe import measured
 
     console = result_console(full=full)
     materials = gather(loaded.recipe)
     statement = state(materials.mixture, materials.packer)
+    examples = {
+        task.name: rendered(task.train.examples([0], number)[0], materials.tokenizer)
+        for number, task in enumerate(materials.tasks[: None if as_json else console.most])
+    }
     if as_json:
-        cost = measured(loaded.recipe, materials) if step else None
-        say(json.dumps(plain_statement(statement, cost), ensure_ascii=False))
+        cost, model = measured(loaded.recipe, materials) if step else None, settled(loaded).recipe.model
+        say(json.dumps(plain_statement(statement, cost, model, examples), ensure_ascii=False))
         return
     print_statement(statement, console)
     print_format(loaded, console)
     print_template(materials.tokenizer, console)
-    for number, task in enumerate(console.start(materials.tasks)):
-        example = task.train.examples([0], number)[0]
-        print_example(task, rendered(example, materials.tokenizer), console)
+    for name, parts in examples.items():
+        print_example(name, parts, console)
     console.tell_left_out(len(materials.tasks), "first rows")
     if step:
         console.print()

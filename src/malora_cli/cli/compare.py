@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from malora_cli.characters import plural
 from malora_cli.cli import _completion
 from malora_cli.cli._common import CodeOption, FullOption, OverridesArgument, RecipeArgument, RunsOption, TrustOption
 
@@ -172,7 +173,7 @@ def plan(
             say(line)
     else:
         write_text(out, "".join(f"{line}\n" for line in lines))
-    say(f"{len(lines)} {'line' if len(lines) == 1 else 'lines'} of phase {phase}", err=True)
+    say(f"{plural(len(lines), 'line')} of phase {phase}", err=True)
 
 
 def _of_set(name: str, what: str) -> Callable[..., None]:
@@ -252,8 +253,8 @@ def _carry_out(
     from malora_cli.modeling.finding import check_base
 
     check_jobs(jobs, cpus_on_ray)
-    planner, planned = plan()
     check_base(asked.model)
+    planner, planned = plan()
     prepare_libraries()
     from malora_cli.cli._comparison import print_comparison, print_plan
 

@@ -40,10 +40,11 @@ def import_(
     from malora_cli.registry import unknown
 
     prepare_libraries()
-    from malora_cli.importing import TOOLS, convert
+    from malora_cli.importing import TOOLS, check_tool, convert
 
     if tool not in TOOLS:
         raise RecipeError(unknown("tool", tool, TOOLS), where="FROM")
+    check_tool(tool, TOOLS, file)
     imported = convert(TOOLS[tool], file, out)
     lost = [line.key for line in imported.lines if line.fate == "left out"]
     written = [] if strict and lost else imported.write()

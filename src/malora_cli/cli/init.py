@@ -42,14 +42,27 @@ def init(
 
     Example: malora init reviews.csv faq.train.jsonl
     """
+    from malora_cli.adapters.methods import METHODS
     from malora_cli.cli._common import prepare_libraries
     from malora_cli.cli._terminal import plain_table, result_console, say
-    from malora_cli.errors import RecipeError
+    from malora_cli.errors import DataError, RecipeError
+    from malora_cli.modeling.finding import check_base
+    from malora_cli.projects import MIX, RECIPE, check_free
+    from malora_cli.recipe import ModelSettings
+    from malora_cli.registry import unknown
 
     named = [_named(given) for given in data]
     if twice := sorted({name for name, _ in named if [other for other, _ in named].count(name) > 1}):
         fix = "Name the tasks: TASK=FILE."
         raise RecipeError(f"two tasks would be called '{twice[0]}'", where="FILE", fix=fix)
+    for _, path in named:
+        if not path.exists():
+            raise DataError("file not found", where=str(path))
+    if method not in METHODS:
+        raise RecipeError(unknown("method", method, METHODS), where="--method")
+    check_free(folder / RECIPE, folder / MIX)
+    if minutes is not None:
+        check_base(ModelSettings(base=base))
     prepare_libraries()
     from rich.text import Text
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from malora_cli.characters import plural
 from malora_cli.cli._common import MovedArgument, RunArgument, RunsOption, StepOption, TrustOption
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def merge_export(
         typer.Option(
             metavar="FOLDER",
             help="Check an export, or any LoRA in PEFT's format: is it unchanged, and which runtimes load it? "
-            "Takes no RUN; the exit code is 1 where one does not.",
+            "Takes no RUN; the exit code is 1 where one does not load a LoRA.",
         ),
     ] = None,
     step: StepOption = None,
@@ -212,7 +213,7 @@ def _print(exported: Exported, request: Request, *, as_json: bool) -> None:
     for name, check in exported.checks.items():
         for it in check["checked"]:
             say(
-                f"{name}: read back in {it['runtime']}, logits of {it['rows']} rows differ by at most "
+                f"{name}: read back in {it['runtime']}, logits of {plural(it['rows'], 'row')} differ by at most "
                 f"{it['largest_difference']:.1e}"
             )
     missing = [it for check in exported.checks.values() for it in check["not_checked"]]

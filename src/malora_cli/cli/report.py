@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,9 @@ def report(
         Path | None,
         typer.Option(metavar="FILE", help="Page to write; the run's report/index.html when left out."),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print where the page lies, and the scores on it, as JSON.")
+    ] = False,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Write RUN/report/index.html: one self-contained page of settings, losses, the seesaw and scores.
@@ -29,12 +33,19 @@ def report(
 
     Example: malora report runs/quickstart
     """
+    from malora_cli.api import Run
     from malora_cli.cli._terminal import say
     from malora_cli.reports import check_writable, write_report
     from malora_cli.results import find_run
 
     record = find_run(run, runs)
-    say(f"run:    {record.path}")
+    if not as_json:
+        say(f"run:    {record.path}")
     page = out / "index.html" if out is not None and out.is_dir() else out
     check_writable(record, page)
-    say(f"report: {write_report(record, page)}")
+    written = write_report(record, page)
+    if as_json:
+        told = {"run": str(record.path), "report": str(written), "scores": Run(record.path).scores()}
+        say(json.dumps({"schema": 1} | told, ensure_ascii=False))
+    else:
+        say(f"report: {written}")

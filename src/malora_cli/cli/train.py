@@ -74,7 +74,7 @@ def train(
         print_format(loaded, console)
         print_template(materials.tokenizer, console)
         task = materials.tasks[0]
-        print_example(task, rendered(task.train.examples([0], 0)[0], materials.tokenizer), console)
+        print_example(task.name, rendered(task.train.examples([0], 0)[0], materials.tokenizer), console)
         console.print()
         if cost is not None:
             print_cost(cost, statement, console)

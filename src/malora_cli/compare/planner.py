@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from malora_cli.errors import RecipeError
 from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
 from malora_cli.registry import unknown
 
+_LOG = logging.getLogger(__name__)
 #: Validation rows of each task that a trial of the tuning measures at least, where there are as many.
 TRIAL_ROWS = 200
 #: Settings of ``train`` that every run of a comparison shares; the others are a method's own affair.
@@ -149,7 +151,8 @@ class Planner:
     @cached_property
     def own(self) -> LoadedRecipe:
         """The recipe as it is, in the number format that it has here."""
-        from malora_cli.modeling.device import settled  # which takes torch
+        _LOG.info("loading libraries")  # PyTorch, to begin with
+        from malora_cli.modeling.device import settled
 
         return settled(self.read)
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from malora_cli.characters import plural
 from malora_cli.data.batch import TrainExample
 from malora_cli.data.encoding import Encoder
 from malora_cli.data.overlap import RUN, Overlap, overlaps
@@ -89,12 +90,12 @@ def _all_of(faults: list[DataError]) -> DataError:
 
 def _warn(task: Task, mix: MixSettings) -> None:
     for split, rows in task.splits:
-        told = [("are left out:", noted) for noted in rows.left_out] + [("have", noted) for noted in rows.remarks]
-        for what, noted in told:
+        told = [(("is left out:", "are left out:"), noted) for noted in rows.left_out]
+        told += [(("has", "have"), noted) for noted in rows.remarks]
+        for (does, do), noted in told:
             samples = ", ".join(str(number) for number in noted.samples)
-            warnings.warn(
-                f"task '{task.name}': {noted.rows:,} {split} rows {what} {noted.reason} (row {samples})", stacklevel=3
-            )
+            which = f"{plural(noted.rows, f'{split} row')} {does if noted.rows == 1 else do}"
+            warnings.warn(f"task '{task.name}': {which} {noted.reason} (row {samples})", stacklevel=3)
     if mix.validation is not None and not len(task.validation):
         warnings.warn(
             f"task '{task.name}': none of its {len(task.train):,} train rows can be spared for validation, so its loss "

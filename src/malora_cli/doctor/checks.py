@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from platformdirs import user_cache_path
 
+from malora_cli.characters import plural
 from malora_cli.data.cache import entries
 from malora_cli.doctor.machine import cores, memory
 from malora_cli.evals.sandbox import BACKENDS
@@ -152,7 +153,11 @@ def _places(runs: Path) -> Iterator[Check]:
             continue
         free = free_bytes(place)
         do = "" if free >= _LEAST_DISK else "Free some space: a model and its runs take more."
-        there = f"{len(list(runs_under(runs)))} runs" if name == "runs" else f"{len(entries())} entries of encoded rows"
+        there = (
+            plural(len(list(runs_under(runs))), "run")
+            if name == "runs"
+            else f"{plural(len(entries()), 'entry', 'entries')} of encoded rows"
+        )
         yield Check(f"{name}.writable", "warn" if do else "ok", f"{place}: {there}, {free / GIB:.0f} GiB free", do)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 
+from malora_cli.characters import plural
 from malora_cli.data.sources import files_of
 from malora_cli.data.variables import with_values
 from malora_cli.doctor.checks import GIB, Check
@@ -70,7 +71,7 @@ def _data(recipe: Recipe) -> Check:
         return Check("recipe.data", "fail", _listed(lacking), "Correct the paths of the mix.")
     if fetched:
         return _absent("recipe.data", fetched)
-    return Check("recipe.data", "ok", f"{len(recipe.mix.tasks)} tasks")
+    return Check("recipe.data", "ok", plural(len(recipe.mix.tasks), "task"))
 
 
 def _why_missing(source: SourceSettings) -> str | None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, Validati
 from safetensors import SafetensorError, safe_open
 
 from malora_cli.adapters import tuner  # noqa: F401 - tells PEFT about our methods
+from malora_cli.adapters.config import MixtureType
 from malora_cli.errors import RunError
 from malora_cli.export.serving import RANKS
 from malora_cli.results import read_json
@@ -74,6 +75,11 @@ class _Config(BaseModel):
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter in PEFT's format; mlx-lm has a file of the same name."""
     return (folder / CONFIG).is_file() and "peft_type" in _read(folder / CONFIG)
+
+
+def is_routed(folder: Path) -> bool:
+    """Whether an adapter has routed experts, so that it is no LoRA."""
+    return _read(folder / CONFIG).get("peft_type") in {*MixtureType}
 
 
 def lint(folder: Path) -> list[Verdict]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from malora_cli.projects import MIX, RECIPE, Noted, document, write_project
 from malora_cli.recipe import InvalidRecipeError
 
 _SUFFIXES = (".yaml", ".yml")
+
+#: By how many keys more another tool has to know a file to be the one that it is of; some are misspelt, some new.
+_MORE_KEYS = 3
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,29 @@ class Imported:
             first, *more = error.problems
             others = f", and {len(more)} more" if more else ""
             raise RecipeError(f"its recipe would not load: {first}{others}", fix="Nothing was written.") from error
+
+
+def check_tool(name: str, tools: Mapping[str, Tool], file: Path) -> None:
+    """Make sure that a configuration is not another tool's, which knows more of its keys.
+
+    Args:
+        name: The tool that it is said to be of.
+        tools: All tools.
+        file: The configuration.
+
+    Raises:
+        RecipeError: It is, or cannot be read.
+    """
+    given = tools[name].load(file)
+    unknown = {other: len(given.keys() - tool.keys.keys()) for other, tool in tools.items()}
+    nearest = min(unknown, key=lambda other: unknown[other])
+    if unknown[name] - unknown[nearest] >= _MORE_KEYS:
+        raise RecipeError(
+            f"this looks like a file of {tools[nearest].name}: {unknown[name]} of its {len(given)} keys are none of "
+            f"{tools[name].name}",
+            where=str(file),
+            fix=f"Write malora import {nearest} {shlex.quote(str(file))}.",
+        )
 
 
 def convert(tool: Tool, file: Path, out: Path) -> Imported:

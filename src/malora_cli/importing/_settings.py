@@ -158,7 +158,10 @@ def _targets(parts: _Parts, at: Places, to: Ledger) -> Noted | None:
             to.carried(key, "method.target_modules")
         return parts.noted([*paper, _OUTPUT], "targets")
     shown = key or "the linears that are adapted"
-    to.approximated(shown, "all linears but the attention output; name more in method.target_modules")
+    to.approximated(
+        shown,
+        "all but the attention output: this model's linears are not known here; name them in method.target_modules",
+    )
     return None
 
 

@@ -75,7 +75,12 @@ def guess_task(path: Path, name: str, prompt: str | None = None, completion: str
     rows = load_rows(SourceSettings(path=str(path)), split="train")
     sample = list(rows.dataset.select(range(min(_ROWS, len(rows.dataset)))))
     form, columns, why = _format_of(rows.columns, sample, str(path), prompt, completion)
-    reader = RowReader(form, FORMATS[form], dict(columns), rows.columns, str(path))
+    try:
+        reader = RowReader(form, FORMATS[form], dict(columns), rows.columns, str(path))
+    except DataError as error:
+        if prompt is not None:  # a mix, in which the reader would have it mended, is not there yet
+            error.fix = "Name it by --prompt or --completion."
+        raise
     answers, bad = [], ""
     for row in sample:
         try:

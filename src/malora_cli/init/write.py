@@ -67,7 +67,7 @@ def _mix(folder: Path, guesses: Sequence[Guess]) -> str:
 
 def _task(folder: Path, guess: Guess) -> dict[str, Any]:
     task: dict[str, Any] = {
-        "domain": Noted("all", "scores are averaged within a domain, then over domains"),
+        "domain": Noted(guess.name, "tasks of one domain are averaged first: give those that belong together one name"),
         "train": relative(guess.train, folder),
     }
     if guess.test is not None:

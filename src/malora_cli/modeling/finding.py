@@ -104,8 +104,7 @@ class BaseModel:
     @property
     def public_name(self) -> str:
         """What to tell others of it: of a GGUF file its name, not the folder here that it was converted to."""
-        is_gguf = self.name in ALIASES or Path(self.name).suffix == ".gguf"
-        return Path(self.name).name if is_gguf else self.location
+        return Path(self.name).name if is_gguf(self.name) else self.location
 
     def sha256(self) -> str | None:
         """Hash over the files that a folder's weights are read from; None for a hub model, which has its commit.
@@ -114,6 +113,11 @@ class BaseModel:
             ModelError: One is no safetensors file of this folder.
         """
         return weights_sha256(weight_files(Path(self.location))) if self.commit is None else None
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model of this name is a GGUF file, with which no code comes."""
+    return name in ALIASES or Path(name).suffix == ".gguf"
 
 
 def resolve_base(settings: ModelSettings, *, commit: str | None = None) -> BaseModel:

@@ -97,13 +97,17 @@ def _convert(gguf: Path, source: str, folder: Path) -> dict[str, Any]:
         parts = reader.get_field("split.count")
         if parts is not None and int(parts.contents()) > 1:
             raise _is_a_part(gguf, int(parts.contents()))
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # Else transformers would ask, as a question to be answered, whether to run code that lies beside the file.
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         model, found = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     except ModelError:
         raise
     except Exception as error:  # whatever a parser meets in a file that is cut off or no GGUF at all
+        if "custom code" in str(error):
+            what = "files beside it name Python code of a model, which no GGUF file needs"
+            raise ModelError(what, where=str(gguf), fix="Move it into a folder of its own.") from error
         raise ModelError(f"it cannot be read as a GGUF model ({first_line(error)})", where=str(gguf)) from error
     if found["missing_keys"]:  # transformers would go on with random ones
         missing = sorted(found["missing_keys"])

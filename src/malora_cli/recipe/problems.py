@@ -132,6 +132,8 @@ def _text(
     if not given and details["type"] in ("missing", "union_tag_not_found"):
         return f"missing; required{_purpose(path, kind, vocabulary)}"
     constraint = _constraint(details, path, document, kind)
+    if details["type"] == "extra_forbidden":  # its value is right or wrong by no rule
+        return constraint
     # Rules over a whole section name the values they are about.
     if isinstance(value, dict) and details["type"] == "value_error" and "[key]" not in details["loc"]:
         return constraint

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from malora_cli.characters import visible
+from malora_cli.characters import plural, visible
 
 MINUS = "−"  # typographic: as wide as a plus
 
@@ -80,11 +80,6 @@ def rate(number: float) -> str:
     """A learning rate as people write it: ``0.0002`` as ``2e-4``."""
     digits, exponent = f"{number:.2e}".split("e")
     return f"{float(digits):g}e{int(exponent)}"
-
-
-def plural(number: int, noun: str) -> str:
-    """``1, "task"`` as ``1 task``; ``3, "task"`` as ``3 tasks``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def shell(word: str) -> str:

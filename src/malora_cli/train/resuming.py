@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from malora_cli.characters import plural
 from malora_cli.errors import RunError
 from malora_cli.places import PLACES
 from malora_cli.recipe import COMMAND_LINE, LoadedRecipe
@@ -153,7 +154,7 @@ def check_length(record: RunRecord, checkpoint: Path, steps: int) -> None:
     done = step_of(checkpoint)
     if steps < done:
         raise RunError(
-            f"it has been trained for {done:,} steps already, and the recipe asks for {steps:,}",
+            f"it has been trained for {plural(done, 'step')} already, and the recipe asks for {steps:,}",
             where=str(record.path),
             fix="Set train.steps or train.epochs higher, or start another run: output.name=NAME.",
         )

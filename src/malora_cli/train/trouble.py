@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from malora_cli.characters import plural
 from malora_cli.data.batch import Packer, collate
 from malora_cli.data.mixture import Mixture
 from malora_cli.errors import DivergedError, RunError
@@ -36,7 +37,7 @@ def smaller(where: str, packer: Packer, *, balanced: bool) -> str:
         packer: The micro-batches of now.
         balanced: Whether routers are trained with a balance loss.
     """
-    sizes = f"{packer.rows} rows" + (f" or {packer.tokens} tokens" if packer.tokens is not None else "")
+    sizes = plural(packer.rows, "row") + (f" or {packer.tokens} tokens" if packer.tokens is not None else "")
     routers = "; routers balance over one micro-batch at a time, and so over fewer rows" if balanced else ""
     return (
         f"{where} does not fit into memory; from here on micro-batches are of at most {sizes}, and the optimiser sees "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from malora_cli.characters import plural
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
 from malora_cli.reports.view import SHOWN, RunView, Task
@@ -97,7 +98,7 @@ def _render(run: RunView) -> str | None:
     manifest = run.manifest
     splits = {"training": manifest.train_data, "validation": manifest.validation_data, "test": manifest.test_data}
     unused = [
-        f"{rows.rows:,} {split} rows of {name} were not used: {rows.reason}."
+        f"{plural(rows.rows, f'{split} row')} of {name} {'was' if rows.rows == 1 else 'were'} not used: {rows.reason}."
         for split, tasks in splits.items()
         for name, data in tasks.items()
         for rows in data.unused

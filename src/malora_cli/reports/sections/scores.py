@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from malora_cli.reports.html import plural, render
+from malora_cli.characters import plural
+from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
 from malora_cli.reports.view import SHOWN, RunView
 from malora_cli.results import EvalResult, Scores, TaskData, TaskEval
