@@ -76,7 +76,9 @@ def agree(one: RunRecord, two: RunRecord, start: RunRecord) -> None:
 def test_two_processes_train_as_one(recipe: Path, one: RunRecord, start: RunRecord) -> None:
     result = malora(recipe, *MALORA, "output.name=two", "--nproc", "2")
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    told = result.stderr.splitlines()
+    assert all(line.endswith(" ...") for line in told), told
+    assert told.count("training ...") == 1
     assert result.stdout.count("step 6/6  loss") == 1  # one of them shows it
     two = record_of(recipe, "two")
     assert two.finished

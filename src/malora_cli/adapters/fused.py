@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooks
 
 from malora_cli.adapters.dropout import draw_kept
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
@@ -51,11 +51,19 @@ def can_fuse(base_layer: nn.Module, x: Tensor, up: Tensor, dropout: nn.Module) -
         and ((_is_plain(base_layer) and x.dtype == base_layer.weight.dtype) or (training and _is_quantised(base_layer)))
         and type(dropout) in (nn.Dropout, nn.Identity)
         and _is_one_format(x, up, training=training)
-        and not base_layer._forward_hooks
-        and not base_layer._forward_pre_hooks
-        and not base_layer._backward_hooks
-        and not base_layer._backward_pre_hooks
-        and not _has_any_global_hook()
+        and not _is_watched(base_layer)
+    )
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether a hook looks at a layer, its own or one of all modules."""
+    own = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return bool(
+        own
+        or hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
     )
 
 
