@@ -55,8 +55,8 @@ ROOT = Path(__file__).parents[1]
 MODEL = "smollm2-135m-instruct"
 #: Files whose tests compute, train and answer on whatever device there is.
 CONTRACTS = (
-    "test_half_precision.py",
     "test_train.py",
+    "test_half_precision.py",
     "test_resuming.py",
     "test_generation.py",
     "test_choices_evaluated.py",

@@ -111,7 +111,7 @@ def test_the_first_round_only_warms_up() -> None:
     seen: list[str] = []
     found = in_turns({"a": lambda: next(numbers), "b": lambda: next(numbers)}, 2, seen.append)
     assert found == {"a": [2, 4], "b": [3, 5]}
-    assert seen == ["a", "b"] * 3
+    assert seen == ["warming up", "round 1 of 2", "round 2 of 2"]
 
 
 def test_decoding_is_timed_at_two_batch_sizes(workload: Workload) -> None:

@@ -349,7 +349,7 @@ def test_an_output_folder_that_cannot_be_written(
 def test_bad_input_leaves_nothing_behind(
     override: str, error: str, recipe: Path, name: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("malora_cli.train.surroundings.get_available_reporting_integrations", list)
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", list)
     named = next(name)
     assert error in _refusal(MaloraError, recipe, override, named)
     assert not _record(recipe, named).path.exists()

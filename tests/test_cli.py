@@ -265,7 +265,7 @@ def test_a_process_prints_our_lines_and_no_others(home: Path, tmp_path: Path) ->
         r"(run|adapter|report): +\S+/runs/noise(/adapter|/report/index\.html)?",
         r"next: +malora eval \S+/runs/noise",
         r"task +rows +base +adapter +change +p\(Holm\) +unread +sees",
-        r"(copy|upper|add|words|sums|all domains) +4? +\d\.\d\d( ±\.\d\d)? +\d\.\d\d( ±\.\d\d)? +[+-]\d\.\d\d.*",
+        r"(copy|upper|add|words|sums|all domains) +4? +\d\.\d\d( ±0\.\d\d)? +\d\.\d\d( ±0\.\d\d)? +[+-]\d\.\d\d.*",
         r"No significant difference from base: copy, upper, add\.",
         r"results: runs/noise/eval",
         r"report:  runs/noise/report/index\.html",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -126,7 +127,9 @@ def test_an_export_is_pushed_whole(
     public: bool, run: RunRecord, server: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
+    logging.disable(logging.NOTSET)  # phases are told
     assert push(run, folder, "someone/sums", "--base", "someone/tiny", *(["--public"] if public else [])) == 0
+    logging.disable(logging.INFO)
     [created] = server.created
     visibility = "public" if public else "private"
     assert (created["name"], created["organization"], created["visibility"]) == ("sums", "someone", visibility)

@@ -26,7 +26,6 @@ from malora_cli.recipe.schema import ModelSettings, OutputSettings, TrainSetting
 from malora_cli.results import RunRecord
 from malora_cli.train import arguments as arguments_module
 from malora_cli.train import materials as materials_module
-from malora_cli.train import surroundings
 from malora_cli.train import trainer as trainer_module
 from malora_cli.train.materials import gather
 from malora_cli.train.tracking import keep_in
@@ -235,7 +234,7 @@ def test_trackers_are_handed_on(recipe: Path, name: Iterator[str], monkeypatch: 
         raise SeenError
 
     monkeypatch.setattr(arguments_module, "TrainingArguments", spy)
-    monkeypatch.setattr(surroundings, "get_available_reporting_integrations", lambda: ["wandb", "mlflow"])
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["wandb", "mlflow"])
     override = next(name)
     with pytest.raises(SeenError):
         train_run(recipe, "train.report_to=[wandb, mlflow]", override)
