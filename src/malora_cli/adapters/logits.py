@@ -18,8 +18,8 @@ from malora_cli.adapters.product import add_product, product
 
 #: The formats that a GPU multiplies several times as fast as float32.
 HALF = (torch.bfloat16, torch.float16)
-#: PyTorch multiplies half precision into float32 since 2.8, on NVIDIA's GPUs.
-_WIDENS = torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype")
+#: PyTorch multiplies half precision into float32 on NVIDIA's GPUs alone.
+_WIDENS = torch.version.hip is None
 
 
 class _RouterLogits(torch.autograd.Function):
