@@ -3,8 +3,8 @@
     python benchmarks/compare.py honesty    LoRA against itself under other seeds, and against a tenth of its rate
     python benchmarks/compare.py overhead   `malora compare baselines` against its runs' own seconds, and a shell loop
 
-All on the tiny model of the tests and the mix `quickstart_pairs`. Figures are printed and kept in
-``benchmarks/results/compare.json``.
+On the mix `quickstart_pairs` and the tiny model of the tests, or `--base NAME` for the overhead on a real one. Figures
+are printed and kept in ``benchmarks/results/compare.json``.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ SEVERAL = ("lora", "malora")
 console = Console(width=120)
 
 
-def write_recipe(folder: Path, **train: Any) -> Path:
-    """A recipe on the tiny model, with its runs beside it."""
+def write_recipe(folder: Path, base: str | None = None, **train: Any) -> Path:
+    """A recipe on the base model, by default the tiny one, with its runs beside it."""
     settings = {"steps": STEPS, "batch_size": 16, "micro_batch_size": 16, "learning_rate": RATE, **train}
     recipe = {
-        "model": {"base": str(write_model(folder / "model"))},
+        "model": {"base": base or str(write_model(folder / "model"))},
         "method": {"name": "lora", "r": 8, "lora_alpha": 16},
         "mix": "quickstart_pairs",
         "train": {"eval_every": settings["steps"], "eval_rows": 8, "checkpoint_every": settings["steps"], **settings},
@@ -66,7 +66,7 @@ def write_recipe(folder: Path, **train: Any) -> Path:
 # ---------------------------------------------------------------- honesty
 
 
-def honesty(_rounds: int) -> dict[str, Any]:
+def honesty(_rounds: int, _base: str | None) -> dict[str, Any]:
     """Verdicts on threes of LoRA's own seeds, and on a tenth of its learning rate."""
     prepare_libraries()
     with tempfile.TemporaryDirectory() as name:
@@ -114,21 +114,23 @@ def verdict(method: list[RunRows], baseline: list[RunRows]) -> Verdict:
 # ---------------------------------------------------------------- overhead
 
 
-def overhead(rounds: int) -> dict[str, Any]:
+def overhead(rounds: int, base: str | None) -> dict[str, Any]:
     """Wall of a comparison, the seconds of its runs by their own account, and wall of a shell loop, in turns."""
+    train = {"steps": 100, "batch_size": 4, "micro_batch_size": 4} if base else {"steps": 30}
     whole, own, loop = [], [], []
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            one, other = (write_recipe(make(folder / part), steps=30) for part in ("compare", "loop"))
+            one, other = (write_recipe(make(folder / part), base, **train) for part in ("compare", "loop"))
             whole.append(timed(["compare", "baselines", str(one), *options()], folder / "cache"))
             own.append(seconds_of(one.parent / "runs"))
             lines = listed(["compare", "plan", str(other), *options(), "--phase", "report"])
             loop.append(sum(timed(command, folder / "other-cache") for command in lines))
         console.print(f"{number + 1}: compare {whole[-1]:.1f} s, its runs {own[-1]:.1f} s, loop {loop[-1]:.1f} s")
     return {
+        "base": base or "tiny",
         "runs": len(SEVERAL) * 3,
-        "steps": 30,
+        **train,
         "compare_seconds": whole,
         "own_seconds": own,
         "loop_seconds": loop,
@@ -176,10 +178,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=scenarios)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--base", help="of the overhead; the tiny model without it")
     arguments = parser.parse_args()
-    found = scenarios[arguments.scenario](arguments.rounds)
+    if arguments.base:
+        os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
+    found = scenarios[arguments.scenario](arguments.rounds, arguments.base)
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    write_json(RESULTS, known | {arguments.scenario: {"processor": processor(), "cores": os.cpu_count(), **found}})
+    name = f"{arguments.scenario} of {arguments.base}" if arguments.base else arguments.scenario
+    write_json(RESULTS, known | {name: {"processor": processor(), "cores": os.cpu_count(), **found}})
 
 
 if __name__ == "__main__":
