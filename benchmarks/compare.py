@@ -25,7 +25,7 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from machine import processor
+
 from rich.console import Console
 
 from conftest import write_model
@@ -34,6 +34,7 @@ from malora_cli.compare.planner import Planner
 from malora_cli.compare.record import rows_of
 from malora_cli.compare.run import Crew
 from malora_cli.named import vocabulary
+from malora_cli.processor import processor
 from malora_cli.results import runs_under, write_json
 from malora_cli.results.comparison import Verdict
 from malora_cli.results.verdicts import RunRows, SeveralRuns, decided, effect

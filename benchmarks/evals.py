@@ -27,7 +27,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from machine import processor
 from peft import PeftModel
 from rich.console import Console
 
@@ -41,6 +40,7 @@ from malora_cli.evals.choices import choice_nats
 from malora_cli.evals.questions import Question, questions_of
 from malora_cli.modeling import load_base, load_tokenizer, resolve_base, wrap
 from malora_cli.named import vocabulary
+from malora_cli.processor import processor
 from malora_cli.recipe import MixSettings, ModelSettings
 from malora_cli.results import write_json
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import processor
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -33,6 +32,7 @@ from malora_cli.export.request import Request
 from malora_cli.export.run import _Job
 from malora_cli.export.static import LowRank, StaticLora
 from malora_cli.modeling import BaseModel, base_of_run
+from malora_cli.processor import processor
 from malora_cli.recipe import ModelSettings
 from malora_cli.results import RunRecord, read_json, write_json
 

@@ -37,7 +37,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
 import train as against
-from machine import processor
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel
 
@@ -48,6 +47,7 @@ from malora_cli.modeling import load_base, resolve_base, wrap
 from malora_cli.modeling.attention import PACKED_SDPA
 from malora_cli.modeling.loss import moved, token_nats
 from malora_cli.modeling.modes import as_trained
+from malora_cli.processor import processor
 from malora_cli.recipe import ModelSettings
 from malora_cli.results import RunRecord, write_json
 

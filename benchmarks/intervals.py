@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from malora_cli.processor import processor
 from malora_cli.results import write_json
 from malora_cli.results.statistics import Interval, Measured, compare, holm, interval, macro, resampling
 from malora_cli.results.statistics.paired import Pair
@@ -274,10 +274,7 @@ def sentences(rows: int) -> list[tuple[str, str]]:
 
 
 def machine() -> dict[str, Any]:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {"processor": names[0] if names else platform.processor(), "cores": len(names), "numpy": np.__version__}
+    return {"processor": processor(), "cores": os.cpu_count(), "numpy": np.__version__}
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from malora_cli.errors import RunError
 from malora_cli.evals.code import job_of
 from malora_cli.evals.sandbox import BACKENDS, CodeSandbox, Job, Limits, Outcome
 from malora_cli.evals.sandbox._probes import why_untrusted
+from malora_cli.processor import processor
 from malora_cli.results import write_json
 
 RESULTS = Path(__file__).parent / "results" / "sandbox.json"
@@ -198,13 +199,6 @@ def processor_seconds() -> float:
     """What this process and all that it has started have used, the keepers that still run among them."""
     times = [psutil.Process().cpu_times(), *(child.cpu_times() for child in psutil.Process().children())]
     return float(sum(one.user + one.system + one.children_user + one.children_system for one in times))
-
-
-def processor() -> str:
-    """What the machine calls its processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.machine()
 
 
 SCENARIOS = {"references": references, "mutants": compare_mutants, "speed": speed}

@@ -20,6 +20,7 @@ from malora_cli.bench.run import run_decode, run_steps
 from malora_cli.bench.workload import Workload, check_rows
 from malora_cli.cli import main
 from malora_cli.errors import MaloraError
+from malora_cli.processor import processor
 from tiny_models import tiny
 
 
@@ -139,6 +140,7 @@ def test_the_command_prints_a_table_and_keeps_the_figures(
     assert figures["workload"]["dropout"] == 0
     assert [row["name"] for row in figures["rows"]] == ["peft-lora", "malora"]
     assert figures["machine"]["torch"] == torch.__version__
+    assert figures["machine"]["processor"] == processor()
     assert run(*arguments, "--decode") == 0
     assert "tokens/s" in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from malora_cli import processor
 from malora_cli.errors import ModelError
 from malora_cli.modeling import device, load_base, resolve_base
 from malora_cli.modeling.device import exact, own_device
@@ -130,3 +131,25 @@ def test_on_windows_a_checkpoint_that_is_still_open_stays(
     monkeypatch.setattr(Path, "rename", rename)
     checkpoints.prune(tmp_path, newest=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000002"]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        (
+            "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n",
+            "AMD EPYC, family 25 model 17",
+        ),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\n\n", "aarch64"),
+        (None, "aarch64"),
+    ],
+)
+def test_a_processor_is_named_with_its_design(
+    cpuinfo: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo, encoding="utf-8")
+    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor.platform, "processor", lambda: "")
+    monkeypatch.setattr(processor.platform, "machine", lambda: "aarch64")
+    assert processor.processor() == expected

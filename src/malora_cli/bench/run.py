@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from malora_cli.bench.measure import DecodeCost, StepCost, decode_costs, step_co
 from malora_cli.bench.rows import base_of, build
 from malora_cli.bench.workload import Workload, check_rows
 from malora_cli.errors import RunError
+from malora_cli.processor import processor
 from malora_cli.results import write_json
 
 
@@ -48,7 +48,7 @@ def write_figures(file: Path, workload: Workload, costs: Sequence[StepCost | Dec
         RunError: The file cannot be written.
     """
     machine = {
-        "processor": torch.cuda.get_device_name() if workload.device == "cuda" else platform.machine(),
+        "processor": torch.cuda.get_device_name() if workload.device == "cuda" else processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         **{name: version(name) for name in ("malora", "torch", "peft", "transformers")},
