@@ -1,8 +1,9 @@
 """Matrix products in float32 on a CPU, by the faster of the two libraries that PyTorch carries.
 
 PyTorch multiplies float32 matrices by MKL, which on a processor that is not Intel's leaves the widest vectors unused;
-oneDNN, which PyTorch carries for other ends, does not. On an AMD EPYC with AVX-512 it took 0.41 to 0.59 of MKL's
-time for the products of a training step (``benchmarks/adapters.py products``), from the same matrices.
+oneDNN, which PyTorch carries for other ends, does not. For the products of a training step, from the same matrices, it
+took 0.41 to 0.59 of MKL's time on an AMD Zen 5, and 0.73 to 1.01 on a Zen 4, whose widest vectors take two passes
+(``benchmarks/adapters.py products``).
 """
 
 from __future__ import annotations
