@@ -48,7 +48,7 @@ def test_the_commands_are_in_the_docs() -> None:
         ("compare-smoke", "0.002", ["lora", "malora"], "0 trials and 4 reported runs, 12 training steps"),
         (
             "compare-laptop",
-            "0.0005 0.0015 0.005",
+            "0.001 0.003 0.009",
             ["lora", "molora", "hydralora", "malora"],
             "12 trials (more where a best rate lies at an edge) and 12 reported runs, 1,920 training steps",
         ),
