@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -109,42 +106,26 @@ def rewrite(
     """
     old = Header.of(source)
     new = old if dtype is None else old.brought_to(dtype)
-    with source.open("rb") as stored, target.open("wb") as file, _behind(file) as write:
-        write(memoryview(new.encoded()))
+    with source.open("rb") as stored, target.open("wb") as file:
+        file.write(new.encoded())
         for name in sorted(new.about, key=lambda name: new.about[name]["data_offsets"]):
             about, kind, changed = old.about[name], new.about[name]["dtype"], change(name)
             stored.seek(old.begin + about["data_offsets"][0])
             if changed is None and kind == about["dtype"]:
                 for part in _bytes(stored, about):
-                    write(part)
+                    file.write(part)
                 continue
             rows = _rows(stored, about) if changed is None or changed.weight is None else _rows_of(changed.weight())
             add = None if changed is None else changed.add
             for part in _rounded(rows, about["shape"], DTYPES[kind], add):
-                write(part)
-
-
-@contextmanager
-def _behind(file: BinaryIO) -> Iterator[Callable[[memoryview], None]]:
-    """What writes a part to a file while the next one is made, and returns once the part before it is written."""
-    with ThreadPoolExecutor(1) as pool:
-        pending: list[Future[int]] = []
-
-        def write(part: memoryview) -> None:
-            pending.append(pool.submit(file.write, part))
-            if len(pending) > 1:
-                pending.pop(0).result()
-
-        yield write
-        for last in pending:
-            last.result()
+                file.write(part)
 
 
 def _bytes(file: BinaryIO, about: Mapping[str, Any]) -> Iterator[memoryview]:
     """A tensor as it is stored, from where the file stands."""
     begin, end = about["data_offsets"]
-    buffers = [memoryview(bytearray(min(_BLOCK, end - begin))) for _ in range(2)]  # one is written, one is filled
-    for start, buffer in zip(range(begin, end, _BLOCK), cycle(buffers)):
+    buffer = memoryview(bytearray(min(_BLOCK, end - begin)))
+    for start in range(begin, end, _BLOCK):
         part = buffer[: min(_BLOCK, end - start)]
         _read(file, part)
         yield part
@@ -177,8 +158,8 @@ def _rounded(
     add: Callable[[Tensor, slice], object] | None,
 ) -> Iterator[memoryview]:
     """Rows with what is added to them, rounded once; in memory that is used again, which stays in the cache."""
-    exact, *buffers = (torch.empty(0, dtype=kind) for kind in (torch.float32, dtype, dtype))
-    for (rows, part), found in zip(parts, cycle(buffers)):  # one is written while the other is filled
+    exact, found = (torch.empty(0, dtype=kind) for kind in (torch.float32, dtype))
+    for rows, part in parts:
         assert list(part.shape[1:]) == list(shape[1:])
         if add is not None:
             part = exact.resize_(part.shape).copy_(part)
