@@ -19,13 +19,13 @@ from malora_cli.cli import _application
 from malora_cli.evals.metrics import METRICS
 from malora_cli.named import vocabulary
 from malora_cli.recipe import recipe_schema
-from malora_cli.results import manifest, run
+from malora_cli.results import comparison, evaluation, manifest, run
 from malora_cli.results import metrics as log
 
 Schema = dict[str, Any]
 
-#: The mistakes whose lines are tested.
-MISTAKES = Path(__file__).parents[1] / "tests" / "mistakes.yaml"
+#: The mistakes whose lines are tested, and what `--json` prints.
+MISTAKES, JSON_OUTPUT = (Path(__file__).parents[1] / "tests" / name for name in ("mistakes.yaml", "json_output.yaml"))
 
 #: Sections of a recipe and what lies in them, by the heading that each gets: the name of its schema.
 SECTIONS = {
@@ -61,6 +61,7 @@ def pages() -> dict[str, str]:
         "methods.md": _methods(),
         "metrics.md": _metrics(),
         "run-folder.md": _run_folder(),
+        "json.md": _json(),
         "errors.md": _errors(),
     }
     return {name: "\n".join([*lines, ""]) for name, lines in made.items()}
@@ -120,11 +121,48 @@ def _run_folder() -> Iterator[str]:
         "metrics.jsonl: an evaluation": log.EvalEvent,
         "metrics.jsonl: a comparison of gradients": log.ConflictEvent,
         "metrics.jsonl: tasks": log.TaskLoss,
+        "eval/NAME.json": evaluation.EvalResult,
+        "eval/NAME.json: tasks": evaluation.TaskEval,
+        "eval/NAME.json: model, against": evaluation.Scores,
+        "eval/NAME.json: difference": evaluation.Difference,
     }
+    yield from _records(tables)
+
+
+def _records(tables: dict[str, type[BaseModel]]) -> Iterator[str]:
+    """A table of the fields of each record, by its heading."""
     for title, record in tables.items():
         yield from _heading(2, title)
         yield from _doc(record)
         yield from _settings_of(record)
+
+
+def _json() -> Iterator[str]:
+    yield from _heading(1, "JSON output")
+    yield "With `--json` a command prints one JSON document on standard output, and everything else on standard error."
+    yield "Each document has `schema`, 1, beside what is listed here. Keys may be added; what is here keeps its meaning"
+    yield "as long as `schema` is 1. `NAME` stands for any name, `[]` for each part of a list, and `.*` for what lies"
+    yield "below. `malora eval --json` prints its [eval/NAME.json](run-folder.md), and a comparison its comparison.json,"
+    yield "which is described last. `malora bench --json FILE` writes its figures to a file."
+    file = yaml.load(JSON_OUTPUT.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    for command, keys in file["documents"].items():
+        yield from _heading(2, command)
+        rows = (
+            (f"`{key}`", _text(f"{what}{' (may be missing)' * (key in file['sometimes'])}"))
+            for key, what in keys.items()
+        )
+        yield from list(_table(("key", "what it is"), rows))[1:]
+    yield from _records(
+        {
+            "comparison.json": comparison.Comparison,
+            "comparison.json: methods": comparison.MethodResult,
+            "comparison.json: runs": comparison.MethodRun,
+            "comparison.json: effect, tasks, alone": comparison.Effect,
+            "comparison.json: tuned": comparison.Tuned,
+            "comparison.json: trials": comparison.Trial,
+            "comparison.json: failures": comparison.Failure,
+        }
+    )
 
 
 def _commands() -> Iterator[str]:

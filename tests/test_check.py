@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
+from json_output import assert_documented
 from malora_cli.cli import main
 from malora_cli.data.batch import Packer
 from malora_cli.data.statement import longest_step, rendered, state
@@ -107,6 +108,7 @@ def test_the_same_as_json(recipe: Path, capsys: pytest.CaptureFixture[str]) -> N
         file.write('{"question": "x", "answer": ""}\n')
     drop = "mix.tasks.add.bad_rows=drop"
     found = json.loads(_out(capsys, "check", str(recipe), "--json", drop))
+    assert_documented("malora check", found)
     materials = gather(load(recipe, drop).recipe)
     statement = state(materials.mixture, materials.packer)
     tasks = {task["name"]: task for task in found["tasks"]}
@@ -125,7 +127,9 @@ def test_the_same_as_json(recipe: Path, capsys: pytest.CaptureFixture[str]) -> N
     cost = found["longest_step"]
     rate = cost["seconds"] / cost["tokens"]
     assert cost["training_seconds"] == pytest.approx(rate * found["step_tokens"] * found["steps"])
-    assert json.loads(_out(capsys, "check", str(recipe), "--no-step", "--json", drop))["longest_step"] is None
+    found = json.loads(_out(capsys, "check", str(recipe), "--no-step", "--json", drop))
+    assert_documented("malora check", found)
+    assert found["longest_step"] is None
 
 
 def test_long_lists_are_folded_on_a_terminal(

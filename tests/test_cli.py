@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 
 import malora_cli
+from json_output import assert_documented
 from malora_cli.cli import main
 from malora_cli.cli._common import names_in
 from malora_cli.cli._evaluation import evaluation_table, gate_line, notes
@@ -110,6 +111,7 @@ def test_a_report_as_json_has_its_place_and_the_scores(here: Path, capsys: pytes
     capsys.readouterr()
     assert run("report", "newer", "--json") == 0
     told = json.loads(capsys.readouterr().out)
+    assert_documented("malora report", told)
     assert (told["run"], told["report"]) == ("runs/newer", "runs/newer/report/index.html")
     assert {row["task"] for row in told["scores"]} == {"copy", "upper", "add"}
     assert all(0 <= row["score"] <= 1 for row in told["scores"])

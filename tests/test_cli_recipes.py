@@ -16,6 +16,7 @@ import typer
 from pydantic import Field
 
 import malora_cli.cli
+from json_output import assert_documented
 from malora_cli import named
 from malora_cli.cli import _common, main
 from malora_cli.errors import DataError, RecipeError
@@ -275,6 +276,13 @@ def test_cp_into_a_file_as_if_it_were_a_folder(folder: Path, capsys: pytest.Capt
     (folder / "file").touch()
     assert run("recipes", "cp", "plus", "file/mine.yaml") == 2
     assert capsys.readouterr().err.startswith("error: file/mine.yaml: ")
+
+
+def test_recipes_and_mixes_are_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("recipes", "ls", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert_documented("malora recipes ls", told)
+    assert told["recipes"]["plus"]["description"] == "one small sum"
 
 
 def test_schema_is_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import datasets
 import pytest
 
 from forked import forked
+from json_output import assert_documented
 from malora_cli.cli import main
 from malora_cli.data.cache import cache_root, cached, entries, key_of, prune
 from malora_cli.errors import DataError
@@ -120,9 +121,12 @@ def test_the_commands_list_and_remove(capsys: pytest.CaptureFixture[str]) -> Non
     assert "encoded-abc" in listed
     assert "rows.jsonl" in listed
     told = json_of(capsys, "cache", "ls", "--json")
+    assert_documented("malora cache ls", told)
     [entry] = told["rows"]["entries"]
     assert (entry["name"], entry["source"], entry["bytes"] > 0) == ("encoded-abc", "rows.jsonl", True)
-    assert json_of(capsys, "cache", "prune", "--json")["removed"]["entries"] == []
+    told = json_of(capsys, "cache", "prune", "--json")
+    assert_documented("malora cache prune", told)
+    assert told["removed"]["entries"] == []
     with pytest.raises(SystemExit):
         main(["cache", "prune"])
     assert capsys.readouterr().out == "removed 0 entries, 0.0 MiB\n"

@@ -18,6 +18,7 @@ import pytest
 import typer
 from rich.console import Console
 
+from json_output import DOCUMENTS
 from malora_cli.cli import _application, main
 from malora_cli.errors import RecipeError
 from malora_cli.named import load_named, vocabulary
@@ -248,6 +249,22 @@ def test_the_diagram_shows_the_rooms_in_the_order_that_is_checked() -> None:
     shown = [re.findall(r"\w+", line) for line in re.findall(r"│ (.*?) │", diagram)]
     assert [words for words in shown if words] == rooms
     assert {room for row in rooms for room in row if f"`{room}" not in page} == set()
+
+
+def test_every_document_in_json_is_described() -> None:
+    """`eval` and `compare` print records that have tables of their own, and `bench` writes to a file."""
+    root = typer.main.get_command(_application())
+    found = set(_with_json(root, root.make_context("malora", [], resilient_parsing=True)))
+    kept = {name for name in found if name.split()[1] in ("eval", "compare", "bench")}
+    assert found - kept == {name.removesuffix(" --check") for name in DOCUMENTS}
+    assert {name.split()[1] for name in kept} == {"eval", "compare", "bench"}
+
+
+def _with_json(command: Any, context: Any) -> Iterator[str]:
+    if any("--json" in parameter.opts for parameter in command.params):
+        yield context.command_path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _with_json(inner, inner.make_context(name, [], parent=context, resilient_parsing=True))
 
 
 def test_the_reference_is_what_the_code_says() -> None:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 import malora_cli
+from json_output import assert_documented
 from malora_cli.cli import main
 from malora_cli.doctor import checks
 from malora_cli.doctor.checks import Check, checked
@@ -138,7 +139,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert re.search(r"^ok +torch +9\.9, 3 threads", capsys.readouterr().out, re.MULTILINE)
     assert status("--json") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["schema"] == 1
+    assert_documented("malora doctor", told)
     assert {"id": "torch", "status": "ok", "found": "9.9, 3 threads", "do": ""} in told["checks"]
     assert not (tmp_path / "runs").exists(), "nothing is written"
     put_torch(tmp_path / "broken", "raise ImportError('x')", monkeypatch)

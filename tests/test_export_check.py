@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from exports import export_adapter, export_lora
+from json_output import assert_documented
 from malora_cli import MaloraConfig
 from malora_cli.cli import main
 from malora_cli.errors import RunError
@@ -180,6 +181,7 @@ def test_an_export_is_checked_by_its_hashes(
     (lora / ".gitattributes").touch()
     assert status(["--check", str(lora), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
+    assert_documented("malora merge-export --check", found)
     assert found["changed"] == ["README.md", "added.py", "merge.json"]
     assert [verdict["does"] for verdict in found["runtimes"]["."]] == ["loads"] * 4
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imports import CASES, LF, Case, Turns, alpaca, messages, pair
+from json_output import assert_documented
 from malora_cli.cli import main
 from malora_cli.data.columns import RowReader
 from malora_cli.data.encoding import Encoder
@@ -64,7 +65,9 @@ def test_rows_are_trained_as_the_tool_has_them(
     monkeypatch.chdir(tmp_path)
     file = case.write(tmp_path, tiny_model)
     assert status("import", case.tool, str(file.relative_to(tmp_path)), "--out", "here", "--json") == 0
-    told = {line["key"] for line in json.loads(capsys.readouterr().out)["keys"]}
+    found = json.loads(capsys.readouterr().out)
+    assert_documented("malora import", found)
+    told = {line["key"] for line in found["keys"]}
     assert set(TOOLS[case.tool].load(file)) <= told
     recipe = load_named("here/recipe.yaml").recipe
     assert recipe.mix.tasks.keys() == case.turns.keys()

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exports import ANY_LOSS, export_lora, logits, mixture
+from json_output import assert_documented
 from malora_cli.adapters.routing import routing_of
 from malora_cli.cli import main
 from malora_cli.data.batch import Packer
@@ -272,6 +273,7 @@ def test_an_export_is_read_back_and_a_wrong_one_removed(
         main(["merge-export", *given, "--to", "lora", "--out", str(tmp_path / "lora"), "--json"])
     assert caught.value.code == 0
     told = json.loads(capsys.readouterr().out)
+    assert_documented("malora merge-export", told)
     [checked] = told["checks"]["fit"]["checked"]
     assert checked["runtime"] == "PEFT"
     assert 0 <= checked["largest_difference"] < 1e-4

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from json_output import assert_documented
 from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
 
@@ -31,7 +32,9 @@ def test_the_settings_of_one_are_what_a_recipe_takes(capsys: pytest.CaptureFixtu
     assert "`y = W0 x + (alpha / r) sum_t g_t(x) B_t P_t S_A x`" in out
     assert "arXiv 2410.22782" in out
     assert status("--json") == 0
-    for described in json.loads(capsys.readouterr().out):
+    told = json.loads(capsys.readouterr().out)
+    assert_documented("malora methods", told)
+    for described in told["methods"]:
         defaults = {key: setting["default"] for key, setting in described["settings"].items()}
         made = METHODS[described["name"]](**defaults)
         assert made.model_dump(mode="json", exclude={"name"}) == defaults

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from rich.text import Text
 
 from malora_cli.cli._common import prepare_libraries
-from malora_cli.cli._terminal import plain_table, result_console, say
+from malora_cli.cli._terminal import plain_table, result_console, say, say_json
 from malora_cli.errors import RecipeError, RunError
 
 _DOES = {"loads": "loads it", "differs": "computes something else", "refuses": "refuses it"}
@@ -50,7 +49,7 @@ def check_export(folder: Path, given: Sequence[str], *, as_json: bool) -> int:
     fine = not changed and all(verdict.does == "loads" for verdict in looked_at)
     if as_json:
         runtimes = {name: [asdict(verdict) for verdict in verdicts] for name, verdicts in found.items()}
-        say(json.dumps({"folder": str(folder), "changed": changed, "runtimes": runtimes}))
+        say_json({"folder": str(folder), "changed": changed, "runtimes": runtimes})
         return int(not fine)
     if changed is not None:
         say(f"changed since it was written: {', '.join(changed)}" if changed else "unchanged since it was written")

@@ -97,7 +97,6 @@ def plain_statement(
     from malora_cli.modeling.device import own_device
 
     return {
-        "schema": 1,
         "dtype": model.dtype,
         "quantise": model.quantise,
         "device": own_device(model.device).type,

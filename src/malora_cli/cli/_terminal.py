@@ -5,11 +5,12 @@ from __future__ import annotations
 import atexit
 import errno
 import io
+import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import IO, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -114,6 +115,11 @@ def say(line: str, *, err: bool = False) -> None:
         print(one_line(line), file=stream, flush=True)
     except OSError as lost:
         _give_up(stream, lost)
+
+
+def say_json(told: Mapping[str, Any]) -> None:
+    """Print what a command found as one JSON document on standard output; docs/json.md has the keys of each."""
+    say(json.dumps({"schema": 1, **told}, ensure_ascii=False))
 
 
 def say_for_now(line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +36,7 @@ def list_entries(as_json: JsonOption = False) -> None:
 
     from rich.text import Text
 
-    from malora_cli.cli._terminal import plain_table, result_console, say
+    from malora_cli.cli._terminal import plain_table, result_console, say_json
     from malora_cli.data.cache import cache_root, entries
     from malora_cli.evals.store import answers_root, kept_files
 
@@ -45,7 +44,7 @@ def list_entries(as_json: JsonOption = False) -> None:
     if as_json:
         rows = {"folder": str(cache_root()), "entries": [_plain(entry) for entry in found]}
         kept = {"folder": str(answers_root()), "files": len(answers), "bytes": sum(answers)}
-        say(json.dumps({"schema": 1, "rows": rows, "answers": kept}, ensure_ascii=False))
+        say_json({"rows": rows, "answers": kept})
         return
     table = plain_table(("entry", "from"), ("rows", "MiB", "used"))
     for entry in (entry for entry in found if "rows" in entry.about):  # the others are a number or two
@@ -79,7 +78,7 @@ def prune_entries(
 
     Example: malora cache prune --unused-for 7d
     """
-    from malora_cli.cli._terminal import say
+    from malora_cli.cli._terminal import say, say_json
     from malora_cli.data.cache import prune
     from malora_cli.errors import MaloraError
     from malora_cli.evals.store import prune as prune_answers
@@ -95,7 +94,7 @@ def prune_entries(
     if as_json:
         removed_answers = {"files": len(answers), "bytes": sum(answers)}
         removed = {"entries": [_plain(entry) for entry in gone], "answers": removed_answers}
-        say(json.dumps({"schema": 1, "removed": removed}, ensure_ascii=False))
+        say_json({"removed": removed})
         return
     told = f", and {plural(len(answers), 'file')} of answers, {sum(answers) / _MIB:,.1f} MiB" if answers else ""
     say(f"removed {plural(len(gone), 'entry', 'entries')}, {sum(entry.bytes for entry in gone) / _MIB:,.1f} MiB{told}")

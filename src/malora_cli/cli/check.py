@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -28,7 +27,7 @@ def check(
     Example: malora check recipes/quickstart.yaml --no-step
     """
     from malora_cli.cli._common import prepare_libraries, read_recipe
-    from malora_cli.cli._terminal import result_console, say
+    from malora_cli.cli._terminal import result_console, say_json
     from malora_cli.modeling.finding import check_base
     from malora_cli.named import granted
 
@@ -57,7 +56,7 @@ def check(
     }
     if as_json:
         cost, model = measured(loaded.recipe, materials) if step else None, settled(loaded).recipe.model
-        say(json.dumps(plain_statement(statement, cost, model, examples), ensure_ascii=False))
+        say_json(plain_statement(statement, cost, model, examples))
         return
     print_statement(statement, console)
     print_format(loaded, console)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,7 +52,7 @@ def doctor(
     from rich.text import Text
 
     from malora_cli.cli._common import read_recipe
-    from malora_cli.cli._terminal import plain_table, result_console, say
+    from malora_cli.cli._terminal import plain_table, result_console, say, say_json
     from malora_cli.cli._voice import begin
     from malora_cli.doctor import checked, write_bundle
     from malora_cli.results import runs_under
@@ -64,7 +63,7 @@ def doctor(
     if loaded is not None and not any(check.id == "torch" and check.status == "fail" for check in found):
         found += _of_recipe(loaded)
     if as_json:
-        say(json.dumps({"schema": 1, "checks": [asdict(check) for check in found]}))
+        say_json({"checks": [asdict(check) for check in found]})
     else:
         table = plain_table(("", "check", "found", "what to do"))
         for check in found:

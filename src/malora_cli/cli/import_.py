@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +34,7 @@ def import_(
     Example: malora import llamafactory qwen3_lora_sft.yaml
     """
     from malora_cli.cli._common import prepare_libraries
-    from malora_cli.cli._terminal import say
+    from malora_cli.cli._terminal import say, say_json
     from malora_cli.errors import RecipeError
     from malora_cli.registry import unknown
 
@@ -49,11 +48,7 @@ def import_(
     lost = [line.key for line in imported.lines if line.fate == "left out"]
     written = [] if strict and lost else imported.write()
     if as_json:
-        say(
-            json.dumps(
-                {"schema": 1, "keys": [asdict(line) for line in imported.lines], "written": [*map(str, written)]}
-            )
-        )
+        say_json({"keys": [asdict(line) for line in imported.lines], "written": [*map(str, written)]})
     else:
         _print(imported.lines)
     if strict and lost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -195,12 +194,12 @@ def _print_plan(plan: Plan, folder: Path) -> None:
 
 def _print(exported: Exported, request: Request, *, as_json: bool) -> None:
     from malora_cli.cli._tables import merge_table
-    from malora_cli.cli._terminal import result_console, say
+    from malora_cli.cli._terminal import result_console, say, say_json
 
     if as_json:
         costs = {name: {cost.task: cost.as_json() for cost in found} for name, found in exported.costs.items()}
         told = {"folder": str(exported.folder), "validation": costs, "checks": exported.checks}
-        say(json.dumps(told | ({} if exported.pushed is None else {"pushed": exported.pushed})))
+        say_json(told | ({} if exported.pushed is None else {"pushed": exported.pushed}))
         return
     if any(exported.costs.values()):
         say("validation loss, nats a token; kept: share of the run's gain over the base model")

@@ -36,7 +36,7 @@ def list_methods(
     Example: malora methods malora
     """
     from malora_cli.adapters.methods import METHODS
-    from malora_cli.cli._terminal import say
+    from malora_cli.cli._terminal import say_json
     from malora_cli.errors import RecipeError
     from malora_cli.registry import unknown
 
@@ -44,7 +44,7 @@ def list_methods(
         raise RecipeError(unknown("method", name, METHODS), where="NAME")
     known = {key: METHODS[key] for key in METHODS if name in (None, key)}
     if as_json:
-        say(json.dumps([_described(key, method) for key, method in known.items()]))
+        say_json({"methods": [_described(key, method) for key, method in known.items()]})
     elif name is None:
         _print_all(known)
     else:

@@ -36,7 +36,7 @@ def list_recipes(
     """
     from rich.text import Text
 
-    from malora_cli.cli._terminal import plain_table, result_console, say
+    from malora_cli.cli._terminal import plain_table, result_console, say_json
     from malora_cli.recipe import description_of, needs_of, shipped_files
 
     if as_json:
@@ -45,7 +45,7 @@ def list_recipes(
             for name, path in shipped_files("recipes").items()
         }
         plain = {name: {"description": description_of(path)} for name, path in shipped_files("data_mixes").items()}
-        say(json.dumps({"schema": 1, "recipes": described, "mixes": plain}))
+        say_json({"recipes": described, "mixes": plain})
         return
     recipes, mixes = plain_table(("recipe", "what it is for", "needs")), plain_table(("mix", "what it is for"))
     for name, path in shipped_files("recipes").items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +33,7 @@ def report(
     Example: malora report runs/quickstart
     """
     from malora_cli.api import Run
-    from malora_cli.cli._terminal import say
+    from malora_cli.cli._terminal import say, say_json
     from malora_cli.reports import check_writable, write_report
     from malora_cli.results import find_run
 
@@ -45,7 +44,6 @@ def report(
     check_writable(record, page)
     written = write_report(record, page)
     if as_json:
-        told = {"run": str(record.path), "report": str(written), "scores": Run(record.path).scores()}
-        say(json.dumps({"schema": 1} | told, ensure_ascii=False))
+        say_json({"run": str(record.path), "report": str(written), "scores": Run(record.path).scores()})
     else:
         say(f"report: {written}")
