@@ -142,7 +142,7 @@ def _json() -> Iterator[str]:
     yield "With `--json` a command prints one JSON document on standard output, and everything else on standard error."
     yield "Each document has `schema`, 1, beside what is listed here. Keys may be added; what is here keeps its meaning"
     yield "as long as `schema` is 1. `NAME` stands for any name, `[]` for each part of a list, and `.*` for what lies"
-    yield "below. `malora eval --json` prints its [eval/NAME.json](run-folder.md), and a comparison its comparison.json,"
+    yield "below. `malora eval --json` prints its [eval/NAME.json](run-folder.md) and a comparison its comparison.json,"
     yield "which is described last. `malora bench --json FILE` writes its figures to a file."
     file = yaml.load(JSON_OUTPUT.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     for command, keys in file["documents"].items():
