@@ -70,7 +70,7 @@ gpu: $(STAMP)  ## Measure and check on a CUDA GPU what has only run on processor
 	$(BIN)/python benchmarks/gpu.py all
 
 dist: $(STAMP)  ## Build and check what is published: sdist and wheel in dist/
-	$(PIP) build twine check-wheel-contents validate-pyproject deptry
+	$(PIP) build twine check-wheel-contents validate-pyproject deptry zizmor
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --no-isolation --outdir dist
 	$(BIN)/python -m build --no-isolation --wheel --outdir build/wheel
@@ -79,6 +79,7 @@ dist: $(STAMP)  ## Build and check what is published: sdist and wheel in dist/
 	$(BIN)/check-wheel-contents dist/*.whl
 	$(BIN)/validate-pyproject pyproject.toml
 	$(BIN)/deptry src
+	$(BIN)/zizmor --offline --quiet .github
 
 first-hour: dist  ## The wheel in an empty environment, without network, from `doctor` to an export
 	$(BIN)/python tests/first_hour.py dist/*.whl --torch "$(TORCH)"

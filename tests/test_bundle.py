@@ -28,6 +28,8 @@ from malora_cli.adapters.config import MaloraConfig
 from malora_cli.errors import MaloraError
 from malora_cli.export.bundle.refusals import check_bundle, check_config
 from malora_cli.export.bundle.write import write_bundle
+from malora_cli.export.planned import bytes_of
+from malora_cli.export.request import Request
 from malora_cli.modeling import BaseModel, load_base, load_tokenizer, resolve_base
 from malora_cli.recipe import ModelSettings
 from malora_cli.results import file_sha256, read_json
@@ -372,7 +374,9 @@ def test_a_gguf_base_becomes_shards_in_the_number_format_of_the_run(
         bundle = write_bundle(model, base, load_tokenizer(base, chosen), folder)
         assert not bundle.unchanged
         [name] = bundle.shards
-        assert {str(w.dtype) for w in load_file(folder / name).values()} == {f"torch.{dtype}"}
+        weights = load_file(folder / name).values()
+        assert {str(weight.dtype) for weight in weights} == {f"torch.{dtype}"}
+        assert bytes_of(Request("bundle"), 0, [], base, chosen) == sum(weight.nbytes for weight in weights)
         loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
         assert str(loaded.dtype) == f"torch.{dtype}"
         if dtype == "float32":

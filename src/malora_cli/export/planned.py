@@ -11,7 +11,7 @@ from huggingface_hub.constants import CONFIG_NAME
 from safetensors import SafetensorError, safe_open
 
 from malora_cli.errors import ModelError, RecipeError, RunError
-from malora_cli.export.request import Request
+from malora_cli.export.request import TORCH_DTYPES, Request
 from malora_cli.modeling import BaseModel
 from malora_cli.modeling.weights import weight_files
 from malora_cli.recipe import ModelSettings
@@ -121,15 +121,18 @@ def bytes_of(request: Request, rank: int, updates: Sequence[Update], base: BaseM
     if request.form == "gguf" and base.gguf is not None:
         added = sum(one.inputs * one.outputs for one in updates)
         return int(base.gguf.stat().st_size + added * _BYTES[request.dtype or "f16"])
+    dtype = request.dtype
+    if request.to == "bundle" and base.gguf is not None:  # whose weights are written as the run had them
+        dtype = next((short for short, name in TORCH_DTYPES.items() if name == settings.dtype), None)
     files = _files_of(base)
     if files is None:
         from malora_cli.modeling import empty_base
 
-        return int(empty_base(base, settings).num_parameters() * _BYTES[request.dtype or "bf16"])
-    if request.dtype is None:
+        return int(empty_base(base, settings).num_parameters() * _BYTES[dtype or "bf16"])
+    if dtype is None:
         return sum(file.stat().st_size for file in files)
     values = sum(prod(shape) for file in files for shape in _shapes(file).values())
-    return int(values * _BYTES[request.dtype])
+    return int(values * _BYTES[dtype])
 
 
 def _files_of(base: BaseModel) -> list[Path] | None:
