@@ -145,12 +145,10 @@ def _json() -> Iterator[str]:
     yield "below. `malora eval --json` prints its [eval/NAME.json](run-folder.md) and a comparison its comparison.json,"
     yield "which is described last. `malora bench --json FILE` writes its figures to a file."
     file = yaml.load(JSON_OUTPUT.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    missing = dict.fromkeys(file["sometimes"], " (may be missing)")
     for command, keys in file["documents"].items():
         yield from _heading(2, command)
-        rows = (
-            (f"`{key}`", _text(f"{what}{' (may be missing)' * (key in file['sometimes'])}"))
-            for key, what in keys.items()
-        )
+        rows = ((f"`{key}`", _text(what + missing.get(key, ""))) for key, what in keys.items())
         yield from list(_table(("key", "what it is"), rows))[1:]
     yield from _records(
         {

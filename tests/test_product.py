@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from malora_cli import processor
 from malora_cli.adapters import product, quick
 from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.quick import QuickLinear, quicken
@@ -88,7 +89,7 @@ def test_products_can_be_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("vendor", "expected"), [("AuthenticAMD", True), ("GenuineIntel", False)])
 def test_the_processor_decides(vendor: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product.Path, "read_text", lambda *_, **__: f"vendor_id\t: {vendor}\n")
+    monkeypatch.setattr(processor.Path, "read_text", lambda *_, **__: f"vendor_id\t: {vendor}\n")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert product.prefers_onednn.__wrapped__() is expected

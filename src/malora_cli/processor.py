@@ -14,14 +14,24 @@ def processor() -> str:
 
     Two kinds of "AMD EPYC" differ twofold in the float32 products that oneDNN does a second.
     """
-    about = dict[str, str]()
-    with suppress(OSError):
-        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
-        about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    about = _about()
     name = about.get("model name") or platform.processor() or platform.machine()
     if {"cpu family", "model"} <= about.keys():
         name += f", family {about['cpu family']} model {about['model']}"
     return name
+
+
+def is_amd() -> bool:
+    """Whether AMD made it."""
+    return "AuthenticAMD" in (_about().get("vendor_id") or platform.processor())
+
+
+def _about() -> dict[str, str]:
+    """What Linux says of the first processor; nothing elsewhere."""
+    with suppress(OSError):
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
+        return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return {}
 
 
 def multiplies_bfloat16() -> bool:

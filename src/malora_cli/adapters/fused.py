@@ -158,9 +158,9 @@ def _both_products(x_TI: Tensor, down_SI: Tensor, router_EI: Tensor) -> tuple[Te
         both_MI = torch.cat([down_SI, router_EI])
         z_TS, logits_TE = product(x_TI, both_MI).split(sizes, dim=-1)
         return z_TS, logits_TE, both_MI
-    high_EI, low_EI = halves(router_EI, x_TI.dtype)
     if not multiplies_into_float32(x_TI):
-        return product(x_TI, down_SI), logits_of(x_TI, router_EI), torch.cat([down_SI, high_EI])
+        return product(x_TI, down_SI), logits_of(x_TI, router_EI), torch.cat([down_SI, router_EI.to(x_TI.dtype)])
+    high_EI, low_EI = halves(router_EI, x_TI.dtype)
     all_MI = torch.cat([down_SI, high_EI, low_EI])
     z_TS, high_TE, low_TE = torch.mm(x_TI, all_MI.T, out_dtype=torch.float32).split([*sizes, len(low_EI)], dim=-1)
     return z_TS.to(x_TI.dtype), high_TE + low_TE, all_MI[: sum(sizes)]

@@ -8,16 +8,16 @@ took 0.41 to 0.59 of MKL's time on an AMD Zen 5, and 0.73 to 1.01 on a Zen 4, wh
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from malora_cli.processor import is_amd
 
 #: Multiplications below which what a call of oneDNN costs by itself, some 10 microseconds, is more than it saves.
 _WORTH_IT = 1 << 21
@@ -41,11 +41,7 @@ def by_pytorch() -> Iterator[None]:
 @cache
 def prefers_onednn() -> bool:
     """Whether float32 products are better left to oneDNN here: PyTorch would take MKL, and the processor is AMD's."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
-        return False
-    with suppress(OSError):
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    return "AuthenticAMD" in platform.processor()
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and is_amd()
 
 
 def _by_onednn(a_MK: Tensor, b_NK: Tensor) -> bool:

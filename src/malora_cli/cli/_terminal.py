@@ -118,8 +118,11 @@ def say(line: str, *, err: bool = False) -> None:
 
 
 def say_json(told: Mapping[str, Any]) -> None:
-    """Print what a command found as one JSON document on standard output; docs/json.md has the keys of each."""
-    say(json.dumps({"schema": 1, **told}, ensure_ascii=False))
+    """Print what a command found as one JSON document on standard output; docs/reference/json.md has the keys of each.
+
+    In ASCII, for `say` puts pictures in the place of characters that act, which would change values.
+    """
+    say(json.dumps({"schema": 1, **told}))
 
 
 def say_for_now(line: str) -> None:
