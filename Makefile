@@ -40,11 +40,11 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 	@echo
 	@echo "The report lies at $(RUN)/report/index.html: open it in a browser."
 	@echo "What to try next:"
-	@echo "  $(BIN)/malora train recipes/quickstart.yaml --dry-run     see every setting, the parameters and the mixture"
-	@echo "  $(BIN)/malora chat $(RUN) --task chain_sum                talk to it, as that task asks"
-	@echo "  $(BIN)/malora merge-export $(RUN) --to lora --gates task:words_sorted"
-	@echo "  $(BIN)/malora compare baselines recipes/quickstart.yaml --methods lora,malora --dry-run     see what a comparison runs"
-	@echo "  $(BIN)/malora recipes cp quickstart mine.yaml             make it your own"
+	@echo "  $(BIN)/malora train recipes/quickstart.yaml --dry-run  # see every setting, the parameters and the mixture"
+	@echo "  $(BIN)/malora chat $(RUN) --task chain_sum  # talk to it, as that task asks"
+	@echo "  $(BIN)/malora merge-export $(RUN) --to lora --gates task:words_sorted  # one task's LoRA, for servers"
+	@echo "  $(BIN)/malora compare baselines recipes/quickstart.yaml --methods lora,malora --dry-run  # see what a comparison runs"
+	@echo "  $(BIN)/malora recipes cp quickstart mine.yaml  # make it your own"
 
 test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal  # what its many processes import is compiled once
