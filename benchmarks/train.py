@@ -33,6 +33,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from malora_cli.cli._common import prepare_libraries, read_recipe
 from malora_cli.cli._terminal import plain_table
+from malora_cli.processor import processor
 from malora_cli.results import RunRecord, checkpoint_name, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -197,7 +198,8 @@ def against_trl(rounds: int, recipe: str) -> None:
             f"{runs[0]['losses'][-1]:.3f}",
         )
     console.print(table)
-    write_json(RESULTS / "train-trl.json", figures)
+    known = json.loads(path.read_text()) if (path := RESULTS / "train-trl.json").is_file() else {}
+    write_json(path, known | {processor(): figures})
 
 
 # ---------------------------------------------------------------- where the time goes

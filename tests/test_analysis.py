@@ -12,7 +12,7 @@ from torch import Tensor
 
 from malora_cli.adapters.analysis import analyse_experts, cca_similarity, effective_rank, experts_of, spectrum
 from malora_cli.adapters.config import MixtureConfig
-from malora_cli.adapters.kernel import Factors, gate_entropy
+from malora_cli.adapters.kernel import Factors, Load, Seen, gate_entropy
 from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.routing import Routing, RoutingTally, routing_of, tallying
 from malora_cli.errors import RunError
@@ -169,5 +169,5 @@ def test_entropy_is_tallied_for_every_linear(method: str) -> None:
 def test_entropy_leaves_out_routers_that_saw_nothing() -> None:
     routing = Routing(names=["layers.0.q", "layers.0.k", "layers.1.q"])
     tally = RoutingTally(3, 2, torch.device("cpu"))
-    tally.entropy_L, tally.tokens_L = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([4.0, 0.0, 0.0])
+    tally.add(0, Load(torch.tensor([4.0, 0.0]), 4), Seen(torch.tensor([4.0, 0.0]), torch.tensor(1.0)))
     assert routing.entropy_by_group({"a": tally}) == {"a": {"layer 0": 0.25}}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from malora_cli.adapters import fused as fused_module
 from malora_cli.adapters import layer as layer_module
+from malora_cli.adapters import logits as logits_module
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MoloraConfig
 from malora_cli.adapters.dropout import draw_kept
 from malora_cli.adapters.fused import can_fuse
@@ -78,6 +79,7 @@ def test_what_is_frozen_costs_no_product(
         return product(a, b, bias)
 
     monkeypatch.setattr(fused_module, "product", counted)
+    monkeypatch.setattr(logits_module, "product", counted)
     _outcome(made, torch.randn(2, 5, 7, requires_grad=True))
     joined = (5 + 4, 7)  # with the router's, where the two share their input
     assert shapes.count((5, 7)) + shapes.count(joined) == down_products

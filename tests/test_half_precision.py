@@ -135,7 +135,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_halves_of_a_router_are_as_good_as_float32(dtype: torch.dtype, as_on_a_gpu: None) -> None:
     torch.manual_seed(0)
     router, x = torch.randn(8, 4096, device=DEVICE) / 64, torch.randn(2000, 4096, device=DEVICE).to(dtype)
-    high, low = halves(router, dtype)
+    high, low = halves(router, dtype).split(len(router))
     assert high.dtype == low.dtype == dtype
     exact = x.double() @ router.double().T
     logits = logits_of(x, router)
@@ -168,7 +168,11 @@ def test_a_gpus_products_give_what_a_processors_do(dtype: torch.dtype, dropout: 
             patch.setattr(module, "multiplies_into_float32", lambda x: False)
         plain = _outcome(made, x)
     for name, value in plain.items():
-        assert _distance(ours[name], value) < 1e-4, name
+        if name in ("output", "input"):
+            assert _distance(ours[name], value) < 1e-4, name
+        else:  # a GPU sums the gradients of weights into float32, as the weights are
+            assert _distance(ours[name], value) < WITHIN[dtype][1], name
+            assert not torch.equal(ours[name].to(dtype).float(), ours[name]), name
 
 
 def _step(model: nn.Module, *, parts: int) -> dict[str, Tensor]:

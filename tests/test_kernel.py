@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import two_processes
 from malora_cli.adapters.config import MaloraConfig, MixtureConfig, MoloraConfig
-from malora_cli.adapters.kernel import Load, balance_loss, balance_pulls, expert_load
+from malora_cli.adapters.kernel import Load, balance_by_expert, balance_pulls, expert_load, seen_of
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.logits import router_logits
 from malora_cli.adapters.routing import Routing, RoutingTally
@@ -89,7 +89,7 @@ def test_dropout_comes_once_before_the_down_projection_and_never_to_the_router()
     assert torch.equal(spy.given[0], x)
     assert torch.equal(y, layer.base_layer(x))  # all of the update comes through it
     gates = route(x, layer.malora_router["default"], top_k=2, renormalize=True).gate_TE
-    torch.testing.assert_close(tally.gate_LE[0], gates.sum(0))  # the router saw x itself
+    torch.testing.assert_close(tally.assigned_LE[0], (gates > 0).sum(0).float())  # the router saw x itself
 
 
 def test_dropout_is_off_in_evaluation() -> None:
@@ -193,15 +193,14 @@ def test_load_counts_exactly_under_autocast(masked: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         load = expert_load(gate, torch.ones(257) if masked else None)
     assert load.assigned_E.tolist() == [257.0, 0.0]
-    assert load.gate_E.tolist() == [257.0, 0.0]
-    assert load.tokens.item() == 257.0
+    assert load.tokens == 257.0
 
 
 def balance_of(probability: Tensor, top_k: int, mask: Tensor | None = None) -> float:
     kept, expert = probability.topk(top_k, dim=-1)
     gate = torch.zeros_like(probability).scatter(-1, expert, kept)
     [pull_E] = balance_pulls([expert_load(gate, mask)])
-    return float(balance_loss(probability, pull_E, mask))
+    return float(balance_by_expert(probability, pull_E, mask).sum())
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
@@ -227,8 +226,13 @@ def test_padding_changes_neither_load_nor_balance() -> None:
     padded, mask = torch.cat([skewed, probability]), torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1])
     assert balance_of(padded, 2, mask) == pytest.approx(balance_of(probability, 2))
     assert balance_of(padded, 2) != pytest.approx(balance_of(probability, 2), rel=0.05)
-    for ours, plain in zip(expert_load(padded, mask), expert_load(probability, None), strict=True):
-        torch.testing.assert_close(ours, plain)
+    ours, plain = expert_load(padded, mask), expert_load(probability, None)
+    torch.testing.assert_close(ours.assigned_E, plain.assigned_E)
+    assert ours.tokens == plain.tokens
+    for seen, alone in zip(
+        seen_of(padded, padded.log(), mask), seen_of(probability, probability.log(), None), strict=True
+    ):
+        torch.testing.assert_close(seen, alone)
 
 
 def test_a_batch_of_padding_alone_is_no_division_by_zero() -> None:
@@ -251,7 +255,8 @@ def test_load_is_named_and_without_a_gradient() -> None:
     gate = torch.rand(4, 3, requires_grad=True)
     load = expert_load(gate, None)
     assert isinstance(load, Load)
-    assert not any(value.requires_grad for value in load)
+    assert not load.assigned_E.requires_grad
+    assert load.tokens == 4
 
 
 def test_under_autocast_the_update_goes_into_the_output_of_the_frozen_linear() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from malora_cli import MaloraConfig, MoloraConfig
 from malora_cli.adapters import kernel
-from malora_cli.adapters.kernel import balance_pulls, expert_load
+from malora_cli.adapters.kernel import Load, balance_pulls, expert_load
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import Routing, RoutingTally, routing_of, scale_balance_with, tallying
 from tiny_models import LAYERS, randomise, tiny, tokens
@@ -199,7 +199,7 @@ def test_evaluation_has_no_balance_loss() -> None:
     assert_same(with_factor, gradients(without), atol=0.0)
     with tallying(model) as tally:
         model(**batch())
-    assert not tally.calls_L.any()
+    assert tally.balance is None
 
 
 def test_mean_over_routers_counts_those_of_the_adapter() -> None:
@@ -238,7 +238,7 @@ def test_tally_leaves_padding_out() -> None:
     assert plain.tokens_L.tolist() == left_out.tokens_L.tolist() == [9.0] * ROUTERS
     assert counted.tokens_L.tolist() == [13.0] * ROUTERS
     torch.testing.assert_close(plain.assigned_LE[0], left_out.assigned_LE[0])
-    torch.testing.assert_close(plain.gate_LE[0], left_out.gate_LE[0])
+    torch.testing.assert_close(plain.mean_gate_LE[0], left_out.mean_gate_LE[0])
     torch.testing.assert_close(plain.share_LE.sum(1), torch.ones(ROUTERS))
     torch.testing.assert_close(plain.mean_gate_LE.sum(1), torch.ones(ROUTERS))
 
@@ -263,7 +263,7 @@ def test_tally_sums_over_passes_and_reads_balance() -> None:
         second.loss.backward()
     assert one == pytest.approx(expected.item(), rel=1e-5)
     assert tally.tokens_L.tolist() == [2.0 * (9 + 8 + 7)] * ROUTERS
-    assert tally.calls_L.tolist() == [2.0] * ROUTERS
+    assert tally.sum("calls_L").tolist() == [2.0] * ROUTERS
 
 
 def test_an_inner_tally_takes_the_place_of_the_outer_one() -> None:
@@ -300,24 +300,24 @@ def test_groups_are_consecutive_layers() -> None:
 def test_load_by_group_is_the_mean_over_routers_that_saw_tokens() -> None:
     routing = Routing(names=["layers.0.q", "layers.0.k", "layers.1.q", "layers.2.q"])
     tally = RoutingTally(4, 2, torch.device("cpu"))
-    tally.assigned_LE = torch.tensor([[8.0, 0.0], [0.0, 0.0], [1.0, 3.0], [0.0, 0.0]])
-    tally.tokens_L = torch.tensor([4.0, 0.0, 2.0, 0.0])
+    tally.assigned_LE.copy_(torch.tensor([[8.0, 0.0], [0.0, 0.0], [1.0, 3.0], [0.0, 0.0]]))
+    tally.tokens_L.copy_(torch.tensor([4.0, 0.0, 2.0, 0.0]))
     assert routing.load_by_group({"all": tally}) == {"all": {"layer 0": [1.0, 0.0], "layer 1": [0.75, 0.25]}}
 
 
 def test_load_shows_routers_that_collapsed_onto_different_experts() -> None:
     routing = Routing(names=["layers.0.q", "layers.0.k"])
     tally = RoutingTally(2, 2, torch.device("cpu"))
-    tally.assigned_LE = torch.tensor([[8.0, 0.0], [0.0, 8.0]])
-    tally.tokens_L = torch.tensor([8.0, 8.0])
+    tally.assigned_LE.copy_(torch.tensor([[8.0, 0.0], [0.0, 8.0]]))
+    tally.tokens_L.copy_(torch.tensor([8.0, 8.0]))
     assert routing.load_by_group({"all": tally}) == {"all": {"layer 0": [1.0, 0.0]}}
 
 
 def test_load_ranks_the_experts_of_a_router_alike_for_all_tasks() -> None:
     routing = Routing(names=["layers.0.q"])
     first, second = RoutingTally(1, 2, torch.device("cpu")), RoutingTally(1, 2, torch.device("cpu"))
-    first.assigned_LE, first.tokens_L = torch.tensor([[0.0, 8.0]]), torch.tensor([8.0])
-    second.assigned_LE, second.tokens_L = torch.tensor([[2.0, 0.0]]), torch.tensor([2.0])
+    for tally, assigned in ((first, [0.0, 8.0]), (second, [2.0, 0.0])):
+        tally.add(0, Load(torch.tensor(assigned), int(sum(assigned))), None)
     loads = routing.load_by_group({"many": first, "few": second})
     assert loads == {"many": {"layer 0": [1.0, 0.0]}, "few": {"layer 0": [0.0, 1.0]}}
 
@@ -333,7 +333,7 @@ def test_a_copy_has_a_routing_of_its_own() -> None:
     (model(**batch()).loss * 5).backward()
     with tallying(twin) as tally:
         (twin(**batch()).loss * 5).backward()
-    assert tally.calls_L.all()
+    assert tally.sum("calls_L").all()
     assert ours.tally is None
     assert_same(gradients(twin), gradients(model), atol=0.0)
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from malora_cli.adapters.kernel import (
-    balance_loss,
+    balance_by_expert,
     balance_pulls,
     expert_load,
     top_gates,
@@ -43,7 +43,7 @@ def balance(x_TI: Tensor, router_EI: Tensor) -> Tensor:
     """The balance loss over these tokens, in the company of the other process where there is one."""
     gates = route(x_TI, router_EI, top_k=2, renormalize=True)
     [pull_E] = balance_pulls([expert_load(gates.gate_TE, None)])
-    return balance_loss(gates.probability_TE, pull_E, None)
+    return balance_by_expert(gates.probability_TE, pull_E, None).sum()
 
 
 def run(rank: int, folder: str) -> None:

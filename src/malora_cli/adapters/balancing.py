@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from malora_cli.adapters.kernel import Load, balance_loss, balance_pulls
+from malora_cli.adapters.kernel import Load, balance_by_expert, balance_pulls
 from malora_cli.adapters.routing import Routing
 
 
@@ -25,18 +25,23 @@ class Loads:
 
     def __init__(self) -> None:
         self._loads: list[Load] = []
+        self._factors: list[float] = []
         self._pulls: list[Tensor] = []
+        self._weighted: list[Tensor] = []
 
-    def add(self, load: Load) -> int:
-        """Take the load of a router; its number is what `pull` is asked by."""
+    def add(self, load: Load, factor: float) -> int:
+        """Take the load of a router and the weight of its balance loss; its number is what `pull` is asked by."""
         self._loads.append(load)
+        self._factors.append(factor)
         return len(self._loads) - 1
 
-    def pull(self, number: int) -> Tensor:
-        """The `kernel.balance_pulls` of one."""
-        if number >= len(self._pulls):
-            self._pulls += balance_pulls(self._loads[len(self._pulls) :])
-        return self._pulls[number]
+    def pull(self, number: int) -> tuple[Tensor, Tensor]:
+        """The `kernel.balance_pulls` of one, and that times the weight of its balance loss."""
+        if number >= (known := len(self._pulls)):
+            pulls = balance_pulls(self._loads[known:])
+            self._pulls += pulls
+            self._weighted += torch._foreach_mul(pulls, self._factors[known:])
+        return self._pulls[number], self._weighted[number]
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,6 @@ class Balance:
         loads: Of its forward pass.
         number: Its own of these.
         router: Its row in a tally.
-        factor: Weight of this router's loss, before ``routing.balance_weight``.
         token_mask: 1 for real tokens, 0 for padding; None when all are real.
         routing: Knows the weight once the backward pass has begun.
     """
@@ -55,7 +59,6 @@ class Balance:
     loads: Loads
     number: int
     router: int
-    factor: float
     token_mask: Tensor | None
     routing: Routing
 
@@ -68,13 +71,13 @@ class Balance:
         Returns:
             The gradient by its logits, shape ``(..., E)``.
         """
-        pull_E = self.loads.pull(self.number).to(probability_TE.device)
+        pull_E, weighted_E = (pull.to(probability_TE.device) for pull in self.loads.pull(self.number))
         if self.routing.tally is not None:
-            self.routing.tally.add_balance(self.router, balance_loss(probability_TE, pull_E, self.token_mask))
+            self.routing.tally.add_balance(self.router, balance_by_expert(probability_TE, pull_E, self.token_mask))
         weight = self.routing.balance_weight
         if isinstance(weight, Tensor):  # of the loss, which may be on another device than this layer
             weight = weight.to(pull_E.device)
-        pull_TE = (pull_E * (self.factor * weight)).expand_as(probability_TE)
+        pull_TE = (weighted_E * weight).expand_as(probability_TE)
         if self.token_mask is not None:
             pull_TE = pull_TE * self.token_mask.reshape(*pull_TE.shape[:-1], 1).to(pull_TE)
         return _through_softmax(pull_TE, probability_TE)

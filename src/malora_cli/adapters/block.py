@@ -6,6 +6,8 @@ import copy
 
 from torch import Tensor, nn
 
+from malora_cli.adapters.kernel import Seen
+
 
 class BlockRouter:
     """The router that the linears of one module share, such as q, k and v.
@@ -19,7 +21,7 @@ class BlockRouter:
         self._members: list[int] = []
         self._waiting: set[int] = set()
         self._gate_TE: Tensor | None = None
-        self._entropy: Tensor | None = None
+        self._seen: Seen | None = None
         self._weights = nn.ParameterDict()  # those of the linear that has them, by adapter
 
     def joined(self, linear: int, weights: nn.ParameterDict) -> bool:
@@ -54,13 +56,13 @@ class BlockRouter:
             )
         return router_EI
 
-    def give(self, linear: int, gate_TE: Tensor, entropy: Tensor | None) -> None:
-        """Keep the gates, and their entropy where it is tallied, until every linear but this one has taken them."""
+    def give(self, linear: int, gate_TE: Tensor, seen: Seen | None) -> None:
+        """Keep the gates, and what was seen of them in evaluation, until every linear but this one has taken them."""
         self._waiting = set(self._members) - {linear}
-        self._gate_TE, self._entropy = gate_TE if self._waiting else None, entropy
+        self._gate_TE, self._seen = gate_TE if self._waiting else None, seen
 
-    def take(self, linear: int, tokens: int) -> tuple[Tensor, Tensor | None]:
-        """The gates for an input of so many tokens, and their entropy where it is tallied.
+    def take(self, linear: int, tokens: int) -> tuple[Tensor, Seen | None]:
+        """The gates for an input of so many tokens, and what was seen of them in evaluation.
 
         Raises:
             RuntimeError: The first linear of the block has not seen these tokens.
@@ -74,11 +76,11 @@ class BlockRouter:
         self._waiting.discard(linear)
         if not self._waiting:
             self._gate_TE = None
-        return gate_TE, self._entropy
+        return gate_TE, self._seen
 
     def let_go(self) -> None:
         """Forget the gates of a pass that was cut short, and with their history every activation before them."""
-        self._waiting, self._gate_TE, self._entropy = set(), None, None
+        self._waiting, self._gate_TE, self._seen = set(), None, None
 
     def __deepcopy__(self, memo: dict[int, object]) -> BlockRouter:
         """Without the gates of a pass that was cut short: a tensor with a history cannot be copied."""

@@ -85,28 +85,41 @@ def _flat(x: Tensor) -> Tensor:
 
 
 class Load(NamedTuple):
-    """What the real tokens of one forward pass asked of one router's experts; float32."""
+    """How many of the real tokens of one forward pass chose each of a router's experts, and how many tokens it saw."""
 
-    assigned_E: Tensor  # tokens that chose each expert
-    gate_E: Tensor  # sum of the kept gates
-    tokens: Tensor  # number of real tokens, a scalar
+    assigned_E: Tensor  # float32
+    tokens: Tensor | int  # a scalar, float32, where a mask says which tokens are real
 
 
 def expert_load(gate_TE: Tensor, token_mask: Tensor | None) -> Load:
-    """Sum a router's choices over the real tokens.
+    """Count a router's choices over the real tokens.
 
     Args:
         gate_TE: Gates of all tokens.
         token_mask: 1 for real tokens, 0 for padding, any shape that flattens to T; None when all are real.
     """
-    flat_TE = _flat(gate_TE.detach())
-    chosen_TE = flat_TE > 0
-    if token_mask is None:
-        tokens = torch.full((), len(flat_TE), dtype=flat_TE.dtype, device=flat_TE.device)
-        return Load(chosen_TE.sum(0, dtype=flat_TE.dtype), flat_TE.sum(0), tokens)
-    # Sums, not a matrix product: autocast would round that to bfloat16, which counts to 256.
-    weight_T1 = token_mask.reshape(-1, 1).to(flat_TE)
-    return Load((weight_T1 * chosen_TE).sum(0), (weight_T1 * flat_TE).sum(0), weight_T1.sum())
+    flat_TE = _real(gate_TE.detach(), token_mask)
+    tokens = len(flat_TE) if token_mask is None else token_mask.sum(dtype=flat_TE.dtype)
+    return Load(torch.linalg.vector_norm(flat_TE, 0, dim=0), tokens)  # the number of those that are not 0, in one call
+
+
+class Seen(NamedTuple):
+    """What is told of a router's gates besides its load, in evaluation alone; float32, sums over the real tokens."""
+
+    gate_E: Tensor  # the kept gates
+    entropy: Tensor  # of the softmax, a scalar, see `gate_entropy`
+
+
+def seen_of(gate_TE: Tensor, logits_TE: Tensor, token_mask: Tensor | None) -> Seen:
+    """Both, of the gates and the logits that they are of; the mask is that of `expert_load`."""
+    probability_TE = logits_TE.detach().softmax(-1)
+    return Seen(_real(gate_TE.detach(), token_mask).sum(0), gate_entropy(probability_TE, token_mask))
+
+
+def _real(value_TE: Tensor, token_mask: Tensor | None) -> Tensor:
+    """The values of real tokens, one row each, and zeros for padding."""
+    flat_TE = _flat(value_TE)
+    return flat_TE if token_mask is None else flat_TE * token_mask.reshape(-1, 1).to(flat_TE)
 
 
 def gate_entropy(probability_TE: Tensor, token_mask: Tensor | None) -> Tensor:
@@ -142,7 +155,7 @@ def balance_pulls(loads: Sequence[Load]) -> list[Tensor]:
     """
     experts, processes = [len(load.assigned_E) for load in loads], _processes()
     assigned = torch.cat([load.assigned_E for load in loads])
-    tokens_L = torch.stack([load.tokens.to(assigned.device) for load in loads])
+    tokens_L = numbers([load.tokens for load in loads], assigned)
     if processes > 1:
         sums = torch.cat([assigned, tokens_L])
         dist.all_reduce(sums)
@@ -152,6 +165,13 @@ def balance_pulls(loads: Sequence[Load]) -> list[Tensor]:
         return [*_pulls(assigned.view(len(loads), -1), tokens_L)]
     parts = zip(assigned.split(experts), tokens_L, strict=True)
     return [_pulls(assigned_E, tokens) for assigned_E, tokens in parts]
+
+
+def numbers(values: Sequence[Tensor | int], like: Tensor) -> Tensor:
+    """Scalars as one vector, of the format and on the device of another tensor."""
+    if any(isinstance(value, Tensor) for value in values):
+        return torch.stack([torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])
+    return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 
 def _pulls(assigned_E: Tensor, tokens: Tensor) -> Tensor:
@@ -170,17 +190,15 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return total / processes
 
 
-def balance_loss(probability_TE: Tensor, pull_E: Tensor, token_mask: Tensor | None) -> Tensor:
-    """Switch-style load-balancing loss of one router: ``N * sum_t f_t p_t``, 1.0 when uniform.
+def balance_by_expert(probability_TE: Tensor, pull_E: Tensor, token_mask: Tensor | None) -> Tensor:
+    """Switch-style load-balancing loss of one router by expert, shape ``(E,)``: ``N f_t p_t``, whose sum is the loss.
 
     ``f_t`` is expert t's share of the (token, slot) assignments, without a gradient; ``p_t`` is its mean probability.
+    The loss is 1.0 when uniform.
 
     Args:
         probability_TE: Full softmax of the router.
         pull_E: Its `balance_pulls` over the same tokens, or those of all processes.
         token_mask: As in `expert_load`; padding counts in neither share.
     """
-    flat_TE = _flat(probability_TE)
-    if token_mask is not None:
-        flat_TE = flat_TE * token_mask.reshape(-1, 1).to(flat_TE)
-    return (flat_TE.sum(0) * pull_E).sum()
+    return _real(probability_TE, token_mask).sum(0) * pull_E

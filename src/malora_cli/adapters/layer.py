@@ -17,9 +17,10 @@ from malora_cli.adapters.fused import can_fuse, fused_mixture
 from malora_cli.adapters.initialisation import kaiming_uniform
 from malora_cli.adapters.kernel import (
     Factors,
+    Seen,
     expert_load,
-    gate_entropy,
     mixture_delta,
+    seen_of,
     top_gates,
 )
 from malora_cli.adapters.logits import router_logits
@@ -247,43 +248,43 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
     def _gate_of(self, logits: Tensor, name: str, block: BlockRouter | None) -> Tensor:
         config = self.malora_config[name]
         gate = top_gates(logits.detach(), top_k=config.top_k, renormalize=config.renormalize)
-        balance, entropy = self._watch(logits, gate, name)
+        balance, seen = self._watch(logits, gate, name)
         if logits.requires_grad:
             gate = gates_with_balance(logits, gate, renormalize=config.renormalize, balance=balance)
         if block is not None:
-            block.give(self._router_index, gate, entropy)
+            block.give(self._router_index, gate, seen)
         return gate
 
     def _gate_of_block(self, block: BlockRouter, x: Tensor) -> Tensor:
         routing, tokens = self.malora_routing, x.numel() // x.shape[-1]
-        gate, entropy = block.take(self._router_index, tokens)
+        gate, seen = block.take(self._router_index, tokens)
         gate = gate.view(*x.shape[:-1], gate.shape[-1])
         if routing.tally is not None:
-            routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), entropy)
+            routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), seen)
         return gate
 
-    def _watch(self, logits: Tensor, gate: Tensor, name: str) -> tuple[Balance | None, Tensor | None]:
+    def _watch(self, logits: Tensor, gate: Tensor, name: str) -> tuple[Balance | None, Seen | None]:
         """Tally what the router chose, where a tally runs.
 
         Returns:
-            What the gates' backward pass adds for the balance loss, and the entropy of tallied tokens in evaluation:
-            nothing reports that of training tokens. Each is None where it is not asked for.
+            What the gates' backward pass adds for the balance loss, and what is tallied in evaluation alone. Each is
+            None where it is not asked for.
         """
-        config, routing, entropy = self.malora_config[name], self.malora_routing, None
+        config, routing, seen = self.malora_config[name], self.malora_routing, None
         balanced = self._balanced(name) and logits.requires_grad
         if not balanced and routing.tally is None:
             return None, None
         mask = routing.mask_of(logits.numel() // logits.shape[-1])
         load = expert_load(gate, mask)
         if routing.tally is not None:
-            entropy = None if self.training else gate_entropy(logits.detach().softmax(-1), mask)
-            routing.tally.add(self._router_index, load, entropy)
+            seen = None if self.training else seen_of(gate, logits, mask)
+            routing.tally.add(self._router_index, load, seen)
         if not balanced:
-            return None, entropy
+            return None, seen
         loads = Loads() if routing.loads is None else routing.loads
         # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
         factor = config.balance_factor / len(routing.routers[name])
-        return Balance(loads, loads.add(load), self._router_index, factor, mask, routing), entropy
+        return Balance(loads, loads.add(load, factor), self._router_index, mask, routing), seen
 
     def _balanced(self, name: str) -> bool:
         """Whether a router of this adapter has a balance loss."""

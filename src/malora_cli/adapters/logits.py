@@ -68,9 +68,8 @@ def logits_of(x_TI: Tensor, router_EI: Tensor) -> Tensor:
     4,096 inputs the worst logit is off by 6e-6, where a product in float32 is by 1e-6 and one in bfloat16 by 1e-2.
     """
     if x_TI.dtype in HALF and multiplies_into_float32(x_TI):
-        high_TE, low_TE = torch.mm(x_TI, torch.cat(halves(router_EI, x_TI.dtype)).T, out_dtype=torch.float32).split(
-            len(router_EI), dim=-1
-        )
+        both_TE = torch.mm(x_TI, halves(router_EI, x_TI.dtype).T, out_dtype=torch.float32)
+        high_TE, low_TE = both_TE.split(len(router_EI), dim=-1)
         return high_TE + low_TE
     with float32_products(x_TI.device.type):
         return product(x_TI.float(), router_EI.float())
@@ -81,10 +80,23 @@ def multiplies_into_float32(x: Tensor) -> bool:
     return x.is_cuda and _WIDENS
 
 
-def halves(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A float32 matrix as the sum of two in half precision: itself, rounded, and what that left over."""
-    high = weight.to(dtype)
-    return high, (weight - high).to(dtype)
+def halves(weight_EI: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """A float32 matrix as the sum of two in half precision: itself, rounded, and below that what was left over.
+
+    Args:
+        weight_EI: The matrix; no history is kept of it.
+        dtype: The number format of the two.
+        out: Is written to, where it is given.
+
+    Returns:
+        Shape ``(2 E, I)``.
+    """
+    if out is None:
+        out = torch.empty(2 * len(weight_EI), weight_EI.shape[1], dtype=dtype, device=weight_EI.device)
+    high_EI, low_EI = out.split(len(weight_EI))
+    high_EI.copy_(weight_EI)
+    torch.sub(weight_EI, high_EI, out=low_EI)
+    return out
 
 
 def gradient_dtype(x: Tensor) -> torch.dtype:
@@ -117,6 +129,16 @@ def input_gradient(grad_TE: Tensor, router_EI: Tensor) -> Tensor:
 
 
 def router_gradient(grad_TE: Tensor, x_TI: Tensor) -> Tensor:
-    """The gradient of a router's weight, in the dtype of ``grad_TE``."""
+    """The gradient of a router's weight, in the dtype of ``grad_TE`` or in float32."""
     with float32_products(x_TI.device.type):
-        return product(grad_TE.T, x_TI.to(grad_TE.dtype).T)
+        return weight_gradient(grad_TE, x_TI.to(grad_TE.dtype))
+
+
+def weight_gradient(grad_TM: Tensor, x_TN: Tensor) -> Tensor:
+    """``grad^T x``, the gradient of a weight; a GPU gives that of half precision in float32, as the weights are.
+
+    Autograd would bring it to the weight's format anyhow, by one more call and from rounded sums.
+    """
+    if x_TN.dtype in HALF and multiplies_into_float32(x_TN):
+        return torch.mm(grad_TM.T, x_TN, out_dtype=torch.float32)
+    return product(grad_TM.T, x_TN.T)

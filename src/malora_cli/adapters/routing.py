@@ -15,9 +15,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from malora_cli.adapters.kernel import Load, mean_over_processes
+from malora_cli.adapters.kernel import Load, Seen, mean_over_processes, numbers
 
 if TYPE_CHECKING:
     from malora_cli.adapters.balancing import Loads
@@ -29,46 +30,74 @@ _KEPT = ("assigned_LE", "gate_LE", "tokens_L", "entropy_L")
 class RoutingTally:
     """Sums over tokens of what every router chose, on the device, until it is read.
 
+    What is added waits, and then is summed for many routers at once: on a GPU a call costs more than such a sum.
+
     Args:
         routers: Number of routers L.
         experts: Experts a router N.
     """
 
     def __init__(self, routers: int, experts: int, device: torch.device) -> None:
-        self.assigned_LE = torch.zeros(routers, experts, device=device)
-        self.gate_LE = torch.zeros(routers, experts, device=device)
-        self.tokens_L = torch.zeros(routers, device=device)
-        self.balance_L = torch.zeros(routers, device=device)
-        self.calls_L = torch.zeros(routers, device=device)
-        self.entropy_L = torch.zeros(routers, device=device)
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(routers, *shape, device=device)
+
+        self._sums = {name: zeros(experts) for name in ("assigned_LE", "gate_LE", "balance_LE")}
+        self._sums |= {name: zeros() for name in ("tokens_L", "calls_L", "entropy_L")}
+        self._waiting: dict[str, list[tuple[int, Tensor | int]]] = {name: [] for name in self._sums}
+
+    def add(self, router: int, load: Load, seen: Seen | None) -> None:
+        """Add one forward pass of one router; ``seen`` is None in training, where nothing reports it."""
+        self._add("assigned_LE", router, load.assigned_E)
+        self._add("tokens_L", router, load.tokens)
+        if seen is not None:
+            self._add("gate_LE", router, seen.gate_E)
+            self._add("entropy_L", router, seen.entropy)
+
+    def add_balance(self, router: int, balance_E: Tensor) -> None:
+        """Add the balance loss of one router by expert, which is known in the backward pass."""
+        self._add("balance_LE", router, balance_E)
+        self._add("calls_L", router, 1)
+
+    def _add(self, name: str, router: int, value: Tensor | int) -> None:
+        self._waiting[name].append((router, value))
+        if len(self._waiting[name]) >= len(self._sums[name]):
+            self.sum(name)
 
     @torch.no_grad()
-    def add(self, router: int, load: Load, entropy: Tensor | None) -> None:
-        """Add one forward pass of one router; ``entropy`` is that of its real tokens, see `kernel.gate_entropy`."""
-        if entropy is not None:
-            self.entropy_L[router] += entropy
-        experts = load.assigned_E.numel()
-        self.assigned_LE[router, :experts] += load.assigned_E
-        self.gate_LE[router, :experts] += load.gate_E
-        self.tokens_L[router] += load.tokens
+    def sum(self, name: str) -> Tensor:
+        """One of the sums, with all that waited for it."""
+        sums, waiting = self._sums[name], self._waiting[name]
+        if waiting:
+            rows = torch.tensor([router for router, _ in waiting], device=sums.device)
+            sums.index_add_(0, rows, _stacked([value for _, value in waiting], sums))
+            waiting.clear()
+        return sums
 
-    @torch.no_grad()
-    def add_balance(self, router: int, balance: Tensor) -> None:
-        """Add the balance loss of one router, which is known in the backward pass."""
-        self.balance_L[router] += balance
-        self.calls_L[router] += 1
+    def sums(self) -> list[Tensor]:
+        """All of them, to be added up over processes."""
+        return [self.sum(name) for name in self._sums]
 
     def kept(self) -> dict[str, list[Any]]:
         """The sums as plain lists, to be kept on disk; `of` reads them back."""
-        return {name: getattr(self, name).tolist() for name in _KEPT}
+        return {name: self.sum(name).tolist() for name in _KEPT}
 
     @classmethod
     def of(cls, kept: Mapping[str, list[Any]], device: torch.device) -> RoutingTally:
         """A tally that was kept."""
         tally = cls(len(kept["tokens_L"]), len(kept["assigned_LE"][0]), device)
         for name in _KEPT:
-            getattr(tally, name).copy_(torch.tensor(kept[name]))
+            tally.sum(name).copy_(torch.tensor(kept[name]))
         return tally
+
+    @property
+    def assigned_LE(self) -> Tensor:
+        """Tokens that chose each expert."""
+        return self.sum("assigned_LE")
+
+    @property
+    def tokens_L(self) -> Tensor:
+        """Real tokens that each router saw."""
+        return self.sum("tokens_L")
 
     @property
     def share_LE(self) -> Tensor:
@@ -78,18 +107,27 @@ class RoutingTally:
     @property
     def mean_gate_LE(self) -> Tensor:
         """Mean gate of each expert over tokens."""
-        return self.gate_LE / self.tokens_L.clamp(min=1).unsqueeze(1)
+        return self.sum("gate_LE") / self.tokens_L.clamp(min=1).unsqueeze(1)
 
     @property
     def mean_entropy_L(self) -> Tensor:
         """Mean over tokens of the entropy of each router's softmax, 0 (certain) to 1 (uniform); of evaluations only."""
-        return self.entropy_L / self.tokens_L.clamp(min=1)
+        return self.sum("entropy_L") / self.tokens_L.clamp(min=1)
 
     @property
-    def balance(self) -> float:
-        """Balance loss, mean over backward passes and over the routers that had any; nan where none had."""
-        used_L = self.calls_L > 0
-        return float((self.balance_L[used_L] / self.calls_L[used_L]).mean())
+    def balance(self) -> float | None:
+        """Balance loss, mean over backward passes and over the routers that had any; None where none had."""
+        calls_L, balance_L = self.sum("calls_L"), self.sum("balance_LE").sum(1)
+        used_L = calls_L > 0
+        return float((balance_L[used_L] / calls_L[used_L]).mean()) if used_L.any() else None
+
+
+def _stacked(values: list[Tensor | int], sums: Tensor) -> Tensor:
+    """What is added to some rows of sums: numbers, or one for each expert, of which a router may have fewer."""
+    if sums.dim() == 1:
+        return numbers(values, sums)
+    rows = [value for value in values if isinstance(value, Tensor)]
+    return torch.stack([F.pad(row, (0, sums.shape[1] - len(row))) if len(row) < sums.shape[1] else row for row in rows])
 
 
 def layer_of(module: str) -> tuple[str, int]:

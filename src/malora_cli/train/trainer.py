@@ -319,13 +319,9 @@ class MaloraTrainer(SavingTrainer):
         if self.routing is None or self.routing.tally is None:
             return {}
         tally, self.routing.tally = self.routing.tally, self.routing.new_tally(self.model)
-        for sums in vars(tally).values():
+        for sums in tally.sums():
             processes.add_up(sums)
-        balanced = bool(tally.calls_L.any())
-        return {
-            "expert_share": self.routing.load_by_group({"all": tally})["all"],
-            "balance_loss": tally.balance if balanced else None,
-        }
+        return {"expert_share": self.routing.load_by_group({"all": tally})["all"], "balance_loss": tally.balance}
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation loss of every task; tasks that have learned what they will are stopped."""
