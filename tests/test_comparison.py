@@ -143,17 +143,18 @@ def test_another_plan_is_not_mixed_with_the_one_begun(tuned: Path, capsys: pytes
         assert named in line
 
 
-def test_a_seed_and_a_method_that_come_later_are_marked(recipe: Path) -> None:
+def test_what_comes_later_is_marked(recipe: Path) -> None:
     plain = ["--tune", "none"]
     assert baselines(recipe, "--methods", "lora,malora", "--seeds", "0", *plain) == 0
     first = Comparison.load(folder_of(recipe))
     assert "there is no verdict on the methods" in first.sentences[0]
     assert first.notes[0].startswith("Learning rates were not tuned: ")
-    assert baselines(recipe, "--methods", "lora,malora,dora", "--seeds", "0,1", *plain) == 0
+    assert baselines(recipe, "--methods", "lora,malora,dora", "--seeds", "0,1", "--single-task", *plain) == 0
     later = Comparison.load(folder_of(recipe))
+    assert later.alone
     assert [it.method for it in later.methods if it.added] == ["dora"]
     assert "Added after the plan was written: dora." in later.notes
-    assert "Added after the plan was written: seed 1." in later.notes
+    assert "Added after the plan was written: seed 1, training on single tasks." in later.notes
     assert later.plan_sha256 == first.plan_sha256
 
 

@@ -45,7 +45,7 @@ class Plan(Record):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     def begun(self, folder: Path) -> Plan:
-        """The plan that a comparison began with, which this one may only add methods and seeds to.
+        """The plan that a comparison began with, which this one may only add methods, seeds and single tasks to.
 
         Returns:
             This one where none has begun there yet.
@@ -59,7 +59,7 @@ class Plan(Record):
         first = Plan.load(folder)
         before, now = first.model_dump(mode="json"), self.model_dump(mode="json")
         for key in before:
-            grown = key in _GROWING and set(before[key]) <= set(now[key])
+            grown = (key in _GROWING and set(before[key]) <= set(now[key])) or (key, now[key]) == ("single_task", True)
             if key == "settings":  # a method that is added may have its own
                 before, now = before | {key: _of(first.methods, before)}, now | {key: _of(first.methods, now)}
             if before[key] != now[key] and not grown:
@@ -69,6 +69,11 @@ class Plan(Record):
                     fix="Undo that, or take another name: output.name=NAME.",
                 )
         return first
+
+    def later(self, first: Plan) -> list[str]:
+        """What came after the plan that it began with, methods aside."""
+        seeds = [f"seed {seed}" for seed in self.seeds if seed not in first.seeds]
+        return seeds if self.single_task == first.single_task else [*seeds, "training on single tasks"]
 
     @classmethod
     def load(cls, folder: Path) -> Plan:

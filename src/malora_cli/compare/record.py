@@ -73,13 +73,8 @@ def recorded(
         failures=outcome.failures,
         sentences=[],
     )
-    told = comparison.model_copy(update={"notes": notes(comparison, later_seeds(plan, first))})
+    told = comparison.model_copy(update={"notes": notes(comparison, plan.later(first))})
     return told.model_copy(update={"sentences": sentences(told)})
-
-
-def later_seeds(plan: Plan, first: Plan) -> list[int]:
-    """Seeds that came after the plan."""
-    return [seed for seed in plan.seeds if seed not in first.seeds]
 
 
 def rows_of(file: Path, endpoint: Endpoint) -> RunRows:

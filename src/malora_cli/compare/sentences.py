@@ -33,8 +33,8 @@ def _seesaw(comparison: Comparison, it: MethodResult) -> str:
     return f"{told}{named}; worst {worst} ({it.alone[worst].value:+.3f})."
 
 
-def notes(comparison: Comparison, later_seeds: Sequence[int]) -> list[str]:
-    """What is to be known before anything is concluded."""
+def notes(comparison: Comparison, later: Sequence[str]) -> list[str]:
+    """What is to be known before anything is concluded; ``later`` is what came after the plan, methods aside."""
     untuned = [it.method for it in comparison.methods if it.tuned.bracketed is None]
     at_edge = [it.method for it in comparison.methods if it.tuned.bracketed is False]
     added = [it.method for it in comparison.methods if it.added]
@@ -48,7 +48,7 @@ def notes(comparison: Comparison, later_seeds: Sequence[int]) -> list[str]:
         (short, "Not compared, since runs are missing: {}."),
         (headless, "Nothing is compared, since the baseline has no runs: {}."),
         (added, "Added after the plan was written: {}."),
-        ([f"seed {seed}" for seed in later_seeds], "Added after the plan was written: {}."),
+        (later, "Added after the plan was written: {}."),
     ]
     return [text.format(", ".join(names)) for names, text in found if names]
 
