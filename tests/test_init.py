@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetBuilder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +20,7 @@ from malora_cli.errors import DataError, RunError
 from malora_cli.init import guess_task
 from malora_cli.init.infer import _ANSWERS, _CHOICES, _CONTEXTS, _CONVERSATIONS, _PROMPTS
 from malora_cli.named import load_named
+from malora_cli.recipe import SourceSettings
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Good morning to all of you at home"}]
 SHARED = [{"from": "human", "value": "2 + 3"}, {"from": "gpt", "value": "5"}]
@@ -79,7 +80,7 @@ def test_rows_of_many_layouts(layout: str, suffix: str, tmp_path: Path) -> None:
     row, form, columns, metric = LAYOUTS[layout]
     path = tmp_path / f"x{suffix}"
     WRITERS[suffix](path, [row] * 16)
-    found = guess_task(path, "x")
+    found = guess_task(SourceSettings(path=str(path)), "x")
     expected = metric if metric != "exact-match" else "label"  # sixteen times the same answer is a class
     assert (found.format, found.metric) == (form, expected)
     assert columns.items() <= found.columns.items()
@@ -96,7 +97,7 @@ def test_tables(suffix: str, mark: str, tmp_path: Path) -> None:
         file.write(mark)
         rows = csv.writer(file, delimiter="," if suffix == ".csv" else "\t")
         rows.writerows([["question", "answer"], *(["a, b", f"w{number} x"] for number in range(9))])
-    found = guess_task(path, "sums")
+    found = guess_task(SourceSettings(path=str(path)), "sums")
     assert (found.format, found.metric) == ("prompt-completion", "exact-match")
     assert found.columns == {"prompt": "question", "completion": "answer"}
 
@@ -118,7 +119,7 @@ def test_what_is_asked_or_is_for_others(case: str, tmp_path: Path) -> None:
     row, message = REFUSED[case]
     WRITERS[".jsonl"](tmp_path / "x.jsonl", [row] * 3)
     with pytest.raises(DataError, match=message):
-        guess_task(tmp_path / "x.jsonl", "x")
+        guess_task(SourceSettings(path=str(tmp_path / "x.jsonl")), "x")
 
 
 KNOWN = {*_PROMPTS, *_ANSWERS, *_CHOICES, *_CONTEXTS, *_CONVERSATIONS, "chosen", "rejected"}
@@ -132,8 +133,8 @@ NAMES = st.from_regex(r"[a-z]{1,9}", fullmatch=True).filter(
 def test_unknown_names_are_never_taken_for_something(names: list[str], tmp_path: Path) -> None:
     WRITERS[".jsonl"](tmp_path / "x.jsonl", [dict.fromkeys(names, "some text")] * 3)
     with pytest.raises(DataError, match="do not say which is the question"):
-        guess_task(tmp_path / "x.jsonl", "x")
-    told = guess_task(tmp_path / "x.jsonl", "x", names[1], names[0])
+        guess_task(SourceSettings(path=str(tmp_path / "x.jsonl")), "x")
+    told = guess_task(SourceSettings(path=str(tmp_path / "x.jsonl")), "x", names[1], names[0])
     assert told.columns == {"prompt": names[1], "completion": names[0]}
 
 
@@ -227,6 +228,47 @@ def test_the_steps_that_fit_into_some_minutes(
     train, text = steps_of("slow", "--minutes", "1.5")
     assert 0 < train["steps"] < epoch
     assert f"steps: {train['steps']}  # 1.5 min at 100 tokens/s, measured here" in text
+
+
+SPLITS = {"train": "5", "test": None, "validation": "7"}  # tests of the hub often keep their answers to themselves
+
+
+def _write_dataset(folder: Path) -> None:
+    """A folder as datasets of the hub are, with a config."""
+    files = "".join(f"  - {{split: {split}, path: {split}.jsonl}}\n" for split in SPLITS)
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: main\n  data_files:\n{files}---\n")
+    for split, answer in SPLITS.items():
+        rows = [{"question": f"2+{n}", "answer": answer and f"So it is.\n#### {answer}"} for n in range(3)]
+        WRITERS[".jsonl"](folder / f"{split}.jsonl", rows)
+
+
+@pytest.mark.parametrize("given", ["sums", "owner/sums", "owner/sums:main", "sums=owner/other:main"])
+def test_a_folder_or_a_dataset_of_the_hub(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from malora_cli.data import sources
+
+    monkeypatch.chdir(tmp_path)
+    _write_dataset(tmp_path / "sums")
+    builder_of, asked = sources.load_dataset_builder, []
+
+    def here(path: str, **options: Any) -> DatasetBuilder:
+        asked.append(path)
+        return builder_of(str(tmp_path / "sums"), **options)
+
+    monkeypatch.setattr(sources, "load_dataset_builder", here)
+    assert status("init", given, "--out", "new") == 0
+    [(name, task)] = load_named(tmp_path / "new" / "recipe.yaml").recipe.mix.tasks.items()
+    path = given.partition("=")[2] or given
+    path, _, config = path.partition(":")
+    assert name == "sums"
+    assert set(asked) == {str(tmp_path / "sums") if given == "sums" else path}
+    assert task.train.path == (str(tmp_path / "sums") if given == "sums" else path)
+    assert task.train.config == task.test.config == (config or None)
+    assert (task.train.split, task.test.split) == (None, "validation")
+    assert task.metric.name == "last-number"
+    mix = (tmp_path / "new" / "mix.yaml").read_text()
+    assert "# the split validation has answers" in mix
+    assert "# all answers end in #### and a number" in mix
 
 
 def test_nothing_stays_where_no_step_can_be_measured(

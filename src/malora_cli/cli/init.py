@@ -1,7 +1,8 @@
-"""``malora init``: from files of data to a recipe."""
+"""``malora init``: from files of data, or datasets of the hub, to a recipe."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,10 @@ from malora_cli.cli import _completion
 
 #: The base model that needs no download.
 _BASE = "smollm2-135m-instruct"
+#: A dataset of the hub, and its config.
+_HUB = re.compile(r"([\w.-]+/[\w.-]+?)(?::([\w.-]+))?")
+#: What a file of rows ends in; a name like that is of a file that is not there.
+_FILE = re.compile(r".*\.(jsonl?|csv|tsv|parquet|arrow)(\.\w+)?", re.IGNORECASE)
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +26,11 @@ def register(app: typer.Typer) -> None:
 def init(
     data: Annotated[
         list[str],
-        typer.Argument(metavar="[TASK=]FILE...", help="Files of training rows, each a task; its name is the file's."),
+        typer.Argument(
+            metavar="[TASK=]FILE...",
+            help="Files or folders of training rows, or datasets of the hub as OWNER/NAME or OWNER/NAME:CONFIG; each "
+            "is a task, named after it.",
+        ),
     ],
     folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the recipe is written.")] = Path(),
     base: Annotated[str, typer.Option(metavar="MODEL", help="Base model: a short name, hub id or folder.")] = _BASE,
@@ -40,7 +49,7 @@ def init(
 ) -> None:
     """Write a mix and a recipe for your own files: formats, columns and metrics are told from the rows, with reasons.
 
-    Example: malora init reviews.csv faq.train.jsonl
+    Examples: malora init reviews.csv faq.train.jsonl | malora init openai/gsm8k:main
     """
     from malora_cli.adapters.methods import METHODS
     from malora_cli.cli._common import prepare_libraries
@@ -48,16 +57,16 @@ def init(
     from malora_cli.errors import DataError, RecipeError
     from malora_cli.modeling.finding import check_base
     from malora_cli.projects import MIX, RECIPE, check_free
-    from malora_cli.recipe import ModelSettings
+    from malora_cli.recipe import ModelSettings, SourceSettings
     from malora_cli.registry import unknown
 
     named = [_named(given) for given in data]
     if twice := sorted({name for name, _ in named if [other for other, _ in named].count(name) > 1}):
         fix = "Name the tasks: TASK=FILE."
         raise RecipeError(f"two tasks would be called '{twice[0]}'", where="FILE", fix=fix)
-    for _, path in named:
-        if not path.exists():
-            raise DataError("file not found", where=str(path))
+    for _, (path, config) in named:
+        if not Path(path).exists() and (_FILE.fullmatch(path) or not _HUB.fullmatch(path)):
+            raise DataError("file not found", where=path if config is None else f"{path}:{config}")
     if method not in METHODS:
         raise RecipeError(unknown("method", method, METHODS), where="--method")
     check_free(folder / RECIPE, folder / MIX)
@@ -68,7 +77,9 @@ def init(
 
     from malora_cli.init import guess_task, write_project
 
-    guesses = [guess_task(path, name, prompt, completion) for name, path in named]
+    guesses = [
+        guess_task(SourceSettings(path=path, config=config), name, prompt, completion) for name, (path, config) in named
+    ]
     if minutes is not None:
         say("measuring a step, for the number that fits", err=True)
     written = write_project(folder, guesses, base, method, minutes)
@@ -84,12 +95,15 @@ def init(
     say(f"next:    malora check {written[0]}, then malora train {written[0]}")
 
 
-def _named(given: str) -> tuple[str, Path]:
-    """Name and file of a task, from ``TASK=FILE`` or a file's name."""
-    name, equals, file = given.partition("=")
-    if equals and not Path(given).exists():
-        return name, Path(file)
-    path = Path(given)
-    stem = path.name.split(".")[0]
+def _named(given: str) -> tuple[str, tuple[str, str | None]]:
+    """Name of a task, and its path with the config of a dataset, from ``TASK=FILE`` or a file's name."""
+    name, equals, place = given.partition("=")
+    if not equals or Path(given).exists():
+        name, place = "", given
+    found = None if Path(place).exists() else _HUB.fullmatch(place)
+    path, config = found.groups() if found else (str(Path(place)), None)
+    if name:
+        return name, (path, config)
+    stem = Path(path).name.split(".")[0]
     parts = [part for part in stem.replace("-", "_").split("_") if part not in ("train", "training")]
-    return "_".join(parts) or path.absolute().parent.name, path
+    return "_".join(parts) or Path(path).absolute().parent.name, (path, config)

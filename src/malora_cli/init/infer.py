@@ -1,4 +1,4 @@
-"""What a file of rows is: its format, its columns, and how its answers are scored."""
+"""What some rows are: their format, their columns, and how their answers are scored."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any
 from malora_cli.data.columns import RowReader
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.formats._base import RowError
+from malora_cli.data.rows import Rows
 from malora_cli.data.sources import load_rows
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 
 #: Rows that are looked at.
 _ROWS = 1000
+#: Splits of test rows, the better ones first, and how many rows of one are looked at.
+_TEST_SPLITS, _TEST_ROWS = ("test", "validation"), 100
 #: Names of columns, the usual ones first.
 _PROMPTS = ("prompt", "question", "instruction", "query", "problem", "source", "input", "text", "sentence")
 _ANSWERS = ("completion", "answer", "response", "output", "solution", "target", "label", "summary", "translation")
@@ -25,6 +28,8 @@ _CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialog
 #: Columns that change what a prompt means, so that one without them would be another task.
 _CONTEXTS = ("context", "passage", "article", "document", "story", "paragraph", "schema", "table", "input")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?%?")
+#: How the worked answers of GSM8K and of what was made like it end.
+_WORKED = re.compile(r".*####\s*" + _NUMBER.pattern, re.DOTALL)
 #: Answers of so many words are compared as they are, longer ones by what they share.
 _SHORT_WORDS = 6
 #: Classes have many rows each, and are not many.
@@ -39,8 +44,8 @@ class Guess:
 
     Args:
         name: Its name, from the file's.
-        train: The file.
-        test: A file of test rows beside it.
+        train: Where its rows are.
+        test: Where test rows are, beside them.
         format: Its prompt format.
         columns: The columns of the format's roles, where they are not of the same name.
         metric: How its answers are scored.
@@ -50,8 +55,8 @@ class Guess:
     """
 
     name: str
-    train: Path
-    test: Path | None
+    train: SourceSettings
+    test: SourceSettings | None
     format: str
     columns: Mapping[str, str]
     metric: str
@@ -60,11 +65,11 @@ class Guess:
     reasons: Mapping[str, str]
 
 
-def guess_task(path: Path, name: str, prompt: str | None = None, completion: str | None = None) -> Guess:
-    """What a file's rows are.
+def guess_task(source: SourceSettings, name: str, prompt: str | None = None, completion: str | None = None) -> Guess:
+    """What the rows of a file, a folder or a hub dataset are.
 
     Args:
-        path: The file.
+        source: Where they are.
         name: Name of the task.
         prompt: The column of the question, where the user says so.
         completion: The column of the answer, likewise.
@@ -72,11 +77,11 @@ def guess_task(path: Path, name: str, prompt: str | None = None, completion: str
     Raises:
         DataError: It cannot be read, or its columns do not say what they are.
     """
-    rows = load_rows(SourceSettings(path=str(path)), split="train")
-    sample = list(rows.dataset.select(range(min(_ROWS, len(rows.dataset)))))
-    form, columns, why = _format_of(rows.columns, sample, str(path), prompt, completion)
+    rows = _first_rows(source, "train", _ROWS)
+    sample = list(rows.dataset)
+    form, columns, why = _format_of(rows.columns, sample, source.path, prompt, completion)
     try:
-        reader = RowReader(form, FORMATS[form], dict(columns), rows.columns, str(path))
+        reader = RowReader(form, FORMATS[form], dict(columns), rows.columns, source.path)
     except DataError as error:
         if prompt is not None:  # a mix, in which the reader would have it mended, is not there yet
             error.fix = "Name it by --prompt or --completion."
@@ -88,20 +93,20 @@ def guess_task(path: Path, name: str, prompt: str | None = None, completion: str
         except RowError as error:
             bad = bad or str(error)
     if not answers:
-        raise DataError(f"none of its rows is an example of the format {form}: the first has {bad}", where=str(path))
+        raise DataError(f"none of its rows is an example of the format {form}: the first has {bad}", where=source.path)
     metric, because = _metric_of(form, answers)
     longest = max(map(len, answers))
     room = min(_LONGEST, -(-longest // _CHARACTERS // _MULTIPLE) * _MULTIPLE or _MULTIPLE)
-    test = _beside(path)
+    test, told = _test_rows(source, reader)
     reasons = {
         "format": why,
         "metric": because,
         "max_new_tokens": f"the longest of {len(answers):,} answers has {longest:,} characters",
-        "test": "" if test is None else "it lies beside the training rows",
+        "test": told,
     }
     if bad:
         reasons["bad_rows"] = f"{len(sample) - len(answers)} of the first {len(sample):,} rows; one has {bad}"
-    return Guess(name, path, test, form, columns, metric, room, bool(bad), reasons)
+    return Guess(name, source, test, form, columns, metric, room, bool(bad), reasons)
 
 
 def _format_of(
@@ -193,6 +198,8 @@ def _metric_of(form: str, answers: Sequence[str]) -> tuple[str, str]:
         return "accuracy", "the choice whose text is most likely"
     if all(_NUMBER.fullmatch(answer.strip()) for answer in answers):
         return "last-number", "all answers are numbers"
+    if all(_WORKED.fullmatch(answer.strip()) for answer in answers):
+        return "last-number", "all answers end in #### and a number"
     longest = max(len(answer.split()) for answer in answers)
     classes = len(set(answers))
     if longest <= _SHORT_WORDS and classes <= min(_MOST_CLASSES, len(answers) // _ROWS_A_CLASS):
@@ -200,6 +207,28 @@ def _metric_of(form: str, answers: Sequence[str]) -> tuple[str, str]:
     if longest <= _SHORT_WORDS:
         return "exact-match", f"answers of {longest} words at most"
     return "rouge-l", f"answers of up to {longest} words"
+
+
+def _first_rows(source: SourceSettings, split: str, number: int) -> Rows:
+    return load_rows(source.model_copy(update={"stream": number}), split=split)
+
+
+def _test_rows(source: SourceSettings, reader: RowReader) -> tuple[SourceSettings | None, str]:
+    """Where the test rows are that belong to some training rows, and why; those without answers are none."""
+    path = Path(source.path)
+    if path.is_file():
+        beside = _beside(path)
+        found = None if beside is None else SourceSettings(path=str(beside))
+        return found, "" if found is None else "it lies beside the training rows"
+    for split in _TEST_SPLITS:
+        try:
+            rows = _first_rows(source, split, _TEST_ROWS)
+            for row in rows.dataset:
+                reader(row)
+        except (DataError, RowError, KeyError):
+            continue
+        return source.model_copy(update={"split": split}), f"the split {split} has answers"
+    return None, ""
 
 
 def _beside(train: Path) -> Path | None:

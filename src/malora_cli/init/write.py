@@ -9,6 +9,7 @@ from typing import Any
 from malora_cli.init.infer import Guess
 from malora_cli.projects import MIX, RECIPE, Noted, document, relative
 from malora_cli.projects import write_project as write_files
+from malora_cli.recipe import SourceSettings
 from malora_cli.results import write_text
 
 
@@ -68,10 +69,10 @@ def _mix(folder: Path, guesses: Sequence[Guess]) -> str:
 def _task(folder: Path, guess: Guess) -> dict[str, Any]:
     task: dict[str, Any] = {
         "domain": Noted(guess.name, "tasks of one domain are averaged first: give those that belong together one name"),
-        "train": relative(guess.train, folder),
+        "train": _place(guess.train, folder),
     }
     if guess.test is not None:
-        task["test"] = relative(guess.test, folder)
+        task["test"] = _place(guess.test, folder)
     task["format"] = guess.format
     if guess.columns:
         task["columns"] = guess.columns
@@ -79,3 +80,11 @@ def _task(folder: Path, guess: Guess) -> dict[str, Any]:
     if guess.drop:
         task["bad_rows"] = "drop"
     return {key: Noted(value, guess.reasons[key]) if key in guess.reasons else value for key, value in task.items()}
+
+
+def _place(source: SourceSettings, folder: Path) -> str | dict[str, Any]:
+    """A source as a mix in ``folder`` names it; a dataset of the hub is no path, and stays."""
+    given = source.model_dump(exclude_unset=True, exclude_none=True)
+    if Path(source.path).exists():
+        given["path"] = relative(Path(source.path), folder)
+    return given["path"] if given.keys() == {"path"} else given
