@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, DatasetBuilder
+from datasets import Dataset, DatasetBuilder, Features, Image, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -269,6 +269,58 @@ def test_a_folder_or_a_dataset_of_the_hub(given: str, tmp_path: Path, monkeypatc
     mix = (tmp_path / "new" / "mix.yaml").read_text()
     assert "# the split validation has answers" in mix
     assert "# all answers end in #### and a number" in mix
+
+
+def test_test_rows_are_those_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is no example does not drive the others out; a split that cannot be read is told."""
+    monkeypatch.chdir(tmp_path)
+    _write_dataset(tmp_path / "sums")
+    test = tmp_path / "sums" / "test.jsonl"
+    test.write_text('{"question": "2+2", "answer": "4"}\n{"question": "2+2", "answer": ""}\n')
+    found = guess_task(SourceSettings(path="sums", config="main"), "sums")
+    assert found.test is not None
+    assert (found.test.split, found.drop) == ("test", True)
+    assert found.reasons["bad_rows"].startswith("some test rows are no examples; one has an empty ")
+    test.write_text('{"question": "2+2", "solved": "4"}\n')
+    found = guess_task(SourceSettings(path="sums", config="main"), "sums")
+    assert found.test is not None
+    assert found.test.split == "validation"
+    test.write_text('{"question": \n')
+    with pytest.raises(DataError, match="is not valid JSON"):
+        guess_task(SourceSettings(path="sums", config="main"), "sums")
+    Dataset.from_list([{"question": "2+2", "answer": "4"}]).save_to_disk(str(tmp_path / "saved"))
+    assert guess_task(SourceSettings(path="saved"), "saved").test is None, "it is one split"
+
+
+def test_what_is_named_is_told_where_it_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(tmp_path / "two")
+    Path("README.md").write_text(
+        "---\nconfigs:\n- {config_name: a, data_files: a.csv}\n- {config_name: b, data_files: b.csv}\n---\n"
+    )
+    Path("a.csv").write_text("question,answer\na,b\n")
+    Path("b.csv").write_text("question,answer,image\na,b,c\n")
+    pictures = Features({"question": Value("string"), "answer": Value("string"), "image": Image()})
+    rows = [{"question": "a", "answer": "b", "image": {"bytes": b"none", "path": None}}]
+    Dataset.from_list(rows, features=pictures).to_parquet("pictures.parquet")
+    for name, line in (
+        ("", "'': the name of a file is empty. Name a file, a folder or a dataset of the hub."),
+        ("x=", "'x=': the name of a file is empty. Name a file, a folder or a dataset of the hub."),
+        (".", ".: has several configs, and none is named; it has a, b. Name one, as in .:CONFIG."),
+        (".:c", ".: has no config 'c'; it has a, b. Name one, as in .:CONFIG."),
+        (".:b", ".: it has pictures or sounds, and malora trains on text. Take these columns out."),
+        (
+            "pictures.parquet",
+            "pictures.parquet: it has pictures or sounds, and malora trains on text. Take these columns out.",
+        ),
+        ("a.csv:main", "a.csv:main: file not found"),
+    ):
+        assert status("init", name, "--out", "new") == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"error: {line}"
+    assert status("init", ".:a", "--out", "new") == 0
+    assert list(load_named("new/recipe.yaml").recipe.mix.tasks) == ["two"]
 
 
 def test_nothing_stays_where_no_step_can_be_measured(

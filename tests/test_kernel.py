@@ -235,6 +235,12 @@ def test_padding_changes_neither_load_nor_balance() -> None:
         torch.testing.assert_close(seen, alone)
 
 
+def test_what_padding_holds_is_never_counted() -> None:
+    gate = torch.tensor([[0.7, 0.3, 0.0], [float("nan")] * 3])
+    assert expert_load(gate, torch.tensor([1, 0])).assigned_E.tolist() == [1.0, 1.0, 0.0]
+    assert all(value.isfinite().all() for value in seen_of(gate, gate, torch.tensor([1, 0])))
+
+
 def test_a_batch_of_padding_alone_is_no_division_by_zero() -> None:
     probability, mask = torch.full((3, 4), 0.25), torch.zeros(3)
     assert balance_of(probability, 2, mask) == 0.0

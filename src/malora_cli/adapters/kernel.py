@@ -119,7 +119,7 @@ def seen_of(gate_TE: Tensor, logits_TE: Tensor, token_mask: Tensor | None) -> Se
 def _real(value_TE: Tensor, token_mask: Tensor | None) -> Tensor:
     """The values of real tokens, one row each, and zeros for padding."""
     flat_TE = _flat(value_TE)
-    return flat_TE if token_mask is None else flat_TE * token_mask.reshape(-1, 1).to(flat_TE)
+    return flat_TE if token_mask is None else flat_TE.where(token_mask.reshape(-1, 1) > 0, 0.0)  # NaN of padding too
 
 
 def gate_entropy(probability_TE: Tensor, token_mask: Tensor | None) -> Tensor:
@@ -131,7 +131,7 @@ def gate_entropy(probability_TE: Tensor, token_mask: Tensor | None) -> Tensor:
     """
     flat_TE = _flat(probability_TE.detach())
     entropy_T = torch.special.entr(flat_TE).sum(-1) / math.log(max(flat_TE.shape[-1], 2))
-    return (entropy_T if token_mask is None else entropy_T * token_mask.flatten().to(entropy_T)).sum()
+    return (entropy_T if token_mask is None else entropy_T.where(token_mask.flatten() > 0, 0.0)).sum()
 
 
 def _processes() -> int:
@@ -168,10 +168,12 @@ def balance_pulls(loads: Sequence[Load]) -> list[Tensor]:
 
 
 def numbers(values: Sequence[Tensor | int], like: Tensor) -> Tensor:
-    """Scalars as one vector, of the format and on the device of another tensor."""
-    if any(isinstance(value, Tensor) for value in values):
-        return torch.stack([torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
+    """Scalars as one vector, of the format and on the device of another tensor, which is not waited for."""
+    if not any(isinstance(value, Tensor) for value in values):
+        return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+    return torch.stack(
+        [torch.as_tensor(value, dtype=like.dtype).to(like.device, non_blocking=True) for value in values]
+    )
 
 
 def _pulls(assigned_E: Tensor, tokens: Tensor) -> Tensor:

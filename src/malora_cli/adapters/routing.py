@@ -41,8 +41,9 @@ class RoutingTally:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(routers, *shape, device=device)
 
-        self._sums = {name: zeros(experts) for name in ("assigned_LE", "gate_LE", "balance_LE")}
-        self._sums |= {name: zeros() for name in ("tokens_L", "calls_L", "entropy_L")}
+        with torch.inference_mode(False):  # what is made within it cannot be added to outside
+            self._sums = {name: zeros(experts) for name in ("assigned_LE", "gate_LE", "balance_LE")}
+            self._sums |= {name: zeros() for name in ("tokens_L", "calls_L", "entropy_L")}
         self._waiting: dict[str, list[tuple[int, Tensor | int]]] = {name: [] for name in self._sums}
 
     def add(self, router: int, load: Load, seen: Seen | None) -> None:
@@ -68,7 +69,7 @@ class RoutingTally:
         """One of the sums, with all that waited for it."""
         sums, waiting = self._sums[name], self._waiting[name]
         if waiting:
-            rows = torch.tensor([router for router, _ in waiting], device=sums.device)
+            rows = torch.tensor([router for router, _ in waiting]).to(sums.device, non_blocking=True)
             sums.index_add_(0, rows, _stacked([value for _, value in waiting], sums))
             waiting.clear()
         return sums
@@ -106,7 +107,7 @@ class RoutingTally:
 
     @property
     def mean_gate_LE(self) -> Tensor:
-        """Mean gate of each expert over tokens."""
+        """Mean gate of each expert over tokens; of evaluations only."""
         return self.sum("gate_LE") / self.tokens_L.clamp(min=1).unsqueeze(1)
 
     @property

@@ -12,8 +12,8 @@ from malora_cli.cli import _completion
 
 #: The base model that needs no download.
 _BASE = "smollm2-135m-instruct"
-#: A dataset of the hub, and its config.
-_HUB = re.compile(r"([\w.-]+/[\w.-]+?)(?::([\w.-]+))?")
+#: A dataset of the hub.
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 #: What a file of rows ends in; a name like that is of a file that is not there.
 _FILE = re.compile(r".*\.(jsonl?|csv|tsv|parquet|arrow)(\.\w+)?", re.IGNORECASE)
 
@@ -49,7 +49,7 @@ def init(
 ) -> None:
     """Write a mix and a recipe for your own files: formats, columns and metrics are told from the rows, with reasons.
 
-    Examples: malora init reviews.csv faq.train.jsonl | malora init openai/gsm8k:main
+    Example: malora init reviews.csv faq.train.jsonl
     """
     from malora_cli.adapters.methods import METHODS
     from malora_cli.cli._common import prepare_libraries
@@ -64,9 +64,12 @@ def init(
     if twice := sorted({name for name, _ in named if [other for other, _ in named].count(name) > 1}):
         fix = "Name the tasks: TASK=FILE."
         raise RecipeError(f"two tasks would be called '{twice[0]}'", where="FILE", fix=fix)
-    for _, (path, config) in named:
-        if not Path(path).exists() and (_FILE.fullmatch(path) or not _HUB.fullmatch(path)):
-            raise DataError("file not found", where=path if config is None else f"{path}:{config}")
+    for given, (_, (path, _)) in zip(data, named, strict=True):
+        if not path:
+            fix = "Name a file, a folder or a dataset of the hub."
+            raise DataError("the name of a file is empty", where=f"'{given}'", fix=fix)
+        if not Path(path).exists() and not _is_of_the_hub(path):
+            raise DataError("file not found", where=path)
     if method not in METHODS:
         raise RecipeError(unknown("method", method, METHODS), where="--method")
     check_free(folder / RECIPE, folder / MIX)
@@ -100,10 +103,19 @@ def _named(given: str) -> tuple[str, tuple[str, str | None]]:
     name, equals, place = given.partition("=")
     if not equals or Path(given).exists():
         name, place = "", given
-    found = None if Path(place).exists() else _HUB.fullmatch(place)
-    path, config = found.groups() if found else (str(Path(place)), None)
-    if name:
-        return name, (path, config)
-    stem = Path(path).name.split(".")[0]
+    path, config = _parted(place)
+    stem = (Path(path).resolve() if Path(path).is_dir() else Path(path)).name.split(".")[0]
     parts = [part for part in stem.replace("-", "_").split("_") if part not in ("train", "training")]
-    return "_".join(parts) or Path(path).absolute().parent.name, (path, config)
+    return name or "_".join(parts) or Path(path).absolute().parent.name, (path, config)
+
+
+def _parted(place: str) -> tuple[str, str | None]:
+    """Path and config of a folder or a dataset of the hub; a file has no config."""
+    path, colon, config = place.rpartition(":")
+    if colon and not Path(place).exists() and (Path(path).is_dir() or _is_of_the_hub(path)):
+        return path, config
+    return place, None
+
+
+def _is_of_the_hub(path: str) -> bool:
+    return _HUB.fullmatch(path) is not None and not Path(path).exists() and _FILE.fullmatch(path) is None

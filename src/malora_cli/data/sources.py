@@ -72,6 +72,22 @@ def _some_rows(source: SourceSettings, split: str) -> Rows:
     return rows
 
 
+def splits_of(source: SourceSettings) -> list[str]:
+    """The splits of a folder or hub dataset by name; none of files and of a dataset that was saved, which are one.
+
+    Raises:
+        DataError: It cannot be reached.
+    """
+    found = with_values(source)
+    if files_of(found.path) or (Path(found.path) / "state.json").is_file():
+        return []
+    try:
+        builder = load_dataset_builder(_dataset_of(found), name=found.config, revision=found.revision)
+    except Exception as error:  # as for its rows
+        raise error_as_given(_unreadable(found, error), source) from error
+    return [*map(str, builder.config.data_files or builder.info.splits or ())]
+
+
 def _read(source: SourceSettings, split: str) -> Rows:
     files = files_of(source.path)
     if files:

@@ -12,7 +12,8 @@ from malora_cli.data.columns import RowReader
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.formats._base import RowError
 from malora_cli.data.rows import Rows
-from malora_cli.data.sources import load_rows
+from malora_cli.data.sources import load_rows, splits_of
+from malora_cli.data.typed import no_text
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
 
@@ -77,8 +78,14 @@ def guess_task(source: SourceSettings, name: str, prompt: str | None = None, com
     Raises:
         DataError: It cannot be read, or its columns do not say what they are.
     """
-    rows = _first_rows(source, "train", _ROWS)
-    sample = list(rows.dataset)
+    try:
+        rows = _first_rows(source, _ROWS)
+    except DataError as error:
+        if error.fix is not None and "config: NAME" in error.fix:  # as a mix would have it
+            error.fix = f"Name one, as in {source.path}:CONFIG."
+        raise
+    _refuse_what_is_for_others(rows.columns, source.path)
+    sample = _texts(rows)
     form, columns, why = _format_of(rows.columns, sample, source.path, prompt, completion)
     try:
         reader = RowReader(form, FORMATS[form], dict(columns), rows.columns, source.path)
@@ -86,18 +93,13 @@ def guess_task(source: SourceSettings, name: str, prompt: str | None = None, com
         if prompt is not None:  # a mix, in which the reader would have it mended, is not there yet
             error.fix = "Name it by --prompt or --completion."
         raise
-    answers, bad = [], ""
-    for row in sample:
-        try:
-            answers.append(reader(row).completion)
-        except RowError as error:
-            bad = bad or str(error)
+    answers, bad = _answers_of(reader, sample)
     if not answers:
         raise DataError(f"none of its rows is an example of the format {form}: the first has {bad}", where=source.path)
     metric, because = _metric_of(form, answers)
     longest = max(map(len, answers))
     room = min(_LONGEST, -(-longest // _CHARACTERS // _MULTIPLE) * _MULTIPLE or _MULTIPLE)
-    test, told = _test_rows(source, reader)
+    test, told, bad_tests = _test_rows(source, form, columns)
     reasons = {
         "format": why,
         "metric": because,
@@ -106,14 +108,15 @@ def guess_task(source: SourceSettings, name: str, prompt: str | None = None, com
     }
     if bad:
         reasons["bad_rows"] = f"{len(sample) - len(answers)} of the first {len(sample):,} rows; one has {bad}"
-    return Guess(name, source, test, form, columns, metric, room, bool(bad), reasons)
+    elif bad_tests:
+        reasons["bad_rows"] = f"some test rows are no examples; one has {bad_tests}"
+    return Guess(name, source, test, form, columns, metric, room, bool(bad or bad_tests), reasons)
 
 
 def _format_of(
     columns: Sequence[str], rows: Sequence[Mapping[str, Any]], where: str, prompt: str | None, completion: str | None
 ) -> tuple[str, dict[str, str], str]:
     """Format, columns and the reason."""
-    _refuse_what_is_for_others(columns, where)
     if prompt is not None or completion is not None:
         return _as_told(where, prompt, completion)
     for column in columns:
@@ -209,26 +212,49 @@ def _metric_of(form: str, answers: Sequence[str]) -> tuple[str, str]:
     return "rouge-l", f"answers of up to {longest} words"
 
 
-def _first_rows(source: SourceSettings, split: str, number: int) -> Rows:
-    return load_rows(source.model_copy(update={"stream": number}), split=split)
+def _first_rows(source: SourceSettings, number: int) -> Rows:
+    return load_rows(source.model_copy(update={"stream": number}), split="train")
 
 
-def _test_rows(source: SourceSettings, reader: RowReader) -> tuple[SourceSettings | None, str]:
-    """Where the test rows are that belong to some training rows, and why; those without answers are none."""
+def _texts(rows: Rows) -> list[dict[str, Any]]:
+    """Rows without columns of pictures and sound, which would be decoded."""
+    features = rows.dataset.features
+    return list(rows.dataset.select_columns([name for name, kind in features.items() if no_text(kind) is None]))
+
+
+def _answers_of(reader: RowReader, rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], str]:
+    """The answers of those that are examples, and what is wrong with the first that is none."""
+    answers, bad = [], ""
+    for row in rows:
+        try:
+            answers.append(reader(row).completion)
+        except RowError as error:
+            bad = bad or str(error)
+    return answers, bad
+
+
+def _test_rows(source: SourceSettings, form: str, columns: Mapping[str, str]) -> tuple[SourceSettings | None, str, str]:
+    """Where the test rows are that belong to some training rows, why, and what is wrong with one of them.
+
+    Those of the hub often keep their answers to themselves; then others are taken, or none.
+    """
     path = Path(source.path)
     if path.is_file():
         beside = _beside(path)
         found = None if beside is None else SourceSettings(path=str(beside))
-        return found, "" if found is None else "it lies beside the training rows"
-    for split in _TEST_SPLITS:
+        return found, "" if found is None else "it lies beside the training rows", ""
+    splits = splits_of(source)
+    for split in filter(splits.__contains__, _TEST_SPLITS):
+        found = source.model_copy(update={"split": split})
+        rows = _first_rows(found, _TEST_ROWS)
         try:
-            rows = _first_rows(source, split, _TEST_ROWS)
-            for row in rows.dataset:
-                reader(row)
-        except (DataError, RowError, KeyError):
+            reader = RowReader(form, FORMATS[form], dict(columns), rows.columns, source.path)
+        except DataError:  # it has other columns
             continue
-        return source.model_copy(update={"split": split}), f"the split {split} has answers"
-    return None, ""
+        answers, bad = _answers_of(reader, _texts(rows))
+        if answers:
+            return found, f"the split {split} has answers", bad
+    return None, "", ""
 
 
 def _beside(train: Path) -> Path | None:

@@ -46,7 +46,7 @@ class ModelSettings(Settings):
 
 
 def _whole_batch(data: dict[str, Any]) -> int:
-    return int(data["batch_size"])
+    return int(data.get("batch_size", 1))  # of an invalid one the error is told, and this never read
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
