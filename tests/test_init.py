@@ -278,18 +278,33 @@ def test_test_rows_are_those_of_the_task(tmp_path: Path, monkeypatch: pytest.Mon
     test = tmp_path / "sums" / "test.jsonl"
     test.write_text('{"question": "2+2", "answer": "4"}\n{"question": "2+2", "answer": ""}\n')
     found = guess_task(SourceSettings(path="sums", config="main"), "sums")
-    assert found.test is not None
-    assert (found.test.split, found.drop) == ("test", True)
-    assert found.reasons["bad_rows"].startswith("some test rows are no examples; one has an empty ")
+    assert {role: source.split for role, source in found.held_out.items()} == {
+        "test": "test",
+        "validation": "validation",
+    }
+    assert found.drop
+    assert found.reasons["bad_rows"].startswith("some held-out rows are no examples; one has an empty ")
     test.write_text('{"question": "2+2", "solved": "4"}\n')
     found = guess_task(SourceSettings(path="sums", config="main"), "sums")
-    assert found.test is not None
-    assert found.test.split == "validation"
+    assert {role: source.split for role, source in found.held_out.items()} == {"test": "validation"}
     test.write_text('{"question": \n')
     with pytest.raises(DataError, match="is not valid JSON"):
         guess_task(SourceSettings(path="sums", config="main"), "sums")
     Dataset.from_list([{"question": "2+2", "answer": "4"}]).save_to_disk(str(tmp_path / "saved"))
-    assert guess_task(SourceSettings(path="saved"), "saved").test is None, "it is one split"
+    assert not guess_task(SourceSettings(path="saved"), "saved").held_out, "it is one split"
+
+
+def test_files_beside_the_training_rows_are_held_out(tmp_path: Path) -> None:
+    for name in ("sums-train", "sums-test", "sums-dev", "train", "val"):
+        WRITERS[".jsonl"](tmp_path / f"{name}.jsonl", [{"question": "2+2", "answer": "4"}])
+
+    def held_out(name: str) -> dict[str, str]:
+        found = guess_task(SourceSettings(path=str(tmp_path / name)), "sums").held_out
+        return {role: Path(source.path).name for role, source in found.items()}
+
+    assert held_out("sums-train.jsonl") == {"test": "sums-test.jsonl", "validation": "sums-dev.jsonl"}
+    assert held_out("train.jsonl") == {"test": "val.jsonl"}
+    assert held_out("sums-dev.jsonl") == {}
 
 
 def test_what_is_named_is_told_where_it_cannot_be_had(

@@ -19,8 +19,9 @@ from malora_cli.recipe import SourceSettings
 
 #: Rows that are looked at.
 _ROWS = 1000
-#: Splits of test rows, the better ones first, and how many rows of one are looked at.
-_TEST_SPLITS, _TEST_ROWS = ("test", "validation"), 100
+#: Rows that are held out, by their split, and what files of them are called; and how many of them are looked at.
+_HELD_OUT = {"test": ("test", "eval"), "validation": ("validation", "valid", "val", "dev")}
+_TEST_ROWS = 100
 #: Names of columns, the usual ones first.
 _PROMPTS = ("prompt", "question", "instruction", "query", "problem", "source", "input", "text", "sentence")
 _ANSWERS = ("completion", "answer", "response", "output", "solution", "target", "label", "summary", "translation")
@@ -46,7 +47,7 @@ class Guess:
     Args:
         name: Its name, from the file's.
         train: Where its rows are.
-        test: Where test rows are, beside them.
+        held_out: Where ``test`` and ``validation`` rows are, beside them.
         format: Its prompt format.
         columns: The columns of the format's roles, where they are not of the same name.
         metric: How its answers are scored.
@@ -57,7 +58,7 @@ class Guess:
 
     name: str
     train: SourceSettings
-    test: SourceSettings | None
+    held_out: Mapping[str, SourceSettings]
     format: str
     columns: Mapping[str, str]
     metric: str
@@ -99,18 +100,18 @@ def guess_task(source: SourceSettings, name: str, prompt: str | None = None, com
     metric, because = _metric_of(form, answers)
     longest = max(map(len, answers))
     room = min(_LONGEST, -(-longest // _CHARACTERS // _MULTIPLE) * _MULTIPLE or _MULTIPLE)
-    test, told, bad_tests = _test_rows(source, form, columns)
+    held_out, bad_tests = _held_out(source, form, columns)
     reasons = {
         "format": why,
         "metric": because,
         "max_new_tokens": f"the longest of {len(answers):,} answers has {longest:,} characters",
-        "test": told,
+        **{role: _why(found) for role, found in held_out.items()},
     }
     if bad:
         reasons["bad_rows"] = f"{len(sample) - len(answers)} of the first {len(sample):,} rows; one has {bad}"
     elif bad_tests:
-        reasons["bad_rows"] = f"some test rows are no examples; one has {bad_tests}"
-    return Guess(name, source, test, form, columns, metric, room, bool(bad or bad_tests), reasons)
+        reasons["bad_rows"] = f"some held-out rows are no examples; one has {bad_tests}"
+    return Guess(name, source, held_out, form, columns, metric, room, bool(bad or bad_tests), reasons)
 
 
 def _format_of(
@@ -233,35 +234,39 @@ def _answers_of(reader: RowReader, rows: Iterable[Mapping[str, Any]]) -> tuple[l
     return answers, bad
 
 
-def _test_rows(source: SourceSettings, form: str, columns: Mapping[str, str]) -> tuple[SourceSettings | None, str, str]:
-    """Where the test rows are that belong to some training rows, why, and what is wrong with one of them.
+def _held_out(source: SourceSettings, form: str, columns: Mapping[str, str]) -> tuple[dict[str, SourceSettings], str]:
+    """The test and the validation rows that belong to some training rows, and what is wrong with one of them.
 
-    Those of the hub often keep their answers to themselves; then others are taken, or none.
+    Tests of the hub often keep their answers to themselves; then the validation rows are the test.
     """
-    path = Path(source.path)
-    if path.is_file():
-        beside = _beside(path)
-        found = None if beside is None else SourceSettings(path=str(beside))
-        return found, "" if found is None else "it lies beside the training rows", ""
-    splits = splits_of(source)
-    for split in filter(splits.__contains__, _TEST_SPLITS):
-        found = source.model_copy(update={"split": split})
-        rows = _first_rows(found, _TEST_ROWS)
+    found, bad = dict[str, SourceSettings](), ""
+    for role, held_out in _beside(source).items():
+        rows = _first_rows(held_out, _TEST_ROWS)
         try:
-            reader = RowReader(form, FORMATS[form], dict(columns), rows.columns, source.path)
+            reader = RowReader(form, FORMATS[form], dict(columns), rows.columns, held_out.path)
         except DataError:  # it has other columns
             continue
-        answers, bad = _answers_of(reader, _texts(rows))
+        answers, wrong = _answers_of(reader, _texts(rows))
         if answers:
-            return found, f"the split {split} has answers", bad
-    return None, "", ""
+            found[role], bad = held_out, bad or wrong
+    return {"test": found["validation"]} if found.keys() == {"validation"} else found, bad
 
 
-def _beside(train: Path) -> Path | None:
-    """The file of test rows that belongs to one of training rows."""
-    if "train" not in train.name:
-        return None
-    before, _, behind = train.name.rpartition("train")
-    return next(
-        (path for word in ("test", "eval") if (path := train.with_name(before + word + behind)).is_file()), None
-    )
+def _why(held_out: SourceSettings) -> str:
+    if held_out.split is None:
+        return "it lies beside the training rows"
+    return f"the split {held_out.split} has answers"
+
+
+def _beside(source: SourceSettings) -> dict[str, SourceSettings]:
+    """What may be held out: splits of the same dataset, or files beside one of training rows."""
+    path = Path(source.path)
+    if not path.is_file():
+        splits = splits_of(source)
+        return {role: source.model_copy(update={"split": role}) for role in _HELD_OUT if role in splits}
+    if "train" not in path.name:
+        return {}
+    before, _, behind = path.name.rpartition("train")
+    named = {role: [path.with_name(before + word + behind) for word in words] for role, words in _HELD_OUT.items()}
+    first = {role: next((file for file in files if file.is_file()), None) for role, files in named.items()}
+    return {role: SourceSettings(path=str(file)) for role, file in first.items() if file is not None}

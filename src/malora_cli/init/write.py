@@ -71,8 +71,7 @@ def _task(folder: Path, guess: Guess) -> dict[str, Any]:
         "domain": Noted(guess.name, "tasks of one domain are averaged first: give those that belong together one name"),
         "train": _place(guess.train, folder),
     }
-    if guess.test is not None:
-        task["test"] = _place(guess.test, folder)
+    task |= {role: _place(source, folder) for role, source in guess.held_out.items()}
     task["format"] = guess.format
     if guess.columns:
         task["columns"] = guess.columns
