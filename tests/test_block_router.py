@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config
 
 from malora_cli.adapters.block import BlockRouter
 from malora_cli.adapters.layer import MixtureLinear
-from malora_cli.adapters.routing import routing_of, tallying
+from malora_cli.adapters.routing import observed, routing_of, tallying
 from malora_cli.adapters.tuner import MixtureModel
 from malora_cli.modeling import wrap
 from presets import routed, settings
@@ -76,11 +76,16 @@ def test_the_first_linear_of_a_block_has_its_router(kind: str, first: set[str]) 
 
 def test_the_linears_of_a_block_choose_alike_and_are_balanced_once() -> None:
     model = routed("mixlora")
-    with tallying(model) as tally:
+    gates: dict[int, Tensor] = {}
+    with (
+        tallying(model) as tally,
+        observed(model, lambda number, _x, gate: gates.update({number: gate.detach().flatten(0, -2)})),
+    ):
         loss(model).backward()
     for start in range(0, 6 * LAYERS, 3):
         for row in (start + 1, start + 2):
             assert torch.equal(tally.assigned_LE[start], tally.assigned_LE[row])
+            assert torch.equal(gates[start], gates[row])
     assert tally.sum("calls_L").tolist() == [1.0, 0.0, 0.0] * 2 * LAYERS
     assert not torch.equal(tally.assigned_LE[0], tally.assigned_LE[3])
 

@@ -171,7 +171,8 @@ def test_a_gpus_products_give_what_a_processors_do(dtype: torch.dtype, dropout: 
         if name in ("output", "input"):
             assert _distance(ours[name], value) < 1e-4, name
         else:  # a GPU sums the gradients of weights into float32, as the weights are
-            assert _distance(ours[name], value) < WITHIN[dtype][1], name
+            rounded = ours[name] if dtype == torch.float16 and "router" in name else ours[name].to(dtype)
+            assert _distance(rounded, value) < 1e-4, name
             assert not torch.equal(ours[name].to(dtype).float(), ours[name]), name
 
 

@@ -83,13 +83,15 @@ def test_dropout_comes_once_before_the_down_projection_and_never_to_the_router()
     assert isinstance(layer.malora_dropout["default"], nn.Dropout)
     assert layer.malora_dropout["default"].p == 0.5
     layer.malora_dropout["default"] = spy = _Spy()
-    layer.malora_routing.tally = tally = RoutingTally(1, 4, x.device)
+    layer.malora_routing.tally, seen = RoutingTally(1, 4, x.device), []
+    layer.malora_routing.observer = lambda _number, _x, gate: seen.append(gate.detach())
     y = layer(x)
     assert len(spy.given) == 1
     assert torch.equal(spy.given[0], x)
     assert torch.equal(y, layer.base_layer(x))  # all of the update comes through it
     gates = route(x, layer.malora_router["default"], top_k=2, renormalize=True).gate_TE
-    torch.testing.assert_close(tally.assigned_LE[0], (gates > 0).sum(0).float())  # the router saw x itself
+    torch.testing.assert_close(seen[0].sum(0), gates.sum(0))  # the router saw x itself
+    torch.testing.assert_close(layer.malora_routing.tally.assigned_LE[0], (gates > 0).sum(0).float())
 
 
 def test_dropout_is_off_in_evaluation() -> None:
@@ -190,9 +192,11 @@ def test_load_counts_exactly_under_autocast(masked: bool) -> None:
     """bfloat16 knows 256 and 258, but not 257."""
     gate = torch.zeros(257, 2)
     gate[:, 0] = 1.0
+    mask = torch.ones(257) if masked else None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        load = expert_load(gate, torch.ones(257) if masked else None)
+        load, seen = expert_load(gate, mask), seen_of(gate, gate, mask)
     assert load.assigned_E.tolist() == [257.0, 0.0]
+    assert seen.gate_E.tolist() == [257.0, 0.0]
     assert load.tokens == 257.0
 
 

@@ -24,24 +24,21 @@ class Loads:
     """
 
     def __init__(self) -> None:
-        self._loads: list[Load] = []
-        self._factors: list[float] = []
-        self._pulls: list[Tensor] = []
-        self._weighted: list[Tensor] = []
+        self._loads: list[tuple[Load, float]] = []
+        self._pulls: list[tuple[Tensor, Tensor]] = []
 
     def add(self, load: Load, factor: float) -> int:
         """Take the load of a router and the weight of its balance loss; its number is what `pull` is asked by."""
-        self._loads.append(load)
-        self._factors.append(factor)
+        self._loads.append((load, factor))
         return len(self._loads) - 1
 
     def pull(self, number: int) -> tuple[Tensor, Tensor]:
         """The `kernel.balance_pulls` of one, and that times the weight of its balance loss."""
-        if number >= (known := len(self._pulls)):
-            pulls = balance_pulls(self._loads[known:])
-            self._pulls += pulls
-            self._weighted += torch._foreach_mul(pulls, self._factors[known:])
-        return self._pulls[number], self._weighted[number]
+        if number >= len(self._pulls):
+            loads, factors = zip(*self._loads[len(self._pulls) :], strict=True)
+            pulls = balance_pulls(loads)
+            self._pulls += zip(pulls, torch._foreach_mul(pulls, factors), strict=True)
+        return self._pulls[number]
 
 
 @dataclass(frozen=True)

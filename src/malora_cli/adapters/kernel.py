@@ -28,11 +28,6 @@ class Factors(NamedTuple):
     coefficient_QS: Tensor | None  # C: the experts' P_t stacked; None where it is the identity (S = Q)
     up_OQ: Tensor  # U: the experts' B_t side by side
 
-    def to(self, dtype: torch.dtype) -> Factors:
-        """The same in another number format."""
-        down_SI, coefficient_QS, up_OQ = self
-        return Factors(down_SI.to(dtype), None if coefficient_QS is None else coefficient_QS.to(dtype), up_OQ.to(dtype))
-
 
 def top_gates(logits_TE: Tensor, *, top_k: int, renormalize: bool) -> Tensor:
     """Softmax over all experts, then the top k of each token (Eq. 4); 0 for experts outside the top k.

@@ -36,6 +36,8 @@ from malora_cli.recipe import SourceSettings
 
 _KINDS = (*TEXT_KINDS, ".parquet", ".arrow")
 _USE = f"Use one of {', '.join(_KINDS)}, as it is or compressed ({', '.join(COMPRESSED)})."
+#: What to do where a config has to be chosen, in a mix.
+NAME_CONFIG = "Name one, as in `train: {path: PATH, config: NAME}`."
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 #: How `datasets` ends where a config has to be chosen.
 _CONFIGS = re.compile(r"[Aa]vailable(?: configs)?: \[(.*)\]")
@@ -82,7 +84,7 @@ def splits_of(source: SourceSettings) -> list[str]:
     if files_of(found.path) or (Path(found.path) / "state.json").is_file():
         return []
     try:
-        builder = load_dataset_builder(_dataset_of(found), name=found.config, revision=found.revision)
+        builder = _builder_of(found)
     except Exception as error:  # as for its rows
         raise error_as_given(_unreadable(found, error), source) from error
     return [*map(str, builder.config.data_files or builder.info.splits or ())]
@@ -97,7 +99,7 @@ def _read(source: SourceSettings, split: str) -> Rows:
         return _typed(typed_rows({"train": files}, source, "train"))
     if (Path(source.path) / "state.json").is_file():
         return _typed(_saved(source))
-    builder = load_dataset_builder(_dataset_of(source), name=source.config, revision=source.revision)
+    builder = _builder_of(source)
     local = _files_of_splits(builder, source)
     kinds = {kind_of(file) for files in local.values() for file in files}
     if kinds & set(TEXT_KINDS):
@@ -157,6 +159,10 @@ def _check_files(files: Sequence[Path]) -> None:
 
 
 # ---------------------------------------------------------------- folders and hub datasets
+
+
+def _builder_of(source: SourceSettings) -> DatasetBuilder:
+    return load_dataset_builder(_dataset_of(source), name=source.config, revision=source.revision)
 
 
 def _files_of_splits(builder: DatasetBuilder, source: SourceSettings) -> dict[str, list[Path]]:
@@ -231,7 +237,7 @@ def _unreadable(source: SourceSettings, error: Exception) -> DataError:
         return DataError(
             f"{what}; it has {configs[1].replace(chr(39), '')}",
             where=source.path,
-            fix="Name one, as in `train: {path: PATH, config: NAME}`.",
+            fix=NAME_CONFIG,
         )
     path, named = Path(source.path), files_of(source.path)
     if not path.exists() and not named:

@@ -12,7 +12,7 @@ from malora_cli.data.columns import RowReader
 from malora_cli.data.formats import FORMATS
 from malora_cli.data.formats._base import RowError
 from malora_cli.data.rows import Rows
-from malora_cli.data.sources import load_rows, splits_of
+from malora_cli.data.sources import NAME_CONFIG, load_rows, splits_of
 from malora_cli.data.typed import no_text
 from malora_cli.errors import DataError
 from malora_cli.recipe import SourceSettings
@@ -82,7 +82,7 @@ def guess_task(source: SourceSettings, name: str, prompt: str | None = None, com
     try:
         rows = _first_rows(source, _ROWS)
     except DataError as error:
-        if error.fix is not None and "config: NAME" in error.fix:  # as a mix would have it
+        if error.fix == NAME_CONFIG:  # and no mix is there yet
             error.fix = f"Name one, as in {source.path}:CONFIG."
         raise
     _refuse_what_is_for_others(rows.columns, source.path)
