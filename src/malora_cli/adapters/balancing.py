@@ -7,12 +7,13 @@ afterwards, so it survives both kinds of gradient checkpointing, data-parallel w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from malora_cli.adapters.kernel import Load, balance_by_expert, balance_pulls
+from malora_cli.adapters.kernel import Load, Seen, balance_by_expert, balance_pulls
 from malora_cli.adapters.routing import Routing
 
 
@@ -85,43 +86,54 @@ def _through_softmax(grad_TE: Tensor, probability_TE: Tensor) -> Tensor:
     return torch._softmax_backward_data(grad_TE.contiguous(), probability_TE, -1, probability_TE.dtype)
 
 
-class _Gate(torch.autograd.Function):
-    """The gates themselves. One node with a gradient of its own stands for a dozen: their cost is in their number.
+class Choice(NamedTuple):
+    """What a router has chosen for some tokens, as it is known in the forward pass."""
+
+    gate_TE: Tensor  # `kernel.top_gates`, without a history
+    renormalize: bool  # whether the kept gates are divided by their sum
+    balance: Balance | None  # None where there is no balance loss
+    seen: Seen | None  # what is told of it in evaluation alone
+
+
+def logits_gradient(
+    grad_TE: Tensor, logits_TE: Tensor, gate_TE: Tensor, *, renormalize: bool, balance: Balance | None
+) -> Tensor:
+    """The gradient by a router's logits of what its gates go into, and of its balance loss.
 
     Renormalised gates are a softmax over the kept logits: experts outside the top k have a gate of 0, and so a gradient
-    of 0. Literal ones are the softmax over all, of which the kept alone have a gradient. `Balance.gradient` is that of
-    the balance loss.
+    of 0. Literal ones are the softmax over all, of which the kept alone have a gradient.
+
+    Args:
+        grad_TE: Gradient by the gates.
+        logits_TE: Of the router, float32.
+        gate_TE: The gates that it chose by them, and so are the others, see `Choice`.
+        renormalize: Whether these are divided by their sum.
+        balance: None where there is no balance loss.
     """
+    probability_TE = logits_TE.softmax(-1) if balance is not None or not renormalize else gate_TE
+    kept = (grad_TE, gate_TE) if renormalize else (grad_TE * (gate_TE > 0), probability_TE)
+    grad_logits = _through_softmax(*kept)
+    if balance is not None:
+        grad_logits += balance.gradient(probability_TE)
+    return grad_logits
+
+
+class _Gate(torch.autograd.Function):
+    """The gates with a gradient of their own. One node stands for a dozen: their cost is in their number."""
 
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx, logits_TE: Tensor, gate_TE: Tensor, renormalize: bool, balance: Balance | None
-    ) -> Tensor:
-        ctx.save_for_backward(logits_TE, gate_TE)
-        ctx.renormalize, ctx.balance = renormalize, balance
-        return gate_TE.view_as(gate_TE)
+    def forward(ctx, logits_TE: Tensor, choice: Choice) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(logits_TE, choice.gate_TE)
+        ctx.renormalize, ctx.balance = choice.renormalize, choice.balance
+        return choice.gate_TE.view_as(choice.gate_TE)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_TE: Tensor):  # type: ignore[no-untyped-def]
-        logits_TE, gate_TE = ctx.saved_tensors
-        balance: Balance | None = ctx.balance
-        probability_TE = logits_TE.softmax(-1) if balance is not None or not ctx.renormalize else gate_TE
-        kept = (grad_TE, gate_TE) if ctx.renormalize else (grad_TE * (gate_TE > 0), probability_TE)
-        grad_logits = _through_softmax(*kept)
-        if balance is not None:
-            grad_logits += balance.gradient(probability_TE)
-        return grad_logits, None, None, None
+        return logits_gradient(grad_TE, *ctx.saved_tensors, renormalize=ctx.renormalize, balance=ctx.balance), None
 
 
-def gates_with_balance(logits_TE: Tensor, gate_TE: Tensor, *, renormalize: bool, balance: Balance | None) -> Tensor:
-    """The gates of a router's logits; their backward pass adds the gradient of the balance loss.
-
-    Args:
-        logits_TE: Of the router, float32.
-        gate_TE: Their `kernel.top_gates`, without a history.
-        renormalize: Whether the kept gates are divided by their sum.
-        balance: None where there is no balance loss.
-    """
-    gates: Tensor = _Gate.apply(logits_TE, gate_TE, renormalize, balance)
+def gates_of(logits_TE: Tensor, choice: Choice) -> Tensor:
+    """The gates that were chosen, with the history of their logits where these have one."""
+    gates: Tensor = _Gate.apply(logits_TE, choice) if logits_TE.requires_grad else choice.gate_TE
     return gates

@@ -13,6 +13,7 @@ Shape suffixes as in ``kernel``; M stands for the ranks of the down-projection a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as hooks
 
+from malora_cli.adapters.balancing import Choice, logits_gradient
 from malora_cli.adapters.dropout import draw_kept
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
-from malora_cli.adapters.kernel import Factors
+from malora_cli.adapters.kernel import Factors, Seen
 from malora_cli.adapters.logits import (
     HALF,
     add_gradient,
@@ -100,38 +102,48 @@ def _is_one_format(x: Tensor, up: Tensor, *, training: bool) -> bool:
 
 
 class _Project(torch.autograd.Function):
-    """``x`` itself, ``(x * kept) D^T`` and ``x W_g^T``, the last in float32.
+    """``x`` itself, ``(x * kept) D^T``, the gates that a router chooses by ``x W_g^T``, and what was seen of them.
 
     The gradient that ``x`` has met by the time of the backward pass is added to in place, and the output of the dropout
-    is made again there. Without a dropout the gradients of both are one product, but in float16, where a router's stay
+    is made again there. Without a dropout the gradients of both products are one, but in float16, where a router's stay
     float32.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x_TI: Tensor, down_SI: Tensor, router_EI: Tensor | None, kept_TI: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        followed_TI = x_TI.view_as(x_TI)
+        ctx: Any,
+        x_TI: Tensor,
+        down_SI: Tensor,
+        router_EI: Tensor | None,
+        kept_TI: Tensor | None,
+        choose: Callable[[Tensor], Choice],
+    ) -> tuple[Tensor, Tensor, Tensor | None, Seen | None]:
+        followed_TI, choice, logits_TE = x_TI.view_as(x_TI), None, None
         ctx.sizes = None
         if router_EI is not None and kept_TI is None and gradient_dtype(x_TI) == x_TI.dtype:
             ctx.sizes = [len(down_SI), len(router_EI)]
-            z_TS, logits_TE, both_MI = _both_products(x_TI, down_SI, router_EI)
-            ctx.save_for_backward(x_TI, both_MI, None, None)
-            return followed_TI, z_TS, logits_TE
-        down_SI = down_SI.to(x_TI.dtype)
-        ctx.save_for_backward(x_TI, down_SI, router_EI, kept_TI)
-        z_TS = product(_dropped(x_TI, kept_TI), down_SI)
-        return followed_TI, z_TS, None if router_EI is None else logits_of(x_TI, router_EI)
+            z_TS, logits_TE, down_SI = _both_products(x_TI, down_SI, router_EI)
+            router_EI = None
+        else:
+            down_SI = down_SI.to(x_TI.dtype)
+            z_TS = product(_dropped(x_TI, kept_TI), down_SI)
+            logits_TE = None if router_EI is None else logits_of(x_TI, router_EI)
+        if logits_TE is not None:
+            choice = choose(logits_TE)
+            ctx.renormalize, ctx.balance = choice.renormalize, choice.balance
+        gate_TE, seen = (None, None) if choice is None else (choice.gate_TE, choice.seen)
+        ctx.save_for_backward(x_TI, down_SI, router_EI, kept_TI, logits_TE, gate_TE)
+        return followed_TI, z_TS, gate_TE, seen
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_TI: Tensor, grad_TS: Tensor, grad_TE: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_TI: Tensor, grad_TS: Tensor, grad_TE: Tensor, _seen: None) -> tuple[Tensor | None, ...]:
         """``grad_TE`` is None where there is no router. Autograd brings gradients to the format of what they are of."""
-        x_TI, down_MI, router_EI, kept_TI = ctx.saved_tensors
+        x_TI, down_MI, router_EI, kept_TI, logits_TE, gate_TE = ctx.saved_tensors
         for_input, for_down, for_router = ctx.needs_input_grad[:3]
-        grad_TE = None if grad_TE is None else grad_TE.to(gradient_dtype(x_TI))
+        if grad_TE is not None:
+            grad_TE = logits_gradient(grad_TE, logits_TE, gate_TE, renormalize=ctx.renormalize, balance=ctx.balance)
+            grad_TE = grad_TE.to(gradient_dtype(x_TI))
         if ctx.sizes is not None:
             grad_TM = torch.cat([grad_TS, grad_TE], dim=-1)
             if for_down and for_router:
@@ -139,7 +151,7 @@ class _Project(torch.autograd.Function):
             else:
                 grad_down = weight_gradient(grad_TS, x_TI) if for_down else None
                 grad_router = weight_gradient(grad_TE, x_TI) if for_router else None
-            return add_product(grad_TI, grad_TM, down_MI.T) if for_input else None, grad_down, grad_router, None
+            return add_product(grad_TI, grad_TM, down_MI.T) if for_input else None, grad_down, grad_router, None, None
         grad_down = weight_gradient(grad_TS, _dropped(x_TI, kept_TI)) if for_down else None
         grad_router = router_gradient(grad_TE, x_TI) if for_router else None
         if for_input:
@@ -150,7 +162,7 @@ class _Project(torch.autograd.Function):
                 grad_TI.add_(grad_dropped)
             else:
                 grad_TI.addcmul_(grad_dropped, kept_TI)
-        return grad_TI if for_input else None, grad_down, grad_router, None
+        return grad_TI if for_input else None, grad_down, grad_router, None, None
 
 
 def _both_products(x_TI: Tensor, down_SI: Tensor, router_EI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -262,7 +274,8 @@ def fused_mixture(
     *,
     dropout: float,
     router_EI: Tensor | None,
-    gate_of: Callable[[Tensor | None], Tensor],
+    choose: Callable[..., Choice],
+    hand_on: Callable[[Tensor | None, Seen | None], Tensor],
     scaling: float,
     top_k: int,
 ) -> Tensor:
@@ -274,7 +287,8 @@ def fused_mixture(
         factors: The experts; in training they may be in float32 for an x in half precision.
         dropout: Rate of the dropout on the input of the down-projection; the router's input has none.
         router_EI: Router weight, float32; None where another linear of the block has the router.
-        gate_of: The gates for the router's logits, shape ``(T, E)``; they are None where there is no router here.
+        choose: What the router chooses by its logits, of shape ``(T, E)``; asked for with ``differentiable``.
+        hand_on: The gates, of that shape, once other linears have them too; given None where no router is here.
         scaling: ``alpha / r``.
         top_k: Experts kept for a token.
     """
@@ -283,15 +297,19 @@ def fused_mixture(
     plain = base_layer if _is_plain(base_layer) else None
     if plain is not None and x.dtype == torch.float32 and not dropout and not torch.is_grad_enabled():
         # At one token a step, as in decoding, it is the number of calls that counts.
-        gate_TE = gate_of(None if router_EI is None else product(x_TI, router_EI))
+        choice = None if router_EI is None else choose(product(x_TI, router_EI), differentiable=False)
+        gate_TE = hand_on(None, None) if choice is None else hand_on(choice.gate_TE, choice.seen)
         scaled_TE = gate_TE * scaling
         gated_TER = _gated(product(x_TI, down_SI), scaled_TE, coefficient_QS)
         gather = gathering_pays(gate_TE, up_OQ, top_k)
         y_TO = _add_update(_frozen(x_TI, plain), gated_TER, scaled_TE, up_OQ, gather)
         return y_TO.view(*x.shape[:-1], len(up_OQ))
     kept_TI, factor = draw_kept(x_TI, dropout) if dropout else (None, 1.0)
-    followed_TI, z_TS, logits_TE = _Project.apply(x_TI, down_SI, router_EI, kept_TI)
-    gate_TE = gate_of(logits_TE)
+    has_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, down_SI, router_EI))
+    followed_TI, z_TS, *chosen = _Project.apply(
+        x_TI, down_SI, router_EI, kept_TI, partial(choose, differentiable=has_gradient)
+    )
+    gate_TE = hand_on(*chosen)
     # What comes out of a function asks for a gradient even where the input itself does not, as in the first layer.
     given_TI = followed_TI if x.requires_grad else x_TI
     y_TO = _Update.apply(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
-from malora_cli.adapters.balancing import Balance, Loads, gates_with_balance
+from malora_cli.adapters.balancing import Balance, Choice, Loads, gates_of
 from malora_cli.adapters.block import BlockRouter
 from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig
 from malora_cli.adapters.eager import eager
@@ -198,7 +199,8 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
                     factors,
                     dropout=dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0,
                     router_EI=self._router(name),
-                    gate_of=lambda logits_TE: self._gate(logits_TE, x, name).reshape(-1, config.experts),
+                    choose=partial(self._choose, name=name),
+                    hand_on=lambda gate, seen: self._handed_on(gate, seen, x, name).reshape(-1, config.experts),
                     scaling=config.scaling,
                     top_k=config.top_k,
                 )
@@ -235,24 +237,28 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
 
     def _gate(self, logits: Tensor | None, x: Tensor, name: str) -> Tensor:
         """The gates for these logits, or those that the first linear called in the block has for the same tokens."""
+        if logits is None:
+            return self._handed_on(None, None, x, name)
+        choice = self._choose(logits, name, differentiable=logits.requires_grad)
+        return self._handed_on(gates_of(logits, choice), choice.seen, x, name)
+
+    def _choose(self, logits: Tensor, name: str, *, differentiable: bool) -> Choice:
+        """What the router chooses by these logits; without a history, whatever they have."""
+        config, logits = self.malora_config[name], logits.detach()
+        gate = top_gates(logits, top_k=config.top_k, renormalize=config.renormalize)
+        balance, seen = self._watch(logits, gate, name, balanced=differentiable and self._balanced(name))
+        return Choice(gate, config.renormalize, balance, seen)
+
+    def _handed_on(self, gate: Tensor | None, seen: Seen | None, x: Tensor, name: str) -> Tensor:
+        """The gates, once the other linears of the block have them too; None are taken from the block."""
         block = self.malora_block.get(name)
-        if logits is not None:
-            gate = self._gate_of(logits, name, block)
-        else:
+        if gate is None:
             assert block is not None
             gate = self._gate_of_block(block, x)
+        elif block is not None:
+            block.give(self._router_index, gate, seen)
         if self.malora_routing.observer is not None:
             self.malora_routing.observer(self._router_index, x, gate)
-        return gate
-
-    def _gate_of(self, logits: Tensor, name: str, block: BlockRouter | None) -> Tensor:
-        config = self.malora_config[name]
-        gate = top_gates(logits.detach(), top_k=config.top_k, renormalize=config.renormalize)
-        balance, seen = self._watch(logits, gate, name)
-        if logits.requires_grad:
-            gate = gates_with_balance(logits, gate, renormalize=config.renormalize, balance=balance)
-        if block is not None:
-            block.give(self._router_index, gate, seen)
         return gate
 
     def _gate_of_block(self, block: BlockRouter, x: Tensor) -> Tensor:
@@ -263,7 +269,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
             routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), seen)
         return gate
 
-    def _watch(self, logits: Tensor, gate: Tensor, name: str) -> tuple[Balance | None, Seen | None]:
+    def _watch(self, logits: Tensor, gate: Tensor, name: str, *, balanced: bool) -> tuple[Balance | None, Seen | None]:
         """Tally what the router chose, where a tally runs.
 
         Returns:
@@ -271,7 +277,6 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
             None where it is not asked for.
         """
         config, routing, seen = self.malora_config[name], self.malora_routing, None
-        balanced = self._balanced(name) and logits.requires_grad
         if not balanced and routing.tally is None:
             return None, None
         mask = routing.mask_of(logits.numel() // logits.shape[-1])
