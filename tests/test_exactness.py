@@ -15,6 +15,7 @@ import reference
 from malora_cli.adapters import layer as layer_module
 from malora_cli.adapters.block import BlockRouter
 from malora_cli.adapters.config import MixtureConfig
+from malora_cli.adapters.entrywise import plain
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import Routing
 from presets import FACTOR, ROUTED, config
@@ -190,7 +191,7 @@ def test_bfloat16_rounds_the_experts_and_never_the_routing(method: str, mode: st
     settings = config(method)
     layer = make_layer(settings)
     seen: list[Tensor] = []
-    kept = layer_module.top_gates
+    kept = plain.top_gates
     x = torch.randn(40, IN).bfloat16().float()
     weight = torch.randn(40, OUT)
 
@@ -210,7 +211,7 @@ def test_bfloat16_rounds_the_experts_and_never_the_routing(method: str, mode: st
         return kept(logits, **how)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch, autocast(mode == "autocast"):
-        patch.setattr(layer_module, "top_gates", watching)
+        patch.setattr(plain, "top_gates", watching)
         y = layer(ours)
     assert y.dtype == torch.bfloat16
     (y * weight).sum().backward()

@@ -19,7 +19,7 @@ from malora_cli.adapters import logits as logits_module
 from malora_cli.adapters.config import MixtureConfig
 from malora_cli.adapters.fused import can_fuse
 from malora_cli.adapters.layer import MixtureLinear
-from malora_cli.adapters.logits import halves, logits_of, router_logits
+from malora_cli.adapters.logits import halves, router_logits, sum_of, terms_of
 from malora_cli.adapters.routing import Routing
 from presets import ROUTED, config, routed
 from reference import PlainDropout
@@ -138,7 +138,7 @@ def test_two_halves_of_a_router_are_as_good_as_float32(dtype: torch.dtype, as_on
     high, low = halves(router, dtype).split(len(router))
     assert high.dtype == low.dtype == dtype
     exact = x.double() @ router.double().T
-    logits = logits_of(x, router)
+    logits = sum_of(terms_of(x, router))
     assert logits.dtype == torch.float32
     assert (logits - exact).abs().max() < 1e-4
     assert torch.equal(logits.topk(2).indices, exact.topk(2).indices)

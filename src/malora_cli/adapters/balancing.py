@@ -6,15 +6,20 @@ afterwards, so it survives both kinds of gradient checkpointing, data-parallel w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from malora_cli.adapters.kernel import Load, Seen, balance_by_expert, balance_pulls
+from malora_cli.adapters.entrywise import Pull, Steps, plain
+from malora_cli.adapters.kernel import Load, Seen, balance_pulls
 from malora_cli.adapters.routing import Routing
+
+#: Zeros that are made at a time.
+_ZEROS = 4096
 
 
 class Loads:
@@ -27,6 +32,7 @@ class Loads:
     def __init__(self) -> None:
         self._loads: list[tuple[Load, float]] = []
         self._pulls: list[tuple[Tensor, Tensor]] = []
+        self._zeros: dict[torch.device, Tensor] = {}
 
     def add(self, load: Load, factor: float) -> int:
         """Take the load of a router and the weight of its balance loss; its number is what `pull` is asked by."""
@@ -40,6 +46,14 @@ class Loads:
             pulls = balance_pulls(loads)
             self._pulls += zip(pulls, torch._foreach_mul(pulls, factors), strict=True)
         return self._pulls[number]
+
+    def zeros(self, size: int, device: torch.device) -> Tensor:
+        """Zeros to be written to, parts of one tensor for many routers: on a GPU each tensor of them is a call."""
+        left = self._zeros.get(device)
+        if left is None or len(left) < size:
+            left = torch.zeros(max(_ZEROS, size), device=device)
+        zeros, self._zeros[device] = left[:size], left[size:]
+        return zeros
 
 
 @dataclass(frozen=True)
@@ -60,61 +74,60 @@ class Balance:
     token_mask: Tensor | None
     routing: Routing
 
-    def gradient(self, probability_TE: Tensor) -> Tensor:
-        """``p * (pull - sum_t p_t pull_t)`` for every real token; the loss itself goes to the tally that runs.
-
-        Args:
-            probability_TE: Full softmax of the router.
-
-        Returns:
-            The gradient by its logits, shape ``(..., E)``.
-        """
-        pull_E, weighted_E = (pull.to(probability_TE.device) for pull in self.loads.pull(self.number))
-        if self.routing.tally is not None:
-            self.routing.tally.add_balance(self.router, balance_by_expert(probability_TE, pull_E, self.token_mask))
+    def pull(self, device: torch.device) -> Pull:
+        """What is added to the gradient by the logits; where a tally runs, it is to be told of the loss, see `tell`."""
+        pull_E, weighted_E = (pull.to(device) for pull in self.loads.pull(self.number))
         weight = self.routing.balance_weight
         if isinstance(weight, Tensor):  # of the loss, which may be on another device than this layer
-            weight = weight.to(pull_E.device)
-        pull_TE = (weighted_E * weight).expand_as(probability_TE)
-        if self.token_mask is not None:
-            pull_TE = pull_TE * self.token_mask.reshape(*pull_TE.shape[:-1], 1).to(pull_TE)
-        return _through_softmax(pull_TE, probability_TE)
+            weight = weight.to(device)
+        balance_E = None if self.routing.tally is None else self.loads.zeros(len(pull_E), device)
+        return Pull(pull_E, weighted_E, weight, self.token_mask, balance_E)
 
-
-def _through_softmax(grad_TE: Tensor, probability_TE: Tensor) -> Tensor:
-    """``p * (grad - sum_t p_t grad_t)``: the gradient by the logits, in one kernel."""
-    return torch._softmax_backward_data(grad_TE.contiguous(), probability_TE, -1, probability_TE.dtype)
+    def tell(self, pull: Pull) -> None:
+        """Tell the tally that runs of the loss, once it has been computed."""
+        if self.routing.tally is not None and pull.balance_E is not None:
+            self.routing.tally.add_balance(self.router, pull.balance_E)
 
 
 class Choice(NamedTuple):
     """What a router has chosen for some tokens, as it is known in the forward pass."""
 
-    gate_TE: Tensor  # `kernel.top_gates`, without a history
+    logits_TE: Tensor  # float32, without a history as the gates
+    gate_TE: Tensor  # `kernel.top_gates`
     renormalize: bool  # whether the kept gates are divided by their sum
     balance: Balance | None  # None where there is no balance loss
     seen: Seen | None  # what is told of it in evaluation alone
 
 
-def logits_gradient(
-    grad_TE: Tensor, logits_TE: Tensor, gate_TE: Tensor, *, renormalize: bool, balance: Balance | None
-) -> Tensor:
-    """The gradient by a router's logits of what its gates go into, and of its balance loss.
-
-    Renormalised gates are a softmax over the kept logits: experts outside the top k have a gate of 0, and so a gradient
-    of 0. Literal ones are the softmax over all, of which the kept alone have a gradient.
+class Choose(Protocol):
+    """Gives what a router chooses.
 
     Args:
-        grad_TE: Gradient by the gates.
-        logits_TE: Of the router, float32.
-        gate_TE: The gates that it chose by them, and so are the others, see `Choice`.
-        renormalize: Whether these are divided by their sum.
-        balance: None where there is no balance loss.
+        terms_TE: One or two tensors whose sum are its logits, see `logits.terms_of`.
+        differentiable: Whether there will be a backward pass.
+        steps: How it is computed.
     """
-    probability_TE = logits_TE.softmax(-1) if balance is not None or not renormalize else gate_TE
-    kept = (grad_TE, gate_TE) if renormalize else (grad_TE * (gate_TE > 0), probability_TE)
-    grad_logits = _through_softmax(*kept)
-    if balance is not None:
-        grad_logits += balance.gradient(probability_TE)
+
+    def __call__(  # noqa: D102
+        self, terms_TE: Sequence[Tensor], *, differentiable: bool, steps: Steps = plain
+    ) -> Choice: ...
+
+
+def logits_gradient(
+    steps: Steps,
+    grad_TE: Tensor,
+    logits_TE: Tensor,
+    gate_TE: Tensor,
+    *,
+    renormalize: bool,
+    balance: Balance | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient by the logits of a `Choice`, with that of its balance loss; see ``entrywise.plain``."""
+    pull = None if balance is None else balance.pull(grad_TE.device)
+    grad_logits = steps.logits_gradient(grad_TE, logits_TE, gate_TE, renormalize=renormalize, pull=pull, dtype=dtype)
+    if balance is not None and pull is not None:
+        balance.tell(pull)
     return grad_logits
 
 
@@ -130,7 +143,8 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_TE: Tensor):  # type: ignore[no-untyped-def]
-        return logits_gradient(grad_TE, *ctx.saved_tensors, renormalize=ctx.renormalize, balance=ctx.balance), None
+        how = {"renormalize": ctx.renormalize, "balance": ctx.balance, "dtype": grad_TE.dtype}
+        return logits_gradient(plain, grad_TE, *ctx.saved_tensors, **how), None
 
 
 def gates_of(logits_TE: Tensor, choice: Choice) -> Tensor:

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as hooks
 
-from malora_cli.adapters.balancing import Choice, logits_gradient
+from malora_cli.adapters.balancing import Choice, Choose, logits_gradient
 from malora_cli.adapters.dropout import draw_kept
+from malora_cli.adapters.entrywise import plain as plain_steps
+from malora_cli.adapters.entrywise import steps_for
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
 from malora_cli.adapters.kernel import Factors, Seen
 from malora_cli.adapters.logits import (
@@ -30,9 +32,9 @@ from malora_cli.adapters.logits import (
     add_gradient,
     gradient_dtype,
     halves,
-    logits_of,
     multiplies_into_float32,
     router_gradient,
+    terms_of,
     weight_gradient,
 )
 from malora_cli.adapters.precision import rounds_float32
@@ -116,24 +118,23 @@ class _Project(torch.autograd.Function):
         down_SI: Tensor,
         router_EI: Tensor | None,
         kept_TI: Tensor | None,
-        choose: Callable[[Tensor], Choice],
+        choose: Callable[..., Choice],
     ) -> tuple[Tensor, Tensor, Tensor | None, Seen | None]:
-        followed_TI, choice, logits_TE = x_TI.view_as(x_TI), None, None
+        terms_TE: tuple[Tensor, ...] = ()
         ctx.sizes = None
         if router_EI is not None and kept_TI is None and gradient_dtype(x_TI) == x_TI.dtype:
             ctx.sizes = [len(down_SI), len(router_EI)]
-            z_TS, logits_TE, down_SI = _both_products(x_TI, down_SI, router_EI)
+            z_TS, terms_TE, down_SI = _both_products(x_TI, down_SI, router_EI)
             router_EI = None
         else:
             down_SI = down_SI.to(x_TI.dtype)
             z_TS = product(_dropped(x_TI, kept_TI), down_SI)
-            logits_TE = None if router_EI is None else logits_of(x_TI, router_EI)
-        if logits_TE is not None:
-            choice = choose(logits_TE)
-            ctx.renormalize, ctx.balance = choice.renormalize, choice.balance
-        gate_TE, seen = (None, None) if choice is None else (choice.gate_TE, choice.seen)
+            terms_TE = () if router_EI is None else terms_of(x_TI, router_EI)
+        logits_TE = gate_TE = seen = None
+        if terms_TE:
+            logits_TE, gate_TE, ctx.renormalize, ctx.balance, seen = choose(terms_TE, steps=steps_for(x_TI))
         ctx.save_for_backward(x_TI, down_SI, router_EI, kept_TI, logits_TE, gate_TE)
-        return followed_TI, z_TS, gate_TE, seen
+        return x_TI.view_as(x_TI), z_TS, gate_TE, seen
 
     @staticmethod
     @once_differentiable
@@ -142,8 +143,15 @@ class _Project(torch.autograd.Function):
         x_TI, down_MI, router_EI, kept_TI, logits_TE, gate_TE = ctx.saved_tensors
         for_input, for_down, for_router = ctx.needs_input_grad[:3]
         if grad_TE is not None:
-            grad_TE = logits_gradient(grad_TE, logits_TE, gate_TE, renormalize=ctx.renormalize, balance=ctx.balance)
-            grad_TE = grad_TE.to(gradient_dtype(x_TI))
+            grad_TE = logits_gradient(
+                steps_for(x_TI),
+                grad_TE,
+                logits_TE,
+                gate_TE,
+                renormalize=ctx.renormalize,
+                balance=ctx.balance,
+                dtype=gradient_dtype(x_TI),
+            )
         if ctx.sizes is not None:
             grad_TM = torch.cat([grad_TS, grad_TE], dim=-1)
             if for_down and for_router:
@@ -165,21 +173,21 @@ class _Project(torch.autograd.Function):
         return grad_TI if for_input else None, grad_down, grad_router, None, None
 
 
-def _both_products(x_TI: Tensor, down_SI: Tensor, router_EI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``x D^T`` and the router's logits, by one product where one serves both; and the two matrices as one."""
+def _both_products(x_TI: Tensor, down_SI: Tensor, router_EI: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """``x D^T`` and `logits.terms_of` the router, by one product where one serves both; and the two matrices as one."""
     sizes = [len(down_SI), len(router_EI)]
     if x_TI.dtype == torch.float32:
         both_MI = torch.cat([down_SI, router_EI])
         z_TS, logits_TE = product(x_TI, both_MI).split(sizes, dim=-1)
-        return z_TS, logits_TE, both_MI
+        return z_TS, (logits_TE,), both_MI
     if not multiplies_into_float32(x_TI):
         down_SI = down_SI.to(x_TI.dtype)
-        return product(x_TI, down_SI), logits_of(x_TI, router_EI), torch.cat([down_SI, router_EI.to(x_TI.dtype)])
+        return product(x_TI, down_SI), terms_of(x_TI, router_EI), torch.cat([down_SI, router_EI.to(x_TI.dtype)])
     all_MI = x_TI.new_empty(len(down_SI) + 2 * len(router_EI), x_TI.shape[1])
     all_MI[: len(down_SI)].copy_(down_SI)
     halves(router_EI, x_TI.dtype, out=all_MI[len(down_SI) :])
     z_TS, high_TE, low_TE = torch.mm(x_TI, all_MI.T, out_dtype=torch.float32).split([*sizes, len(router_EI)], dim=-1)
-    return z_TS.to(x_TI.dtype), high_TE + low_TE, all_MI[: sum(sizes)]
+    return z_TS.to(x_TI.dtype), (high_TE, low_TE), all_MI[: sum(sizes)]
 
 
 def _dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
@@ -206,31 +214,31 @@ class _Update(torch.autograd.Function):
         scaling: float,
         gather: bool,
     ) -> Tensor:
-        scaled_TE = torch.mul(gate_TE, scaling, out=torch.empty_like(gate_TE, dtype=z_TS.dtype))
         coefficient_QS = None if coefficient_QS is None else coefficient_QS.to(z_TS.dtype)
         up_OQ = up_OQ.to(z_TS.dtype)
         weight_OI = None if base_layer is None else base_layer.weight
-        ctx.save_for_backward(z_TS, scaled_TE, weight_OI, coefficient_QS, up_OQ)
+        ctx.save_for_backward(z_TS, gate_TE, weight_OI, coefficient_QS, up_OQ)
         ctx.scaling, ctx.gather = scaling, gather
-        gated_TER = _gated(z_TS, scaled_TE, coefficient_QS)
+        gated_TER = steps_for(z_TS).gate_(_hidden(z_TS, coefficient_QS, gate_TE), gate_TE, scaling)
         if base_layer is None:
             return torch.addmm(given_T, gated_TER.flatten(-2), up_OQ.T)
-        return _add_update(_frozen(given_T, base_layer), gated_TER, scaled_TE, up_OQ, gather)
+        return _add_update(_frozen(given_T, base_layer), gated_TER, gate_TE, up_OQ, gather)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
-        z_TS, scaled_TE, weight_OI, coefficient_QS, up_OQ = ctx.saved_tensors
-        hidden_TER = _hidden(z_TS, coefficient_QS, scaled_TE)
-        gated_TER = hidden_TER * scaled_TE.unsqueeze(-1)
-        grad_up: Tensor | None
+        z_TS, gate_TE, weight_OI, coefficient_QS, up_OQ = ctx.saved_tensors
+        hidden_TER, steps = _hidden(z_TS, coefficient_QS, gate_TE), steps_for(z_TS)
+        grad_up: Tensor | None = None
         if ctx.gather:
-            grad_TER, grad_up = gradients_gathered(grad_TO, gated_TER, scaled_TE, up_OQ)
+            gated_TER = steps.gate_(hidden_TER.clone(), gate_TE, ctx.scaling)
+            grad_TER, grad_up = gradients_gathered(grad_TO, gated_TER, gate_TE, up_OQ)
         else:
             grad_TER = product(grad_TO, up_OQ.T).view_as(hidden_TER)
-            grad_up = _up_gradient(grad_TO, gated_TER.flatten(-2)) if ctx.needs_input_grad[4] else None
-        grad_gate = hidden_TER.mul_(grad_TER).sum(-1, dtype=torch.float32).mul_(ctx.scaling)
-        grad_hidden = grad_TER.mul_(scaled_TE.unsqueeze(-1)).flatten(-2)
+        grad_gate = steps.gated_gradients_(hidden_TER, grad_TER, gate_TE, ctx.scaling)
+        if ctx.needs_input_grad[4] and grad_up is None:
+            grad_up = _up_gradient(grad_TO, hidden_TER.flatten(-2))
+        grad_hidden = grad_TER.flatten(-2)
         grad_coefficient = weight_gradient(grad_hidden, z_TS) if ctx.needs_input_grad[3] else None
         grad_z = grad_hidden if coefficient_QS is None else product(grad_hidden, coefficient_QS.T)
         if weight_OI is None:
@@ -240,10 +248,10 @@ class _Update(torch.autograd.Function):
         return grad_given, grad_z, grad_gate, grad_coefficient, grad_up, None, None, None
 
 
-def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, scaled_TE: Tensor) -> Tensor:
+def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, gate_TE: Tensor) -> Tensor:
     """``z C^T`` by expert, a tensor of its own."""
     hidden_TQ = z_TS.clone() if coefficient_QS is None else product(z_TS, coefficient_QS)
-    return hidden_TQ.view(*scaled_TE.shape, hidden_TQ.shape[-1] // scaled_TE.shape[-1])
+    return hidden_TQ.view(*gate_TE.shape, hidden_TQ.shape[-1] // gate_TE.shape[-1])
 
 
 def _up_gradient(grad_TO: Tensor, gated_TQ: Tensor) -> Tensor:
@@ -253,17 +261,13 @@ def _up_gradient(grad_TO: Tensor, gated_TQ: Tensor) -> Tensor:
     return weight_gradient(gated_TQ, grad_TO).T
 
 
-def _gated(z_TS: Tensor, scaled_TE: Tensor, coefficient_QS: Tensor | None) -> Tensor:
-    return _hidden(z_TS, coefficient_QS, scaled_TE).mul_(scaled_TE.unsqueeze(-1))
-
-
 def _frozen(x_TI: Tensor, base_layer: nn.Linear) -> Tensor:
     return product(x_TI, base_layer.weight, base_layer.bias)
 
 
-def _add_update(y_TO: Tensor, gated_TER: Tensor, scaled_TE: Tensor, up_OQ: Tensor, gather: bool) -> Tensor:
+def _add_update(y_TO: Tensor, gated_TER: Tensor, gate_TE: Tensor, up_OQ: Tensor, gather: bool) -> Tensor:
     if gather:
-        return add_gathered(y_TO, gated_TER, scaled_TE, up_OQ)
+        return add_gathered(y_TO, gated_TER, gate_TE, up_OQ)
     return add_product(y_TO, gated_TER.flatten(-2), up_OQ)
 
 
@@ -274,7 +278,7 @@ def fused_mixture(
     *,
     dropout: float,
     router_EI: Tensor | None,
-    choose: Callable[..., Choice],
+    choose: Choose,
     hand_on: Callable[[Tensor | None, Seen | None], Tensor],
     scaling: float,
     top_k: int,
@@ -287,8 +291,8 @@ def fused_mixture(
         factors: The experts; in training they may be in float32 for an x in half precision.
         dropout: Rate of the dropout on the input of the down-projection; the router's input has none.
         router_EI: Router weight, float32; None where another linear of the block has the router.
-        choose: What the router chooses by its logits, of shape ``(T, E)``; asked for with ``differentiable``.
-        hand_on: The gates, of that shape, once other linears have them too; given None where no router is here.
+        choose: What the router chooses.
+        hand_on: The gates, of shape ``(T, E)``, once other linears have them too; given None where no router is here.
         scaling: ``alpha / r``.
         top_k: Experts kept for a token.
     """
@@ -297,12 +301,11 @@ def fused_mixture(
     plain = base_layer if _is_plain(base_layer) else None
     if plain is not None and x.dtype == torch.float32 and not dropout and not torch.is_grad_enabled():
         # At one token a step, as in decoding, it is the number of calls that counts.
-        choice = None if router_EI is None else choose(product(x_TI, router_EI), differentiable=False)
+        choice = None if router_EI is None else choose((product(x_TI, router_EI),), differentiable=False)
         gate_TE = hand_on(None, None) if choice is None else hand_on(choice.gate_TE, choice.seen)
-        scaled_TE = gate_TE * scaling
-        gated_TER = _gated(product(x_TI, down_SI), scaled_TE, coefficient_QS)
+        gated_TER = plain_steps.gate_(_hidden(product(x_TI, down_SI), coefficient_QS, gate_TE), gate_TE, scaling)
         gather = gathering_pays(gate_TE, up_OQ, top_k)
-        y_TO = _add_update(_frozen(x_TI, plain), gated_TER, scaled_TE, up_OQ, gather)
+        y_TO = _add_update(_frozen(x_TI, plain), gated_TER, gate_TE, up_OQ, gather)
         return y_TO.view(*x.shape[:-1], len(up_OQ))
     kept_TI, factor = draw_kept(x_TI, dropout) if dropout else (None, 1.0)
     has_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, down_SI, router_EI))

@@ -86,16 +86,22 @@ class Load(NamedTuple):
     tokens: Tensor | int  # a scalar, float32, where a mask says which tokens are real
 
 
-def expert_load(gate_TE: Tensor, token_mask: Tensor | None) -> Load:
+def expert_load(gate_TE: Tensor, token_mask: Tensor | None, *, out: Tensor | None = None) -> Load:
     """Count a router's choices over the real tokens.
 
     Args:
         gate_TE: Gates of all tokens.
         token_mask: 1 for real tokens, 0 for padding, any shape that flattens to T; None when all are real.
+        out: Is written the counts to, where it is given.
     """
     flat_TE = _real(gate_TE.detach(), token_mask)
-    tokens = len(flat_TE) if token_mask is None else token_mask.sum(dtype=flat_TE.dtype)
-    return Load(torch.linalg.vector_norm(flat_TE, 0, dim=0), tokens)  # the number of those that are not 0, in one call
+    assigned_E = torch.linalg.vector_norm(flat_TE, 0, dim=0, out=out)  # the number of those that are not 0, in one call
+    return Load(assigned_E, real_tokens(gate_TE, token_mask))
+
+
+def real_tokens(gate_TE: Tensor, token_mask: Tensor | None) -> Tensor | int:
+    """How many tokens have gates and are real, as a `Load` has it; the mask is that of `expert_load`."""
+    return gate_TE.numel() // gate_TE.shape[-1] if token_mask is None else token_mask.sum(dtype=gate_TE.dtype)
 
 
 class Seen(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,15 +14,17 @@ from malora_cli.adapters.balancing import Balance, Choice, Loads, gates_of
 from malora_cli.adapters.block import BlockRouter
 from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig
 from malora_cli.adapters.eager import eager
+from malora_cli.adapters.entrywise import Steps, plain
 from malora_cli.adapters.fused import can_fuse, fused_mixture
 from malora_cli.adapters.initialisation import kaiming_uniform
 from malora_cli.adapters.kernel import (
     Factors,
+    Load,
     Seen,
     expert_load,
     mixture_delta,
+    real_tokens,
     seen_of,
-    top_gates,
 )
 from malora_cli.adapters.logits import router_logits
 from malora_cli.adapters.routing import Routing
@@ -239,15 +241,31 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         """The gates for these logits, or those that the first linear called in the block has for the same tokens."""
         if logits is None:
             return self._handed_on(None, None, x, name)
-        choice = self._choose(logits, name, differentiable=logits.requires_grad)
+        choice = self._choose((logits.detach(),), name=name, differentiable=logits.requires_grad)
         return self._handed_on(gates_of(logits, choice), choice.seen, x, name)
 
-    def _choose(self, logits: Tensor, name: str, *, differentiable: bool) -> Choice:
-        """What the router chooses by these logits; without a history, whatever they have."""
-        config, logits = self.malora_config[name], logits.detach()
-        gate = top_gates(logits, top_k=config.top_k, renormalize=config.renormalize)
-        balance, seen = self._watch(logits, gate, name, balanced=differentiable and self._balanced(name))
-        return Choice(gate, config.renormalize, balance, seen)
+    def _choose(self, terms_TE: Sequence[Tensor], *, name: str, differentiable: bool, steps: Steps = plain) -> Choice:
+        """What the router chooses, see `balancing.Choose`; a tally that runs is told."""
+        config, routing, first = self.malora_config[name], self.malora_routing, terms_TE[0]
+        balanced = differentiable and self._balanced(name)
+        loads = Loads() if routing.loads is None or not balanced else routing.loads
+        counted = balanced or routing.tally is not None
+        mask = routing.mask_of(first.numel() // first.shape[-1]) if counted else None
+        assigned = loads.zeros(config.experts, first.device) if counted else None
+        logits, gate = steps.choose(
+            terms_TE, top_k=config.top_k, renormalize=config.renormalize, token_mask=mask, assigned_E=assigned
+        )
+        balance = seen = None
+        if assigned is not None:
+            load = Load(assigned, real_tokens(gate, mask))
+            if routing.tally is not None:
+                seen = None if self.training else seen_of(gate, logits, mask)
+                routing.tally.add(self._router_index, load, seen)
+            if balanced:
+                # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
+                factor = config.balance_factor / len(routing.routers[name])
+                balance = Balance(loads, loads.add(load, factor), self._router_index, mask, routing)
+        return Choice(logits, gate, config.renormalize, balance, seen)
 
     def _handed_on(self, gate: Tensor | None, seen: Seen | None, x: Tensor, name: str) -> Tensor:
         """The gates, once the other linears of the block have them too; None are taken from the block."""
@@ -268,28 +286,6 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         if routing.tally is not None:
             routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), seen)
         return gate
-
-    def _watch(self, logits: Tensor, gate: Tensor, name: str, *, balanced: bool) -> tuple[Balance | None, Seen | None]:
-        """Tally what the router chose, where a tally runs.
-
-        Returns:
-            What the gates' backward pass adds for the balance loss, and what is tallied in evaluation alone. Each is
-            None where it is not asked for.
-        """
-        config, routing, seen = self.malora_config[name], self.malora_routing, None
-        if not balanced and routing.tally is None:
-            return None, None
-        mask = routing.mask_of(logits.numel() // logits.shape[-1])
-        load = expert_load(gate, mask)
-        if routing.tally is not None:
-            seen = None if self.training else seen_of(gate, logits, mask)
-            routing.tally.add(self._router_index, load, seen)
-        if not balanced:
-            return None, seen
-        loads = Loads() if routing.loads is None else routing.loads
-        # The paper's loss is the mean over routers, so that its weight does not depend on how many there are.
-        factor = config.balance_factor / len(routing.routers[name])
-        return Balance(loads, loads.add(load, factor), self._router_index, mask, routing), seen
 
     def _balanced(self, name: str) -> bool:
         """Whether a router of this adapter has a balance loss."""

@@ -6,6 +6,7 @@ suffixes as in ``kernel``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class _RouterLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, router_EI: Tensor) -> Tensor:
         ctx.save_for_backward(x_TI, router_EI)
-        return logits_of(x_TI, router_EI)
+        return sum_of(terms_of(x_TI, router_EI))
 
     @staticmethod
     @once_differentiable
@@ -61,18 +62,22 @@ def router_logits(x_TI: Tensor, router_EI: Tensor, *, training: bool = True) -> 
         return F.linear(x_TI.float(), router_EI.float())
 
 
-def logits_of(x_TI: Tensor, router_EI: Tensor) -> Tensor:
-    """``W_g x`` in float32 without a history, for the inside of autograd functions.
+def terms_of(x_TI: Tensor, router_EI: Tensor) -> tuple[Tensor, ...]:
+    """One or two tensors in float32 whose sum is ``W_g x``, without a history, for the inside of autograd functions.
 
     A GPU multiplies half precision into float32 as it is, by the two `halves` of the router: no copy of x is made. For
     4,096 inputs the worst logit is off by 6e-6, where a product in float32 is by 1e-6 and one in bfloat16 by 1e-2.
     """
     if x_TI.dtype in HALF and multiplies_into_float32(x_TI):
         both_TE = torch.mm(x_TI, halves(router_EI, x_TI.dtype).T, out_dtype=torch.float32)
-        high_TE, low_TE = both_TE.split(len(router_EI), dim=-1)
-        return high_TE + low_TE
+        return both_TE.split(len(router_EI), dim=-1)
     with float32_products(x_TI.device.type):
-        return product(x_TI.float(), router_EI.float())
+        return (product(x_TI.float(), router_EI.float()),)
+
+
+def sum_of(terms_TE: Sequence[Tensor]) -> Tensor:
+    """The logits whose terms these are."""
+    return terms_TE[0] if len(terms_TE) == 1 else terms_TE[0] + terms_TE[1]
 
 
 def multiplies_into_float32(x: Tensor) -> bool:

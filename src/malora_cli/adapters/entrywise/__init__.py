@@ -1,0 +1,52 @@
+"""The arithmetic of a routed linear between its products, entry by entry, in four steps.
+
+``plain`` has them by PyTorch's operations, ``by_triton`` as a kernel each, and `steps_for` says which are taken.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from malora_cli.adapters.entrywise import plain
+from malora_cli.adapters.entrywise.pull import Pull
+from malora_cli.adapters.entrywise.steps import Steps
+from malora_cli.adapters.entrywise.trial import Sizes, differing
+
+__all__ = ["SWITCH", "Pull", "Steps", "plain", "steps_for"]
+
+#: Environment variable; 0 keeps a GPU to PyTorch's operations.
+SWITCH = "MALORA_TRITON"
+
+
+def steps_for(x: Tensor) -> Steps:
+    """The steps of a training pass where this tensor lies. In evaluation they are the plain ones, as in a bundle."""
+    return _on_gpu(x.device) if x.is_cuda else plain
+
+
+@cache
+def _on_gpu(device: torch.device) -> Steps:
+    """Triton's, where they compute what the plain ones do; asked once for each GPU."""
+    if torch.version.hip is not None or os.environ.get(SWITCH) == "0":
+        return plain
+    try:
+        from malora_cli.adapters.entrywise import by_triton
+    except ImportError:  # it comes with PyTorch for NVIDIA's GPUs, on Linux
+        return plain
+    try:
+        wrong = differing(by_triton, plain, Sizes(), device)
+        why = f"{', '.join(wrong)} would differ" if wrong else ""
+    except Exception as error:  # no C compiler, a GPU that Triton does not know: whatever it is, there is another way
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+    if not why:
+        return by_triton
+    warnings.warn(
+        f"Triton's kernels are not used on {device}, but PyTorch's operations, which are slower: {why}. "
+        f"{SWITCH}=0 goes without asking.",
+        stacklevel=2,
+    )
+    return plain
