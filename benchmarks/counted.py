@@ -8,8 +8,8 @@ has no router here: it is the first linear's of a block). Every operation of PyT
 views and metadata left out, and so are the bytes of a token in the tensors that it reads and writes. Weights, which all
 tokens share, are not. ``kept`` are the bytes of a token that wait for the backward pass, each storage once; the input
 itself is among them, which q, k and v share. A CPU goes through the operations of an NVIDIA GPU but for three, which
-take the GPU's way here: PyTorch's dropout is one kernel, the kernel of the family draws its mask by the device's
-generator, and a product of half precision has its result in float32. Figures are printed and kept in
+take the GPU's way here: a dropout is one kernel, a product of half precision has its result in float32, and each of the
+family's four steps between products is one kernel, Triton's (also counted without it). Figures are printed and kept in
 ``benchmarks/results/counted.json``.
 """
 
@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -29,11 +31,13 @@ from peft import PeftConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from malora_cli.adapters import fused, logits
-from malora_cli.adapters.dropout import kept_by_device
+from malora_cli.adapters.config import MixtureConfig
+from malora_cli.adapters.dropout import drop_by_device
+from malora_cli.adapters.entrywise import plain
 from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.routing import routing_of
 from malora_cli.results import write_json
@@ -87,9 +91,7 @@ class Counting(TorchDispatchMode):
         found = _mm_into_float32(*args) if func is torch.ops.aten.mm.dtype else func(*args, **(kwargs or {}))
         if not func.is_view and func.overloadpacket.__name__ not in _FREE:
             self.kernels += 1
-            read = () if func is torch.ops.aten.bernoulli_.float else (args, kwargs)  # it only writes
-            tensors = [leaf for leaf in tree_leaves((read, found)) if isinstance(leaf, Tensor)]
-            self.bytes += sum(_bytes(tensor) for tensor in tensors)
+            self.bytes += _bytes((args, kwargs, found))
         return found
 
     @property
@@ -98,30 +100,58 @@ class Counting(TorchDispatchMode):
         return self.bytes / TOKENS / _KIB
 
 
+def _as_one_kernel(step: Callable[..., Any]) -> Callable[..., Any]:
+    """One of the four steps, whose own operations are not counted."""
+
+    def counted_once(*args: Any, **kwargs: Any) -> Any:
+        mode = _get_current_dispatch_mode()
+        with _disable_current_modes():
+            found = step(*args, **kwargs)
+        assert isinstance(mode, Counting)
+        mode.kernels += 1
+        mode.bytes += _bytes((args, kwargs, found))
+        if step is plain.gated_gradients_:  # which also writes to what it reads
+            mode.bytes += _bytes(args[:2])
+        return found
+
+    return counted_once
+
+
+#: The four steps as `by_triton` has them.
+STEPS = SimpleNamespace(
+    **{
+        name: _as_one_kernel(getattr(plain, name))
+        for name in ("choose", "gate_", "gated_gradients_", "logits_gradient")
+    }
+)
+
+
 def _mm_into_float32(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """What a CPU lacks."""
     return a.to(dtype) @ b.to(dtype)
 
 
 @contextmanager
-def as_on_a_gpu() -> Iterator[None]:
+def as_on_a_gpu(*, triton: bool) -> Iterator[None]:
     """The operations of an NVIDIA GPU within the block."""
 
     def dropout(x: Tensor, p: float, training: bool, _inplace: bool) -> Tensor:
         return torch.native_dropout(x, p, training)[0]
 
     with (
-        patch.object(fused, "draw_kept", lambda x, p: (kept_by_device(x, p), 1 / (1 - p))),
+        patch.object(fused, "drop", drop_by_device),
         patch.object(fused, "multiplies_into_float32", return_value=True),
         patch.object(logits, "multiplies_into_float32", return_value=True),
+        patch.object(fused, "steps_for", lambda _: STEPS if triton else plain),
         patch.object(torch.nn.functional, "dropout", dropout),
     ):
         yield
 
 
-def _bytes(tensor: Tensor) -> int:
-    """Of a tensor that has something for every token."""
-    return tensor.numel() * tensor.element_size() if TOKENS in tensor.shape else 0
+def _bytes(tree: Any) -> int:
+    """Of all tensors that have something for every token."""
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and TOKENS in leaf.shape]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @contextmanager
@@ -146,7 +176,7 @@ def configurations(dropout: float) -> dict[str, PeftConfig | None]:
     return {"frozen": None, **made}
 
 
-def counted(config: PeftConfig | None, names: str) -> Count:
+def counted(config: PeftConfig | None, names: str, *, triton: bool = True) -> Count:
     """What a step of some linears takes, one behind the other."""
     torch.manual_seed(0)
     layers = {name: nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16) for name in names}
@@ -158,7 +188,7 @@ def counted(config: PeftConfig | None, names: str) -> Count:
         routing.tally = routing.new_tally(adapted)
     x = torch.randn(1, TOKENS, WIDTH).bfloat16().requires_grad_()
     kept: dict[int, int] = {}
-    with as_on_a_gpu():
+    with as_on_a_gpu(triton=triton):
         with torch.autocast("cpu", dtype=torch.bfloat16), keeping(kept), Counting() as forward:
             y = adapted(x)
         gradient = torch.randn_like(y)
@@ -175,15 +205,20 @@ def counted(config: PeftConfig | None, names: str) -> Count:
 
 def main() -> None:
     """Count, print and keep."""
-    table = Table("linear", "dropout", "kernels", "KiB moved a token", "KiB kept a token", box=None, pad_edge=False)
+    table = Table(
+        "linear", "dropout", "Triton", "kernels", "KiB moved a token", "KiB kept a token", box=None, pad_edge=False
+    )
     found: dict[str, Any] = {}
-    for dropout in (0.05, 0.0):
+    for dropout, triton in product((0.05, 0.0), (True, False)):
         for name, config in configurations(dropout).items():
-            one = counted(config, NAMES).more_than(counted(config, NAMES[:-1]))
-            found[f"{name}, dropout {dropout:g}"] = asdict(one)
+            if not triton and not isinstance(config, MixtureConfig):
+                continue
+            more, fewer = (counted(config, names, triton=triton) for names in (NAMES, NAMES[:-1]))
+            one = more.more_than(fewer)
+            found[f"{name}, dropout {dropout:g}" + ("" if triton else ", without Triton")] = asdict(one)
             kernels, moved = (" + ".join(f"{way:.0f}" for way in ways) for ways in (one.kernels, one.moved_kib))
-            table.add_row(name, f"{dropout:g}", kernels, moved, f"{one.kept_kib:.1f}")
-    Console().print(table)
+            table.add_row(name, f"{dropout:g}", "yes" if triton else "no", kernels, moved, f"{one.kept_kib:.1f}")
+    Console(width=120).print(table)
     write_json(RESULTS, {"width": WIDTH, "tokens": TOKENS, "torch": torch.__version__, "linears": found})
 
 

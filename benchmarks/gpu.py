@@ -31,6 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -40,6 +41,8 @@ import train as against
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel
 
+from malora_cli.adapters import fused
+from malora_cli.adapters.entrywise import plain, steps_for
 from malora_cli.bench.run import run_decode, run_steps
 from malora_cli.bench.workload import Workload
 from malora_cli.data.batch import TrainExample, collate
@@ -57,6 +60,7 @@ MODEL = "smollm2-135m-instruct"
 CONTRACTS = (
     "test_train.py",
     "test_half_precision.py",
+    "test_triton.py",
     "test_resuming.py",
     "test_generation.py",
     "test_choices_evaluated.py",
@@ -201,12 +205,16 @@ def contracts(place: Place) -> dict[str, Any]:
 
 
 def steps(place: Place) -> dict[str, Any]:
-    """As ``benchmarks/adapters.py cuda``."""
+    """As ``benchmarks/adapters.py cuda``; a few of them without Triton's kernels, too."""
     small = Workload(shape="smollm2-135m", tokens=32, dtype="bfloat16", device=place.device)
     large = Workload(shape="llama2-7b", layers=4, tokens=16_384, dtype="bfloat16", device=place.device)
     workload = small if place.tiny else large
+    found: dict[str, Any] = {"workload": asdict(workload)}
+    found["triton"] = steps_for(torch.empty(0, device=place.device)) is not plain
     costs = run_steps(["malora"] if place.tiny else [], workload, rounds=place.rounds)
-    return {"workload": asdict(workload), "rows": [asdict(cost) for cost in costs]}
+    with patch.object(fused, "steps_for", lambda _: plain):
+        without = run_steps(["malora"] if place.tiny else ["malora", "molora"], workload, rounds=place.rounds)
+    return found | {"rows": [asdict(cost) for cost in costs], "without_triton": [asdict(cost) for cost in without]}
 
 
 def decode(place: Place) -> dict[str, Any]:

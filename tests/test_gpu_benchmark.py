@@ -25,7 +25,9 @@ def test_every_part_comes_to_its_end(tmp_path: Path) -> None:
         assert case["by lengths"]["seconds"] > 0
     assert len(found["attention"]["cases"]) == 8
     assert [test["exit_code"] for test in found["contracts"].values()] == [0]
-    assert {row["name"] for row in found["steps"]["rows"]} == {"peft-lora", "malora"}
+    for rows in ("rows", "without_triton"):
+        assert {row["name"] for row in found["steps"][rows]} == {"peft-lora", "malora"}
+    assert not found["steps"]["triton"]
     assert {row["batch"] for row in found["decode"]["rows"]} == {1, 16}
     assert all(run["label_tokens_per_second"] > 0 for run in found["train"].values())
     assert found["resume"] == {"dtype": "float32", "largest_difference": 0.0}

@@ -17,6 +17,7 @@ from malora_cli.adapters import fused as fused_module
 from malora_cli.adapters import layer as layer_module
 from malora_cli.adapters import logits as logits_module
 from malora_cli.adapters.config import MixtureConfig
+from malora_cli.adapters.dropout import Drawn, drop_again, drop_by_device
 from malora_cli.adapters.fused import can_fuse
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.logits import halves, router_logits, sum_of, terms_of
@@ -129,6 +130,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (logits_module, fused_module):
         monkeypatch.setattr(module, "multiplies_into_float32", lambda x: True)
     monkeypatch.setattr(torch, "mm", _into_float32)
+    monkeypatch.setattr(fused_module, "drop", drop_by_device)
 
 
 @pytest.mark.parametrize("dtype", WITHIN)
@@ -174,6 +176,34 @@ def test_a_gpus_products_give_what_a_processors_do(dtype: torch.dtype, dropout: 
             rounded = ours[name] if dtype == torch.float16 and "router" in name else ours[name].to(dtype)
             assert _distance(rounded, value) < 1e-4, name
             assert not torch.equal(ours[name].to(dtype).float(), ours[name]), name
+
+
+@pytest.mark.parametrize("dtype", WITHIN)
+def test_a_gpus_dropout_scales_at_once_what_a_processors_does_later(dtype: torch.dtype) -> None:
+    """The same entries are kept, and outputs and gradients are the same."""
+    made = _layer(config("malora", lora_dropout=DROPOUT), dtype)
+    made.base_layer.to(dtype)
+    x = torch.randn(2, TOKENS, IN).to(dtype)
+    kept = torch.rand(2 * TOKENS, IN, device=DEVICE) >= DROPOUT
+    outcomes = []
+    for inner, outer in ((1 / (1 - DROPOUT), 1.0), (1.0, 1 / (1 - DROPOUT))):
+
+        def dropped(x: Tensor, _: float, inner: float = inner, outer: float = outer) -> tuple[Tensor, Drawn]:
+            drawn = Drawn(kept.to(torch.int8 if inner == 1.0 else torch.bool), inner, outer)
+            return drop_again(x, drawn.kept, inner), drawn
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused_module, "drop", dropped)
+            outcomes.append(_outcome(made, x))
+    _assert_near(*outcomes, dtype)
+
+
+def test_a_gpus_dropout_can_be_had_again() -> None:
+    x = torch.randn(300, 400, device=DEVICE).bfloat16()
+    dropped, drawn = drop_by_device(x, 0.25)
+    torch.testing.assert_close(drop_again(x, drawn.kept, drawn.inner), dropped, rtol=2**-7, atol=0)
+    assert drawn.inner * drawn.outer == pytest.approx(4 / 3)
+    assert drawn.kept.float().mean().item() == pytest.approx(0.75, abs=0.01)
 
 
 def _step(model: nn.Module, *, parts: int) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as hooks
 
 from malora_cli.adapters.balancing import Choice, Choose, logits_gradient
-from malora_cli.adapters.dropout import draw_kept
+from malora_cli.adapters.dropout import Drawn, drop, drop_again
 from malora_cli.adapters.entrywise import plain as plain_steps
 from malora_cli.adapters.entrywise import steps_for
 from malora_cli.adapters.gathered import add_gathered, gathering_pays, gradients_gathered
@@ -31,7 +31,6 @@ from malora_cli.adapters.logits import (
     HALF,
     add_gradient,
     gradient_dtype,
-    halves,
     multiplies_into_float32,
     router_gradient,
     terms_of,
@@ -40,6 +39,7 @@ from malora_cli.adapters.logits import (
 from malora_cli.adapters.precision import rounds_float32
 from malora_cli.adapters.product import add_product, product
 from malora_cli.adapters.quick import QuickLinear
+from malora_cli.adapters.rounded import Rounded, rounded
 
 #: bitsandbytes' layers, which are fused in training: packed weights are no matrix to multiply by, so they do it.
 _QUANTISED = ("Linear4bit", "Linear8bitLt")
@@ -104,7 +104,7 @@ def _is_one_format(x: Tensor, up: Tensor, *, training: bool) -> bool:
 
 
 class _Project(torch.autograd.Function):
-    """``x`` itself, ``(x * kept) D^T``, the gates that a router chooses by ``x W_g^T``, and what was seen of them.
+    """``x`` itself, ``dropped D^T``, the gates that a router chooses by ``x W_g^T``, and what was seen of them.
 
     The gradient that ``x`` has met by the time of the backward pass is added to in place, and the output of the dropout
     is made again there. Without a dropout the gradients of both products are one, but in float16, where a router's stay
@@ -117,23 +117,27 @@ class _Project(torch.autograd.Function):
         x_TI: Tensor,
         down_SI: Tensor,
         router_EI: Tensor | None,
-        kept_TI: Tensor | None,
+        dropped_TI: Tensor,
+        drawn: Drawn | None,
+        weights: Rounded,
         choose: Callable[..., Choice],
     ) -> tuple[Tensor, Tensor, Tensor | None, Seen | None]:
         terms_TE: tuple[Tensor, ...] = ()
-        ctx.sizes = None
-        if router_EI is not None and kept_TI is None and gradient_dtype(x_TI) == x_TI.dtype:
+        if router_EI is not None and drawn is None and gradient_dtype(x_TI) == x_TI.dtype:
             ctx.sizes = [len(down_SI), len(router_EI)]
-            z_TS, terms_TE, down_SI = _both_products(x_TI, down_SI, router_EI)
-            router_EI = None
+            z_TS, terms_TE, down_MI = _both_products(x_TI, router_EI, weights)
+            router = None
         else:
-            down_SI = down_SI.to(x_TI.dtype)
-            z_TS = product(_dropped(x_TI, kept_TI), down_SI)
-            terms_TE = () if router_EI is None else terms_of(x_TI, router_EI)
+            ctx.sizes, down_MI, router = None, weights.down_SI, weights.router_EI
+            z_TS = product(dropped_TI, down_MI)
+            if router_EI is not None:
+                both_MI = weights.both_MI
+                terms_TE = terms_of(x_TI, router_EI, None if both_MI is None else both_MI[len(down_SI) :])
         logits_TE = gate_TE = seen = None
         if terms_TE:
             logits_TE, gate_TE, ctx.renormalize, ctx.balance, seen = choose(terms_TE, steps=steps_for(x_TI))
-        ctx.save_for_backward(x_TI, down_SI, router_EI, kept_TI, logits_TE, gate_TE)
+        kept_TI, ctx.inner = (None, 1.0) if drawn is None else (drawn.kept, drawn.inner)
+        ctx.save_for_backward(x_TI, down_MI, router, kept_TI, logits_TE, gate_TE)
         return x_TI.view_as(x_TI), z_TS, gate_TE, seen
 
     @staticmethod
@@ -142,6 +146,7 @@ class _Project(torch.autograd.Function):
         """``grad_TE`` is None where there is no router. Autograd brings gradients to the format of what they are of."""
         x_TI, down_MI, router_EI, kept_TI, logits_TE, gate_TE = ctx.saved_tensors
         for_input, for_down, for_router = ctx.needs_input_grad[:3]
+        none = [None] * 4
         if grad_TE is not None:
             grad_TE = logits_gradient(
                 steps_for(x_TI),
@@ -159,8 +164,9 @@ class _Project(torch.autograd.Function):
             else:
                 grad_down = weight_gradient(grad_TS, x_TI) if for_down else None
                 grad_router = weight_gradient(grad_TE, x_TI) if for_router else None
-            return add_product(grad_TI, grad_TM, down_MI.T) if for_input else None, grad_down, grad_router, None, None
-        grad_down = weight_gradient(grad_TS, _dropped(x_TI, kept_TI)) if for_down else None
+            return add_product(grad_TI, grad_TM, down_MI.T) if for_input else None, grad_down, grad_router, *none
+        dropped_TI = x_TI if kept_TI is None or not for_down else drop_again(x_TI, kept_TI, ctx.inner)
+        grad_down = weight_gradient(grad_TS, dropped_TI) if for_down else None
         grad_router = router_gradient(grad_TE, x_TI) if for_router else None
         if for_input:
             if router_EI is not None:
@@ -169,35 +175,28 @@ class _Project(torch.autograd.Function):
             if kept_TI is None:
                 grad_TI.add_(grad_dropped)
             else:
-                grad_TI.addcmul_(grad_dropped, kept_TI)
-        return grad_TI if for_input else None, grad_down, grad_router, None, None
+                grad_TI.addcmul_(grad_dropped, kept_TI, value=ctx.inner)
+        return grad_TI if for_input else None, grad_down, grad_router, *none
 
 
-def _both_products(x_TI: Tensor, down_SI: Tensor, router_EI: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """``x D^T`` and `logits.terms_of` the router, by one product where one serves both; and the two matrices as one."""
+def _both_products(x_TI: Tensor, router_EI: Tensor, weights: Rounded) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """``x D^T`` and the terms of the router's logits, by one product where one serves both; and the two matrices."""
+    down_SI = weights.down_SI
     sizes = [len(down_SI), len(router_EI)]
     if x_TI.dtype == torch.float32:
         both_MI = torch.cat([down_SI, router_EI])
         z_TS, logits_TE = product(x_TI, both_MI).split(sizes, dim=-1)
         return z_TS, (logits_TE,), both_MI
-    if not multiplies_into_float32(x_TI):
-        down_SI = down_SI.to(x_TI.dtype)
-        return product(x_TI, down_SI), terms_of(x_TI, router_EI), torch.cat([down_SI, router_EI.to(x_TI.dtype)])
-    all_MI = x_TI.new_empty(len(down_SI) + 2 * len(router_EI), x_TI.shape[1])
-    all_MI[: len(down_SI)].copy_(down_SI)
-    halves(router_EI, x_TI.dtype, out=all_MI[len(down_SI) :])
-    z_TS, high_TE, low_TE = torch.mm(x_TI, all_MI.T, out_dtype=torch.float32).split([*sizes, len(router_EI)], dim=-1)
-    return z_TS.to(x_TI.dtype), (high_TE, low_TE), all_MI[: sum(sizes)]
-
-
-def _dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
-    return x_TI if kept_TI is None else x_TI * kept_TI
+    if weights.both_MI is None:
+        assert weights.router_EI is not None
+        return product(x_TI, down_SI), terms_of(x_TI, router_EI), torch.cat([down_SI, weights.router_EI])
+    products_TM = torch.mm(x_TI, weights.both_MI.T, out_dtype=torch.float32)
+    z_TS, high_TE, low_TE = products_TM.split([*sizes, len(router_EI)], dim=-1)
+    return z_TS.to(x_TI.dtype), (high_TE, low_TE), weights.both_MI[: sum(sizes)]
 
 
 class _Update(torch.autograd.Function):
     """``x W^T + b + s ((z C^T) * gate) U^T``; the hidden states are computed again in the backward pass.
-
-    C and U are brought to the format of ``z`` here and not before, for their gradients need no way back then.
 
     Without ``base_layer`` the first argument is not ``x`` but the output of the frozen layer.
     """
@@ -208,21 +207,20 @@ class _Update(torch.autograd.Function):
         given_T: Tensor,
         z_TS: Tensor,
         gate_TE: Tensor,
-        coefficient_QS: Tensor | None,
-        up_OQ: Tensor,
+        _coefficient_QS: Tensor | None,
+        _up_OQ: Tensor,
+        weights: Rounded,
         base_layer: nn.Linear | None,
         scaling: float,
         gather: bool,
     ) -> Tensor:
-        coefficient_QS = None if coefficient_QS is None else coefficient_QS.to(z_TS.dtype)
-        up_OQ = up_OQ.to(z_TS.dtype)
         weight_OI = None if base_layer is None else base_layer.weight
-        ctx.save_for_backward(z_TS, gate_TE, weight_OI, coefficient_QS, up_OQ)
+        ctx.save_for_backward(z_TS, gate_TE, weight_OI, weights.coefficient_QS, weights.up_OQ)
         ctx.scaling, ctx.gather = scaling, gather
-        gated_TER = steps_for(z_TS).gate_(_hidden(z_TS, coefficient_QS, gate_TE), gate_TE, scaling)
+        gated_TER = steps_for(z_TS).gate_(_hidden(z_TS, weights.coefficient_QS, gate_TE), gate_TE, scaling)
         if base_layer is None:
-            return torch.addmm(given_T, gated_TER.flatten(-2), up_OQ.T)
-        return _add_update(_frozen(given_T, base_layer), gated_TER, gate_TE, up_OQ, gather)
+            return torch.addmm(given_T, gated_TER.flatten(-2), weights.up_OQ.T)
+        return _add_update(_frozen(given_T, base_layer), gated_TER, gate_TE, weights.up_OQ, gather)
 
     @staticmethod
     @once_differentiable
@@ -245,7 +243,7 @@ class _Update(torch.autograd.Function):
             grad_given: Tensor | None = grad_TO
         else:
             grad_given = product(grad_TO, weight_OI.T) if ctx.needs_input_grad[0] else None
-        return grad_given, grad_z, grad_gate, grad_coefficient, grad_up, None, None, None
+        return grad_given, grad_z, grad_gate, grad_coefficient, grad_up, None, None, None, None
 
 
 def _hidden(z_TS: Tensor, coefficient_QS: Tensor | None, gate_TE: Tensor) -> Tensor:
@@ -307,11 +305,14 @@ def fused_mixture(
         gather = gathering_pays(gate_TE, up_OQ, top_k)
         y_TO = _add_update(_frozen(x_TI, plain), gated_TER, gate_TE, up_OQ, gather)
         return y_TO.view(*x.shape[:-1], len(up_OQ))
-    kept_TI, factor = draw_kept(x_TI, dropout) if dropout else (None, 1.0)
     has_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, down_SI, router_EI))
+    weights = rounded(x_TI, factors, router_EI)
+    with torch.no_grad():
+        dropped_TI, drawn = drop(x_TI, dropout) if dropout else (x_TI, None)
     followed_TI, z_TS, *chosen = _Project.apply(
-        x_TI, down_SI, router_EI, kept_TI, partial(choose, differentiable=has_gradient)
+        x_TI, down_SI, router_EI, dropped_TI, drawn, weights, partial(choose, differentiable=has_gradient)
     )
+    del dropped_TI  # the frozen product is where memory is needed most
     gate_TE = hand_on(*chosen)
     # What comes out of a function asks for a gradient even where the input itself does not, as in the first layer.
     given_TI = followed_TI if x.requires_grad else x_TI
@@ -321,8 +322,9 @@ def fused_mixture(
         gate_TE,
         coefficient_QS,
         up_OQ,
+        weights,
         plain,
-        scaling * factor,  # of the dropout, for all is linear in its output
+        scaling if drawn is None else scaling * drawn.outer,
         plain is not None and gathering_pays(gate_TE, up_OQ, top_k),
     )
     return y_TO.view(*x.shape[:-1], len(up_OQ))

@@ -248,7 +248,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         """What the router chooses, see `balancing.Choose`; a tally that runs is told."""
         config, routing, first = self.malora_config[name], self.malora_routing, terms_TE[0]
         balanced = differentiable and self._balanced(name)
-        loads = Loads() if routing.loads is None or not balanced else routing.loads
+        loads = routing.loads if self.training and routing.loads is not None else Loads()
         counted = balanced or routing.tally is not None
         mask = routing.mask_of(first.numel() // first.shape[-1]) if counted else None
         assigned = loads.zeros(config.experts, first.device) if counted else None
