@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from malora_cli import MaloraConfig, MoloraConfig
 from malora_cli.adapters import kernel
@@ -264,6 +265,21 @@ def test_tally_sums_over_passes_and_reads_balance() -> None:
     assert one == pytest.approx(expected.item(), rel=1e-5)
     assert tally.tokens_L.tolist() == [2.0 * (9 + 8 + 7)] * ROUTERS
     assert tally.sum("calls_L").tolist() == [2.0] * ROUTERS
+
+
+def test_routers_may_lie_on_several_devices() -> None:
+    """As in a model whose layers are spread over GPUs; no tensor here has any numbers."""
+    with FakeTensorMode():
+        loads = [Load(torch.ones(4, device=f"cuda:{gpu}"), torch.ones((), device=f"cuda:{gpu}")) for gpu in (0, 1)]
+        tally = RoutingTally(2, 4, torch.device("cuda:0"))
+        for router, load in enumerate(loads):
+            tally.add(router, load, None)
+            tally.add_balance(router, load.assigned_E)
+        assert {total.device for total in (*balance_pulls(loads), *tally.sums())} == {torch.device("cuda:0")}
+        routing = Routing(token_mask=torch.ones(2, 3, device="cuda:0"))
+        mask = routing.mask_of(6, torch.device("cuda:1"))
+        assert mask is not None
+        assert mask.device == torch.device("cuda:1")
 
 
 def test_an_inner_tally_takes_the_place_of_the_outer_one() -> None:

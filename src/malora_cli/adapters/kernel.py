@@ -149,13 +149,14 @@ def balance_pulls(loads: Sequence[Load]) -> list[Tensor]:
     for.
 
     Args:
-        loads: Of routers whose numbers of experts may differ.
+        loads: Of routers whose numbers of experts, and devices, may differ.
 
     Returns:
-        A pull for each, shape ``(E,)``.
+        A pull for each, shape ``(E,)``, on the device of the first.
     """
     experts, processes = [len(load.assigned_E) for load in loads], _processes()
-    assigned = torch.cat([load.assigned_E for load in loads])
+    device = loads[0].assigned_E.device
+    assigned = torch.cat([load.assigned_E.to(device, non_blocking=True) for load in loads])
     tokens_L = numbers([load.tokens for load in loads], assigned)
     if processes > 1:
         sums = torch.cat([assigned, tokens_L])

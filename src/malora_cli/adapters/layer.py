@@ -250,7 +250,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         balanced = differentiable and self._balanced(name)
         loads = routing.loads if self.training and routing.loads is not None else Loads()
         counted = balanced or routing.tally is not None
-        mask = routing.mask_of(first.numel() // first.shape[-1]) if counted else None
+        mask = routing.mask_of(first.numel() // first.shape[-1], first.device) if counted else None
         assigned = loads.zeros(config.experts, first.device) if counted else None
         logits, gate = steps.choose(
             terms_TE, top_k=config.top_k, renormalize=config.renormalize, token_mask=mask, assigned_E=assigned
@@ -284,7 +284,7 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
         gate, seen = block.take(self._router_index, tokens)
         gate = gate.view(*x.shape[:-1], gate.shape[-1])
         if routing.tally is not None:
-            routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens)), seen)
+            routing.tally.add(self._router_index, expert_load(gate, routing.mask_of(tokens, gate.device)), seen)
         return gate
 
     def _balanced(self, name: str) -> bool:

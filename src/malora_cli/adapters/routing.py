@@ -127,7 +127,7 @@ def _stacked(values: list[Tensor | int], sums: Tensor) -> Tensor:
     """What is added to some rows of sums: numbers, or one for each expert, of which a router may have fewer."""
     if sums.dim() == 1:
         return numbers(values, sums)
-    rows = [value for value in values if isinstance(value, Tensor)]
+    rows = [value.to(sums.device, non_blocking=True) for value in values if isinstance(value, Tensor)]
     return torch.stack([F.pad(row, (0, sums.shape[1] - len(row))) if len(row) < sums.shape[1] else row for row in rows])
 
 
@@ -185,10 +185,15 @@ class Routing:
     observer: Observer | None = None  # None: nobody is shown the gates
     balanced: bool = True  # whether training adds the balance loss, for which processes exchange their loads
 
-    def mask_of(self, tokens: int) -> Tensor | None:
-        """The mask where it describes these tokens; that of a cache as well, as in generation, does not."""
+    def mask_of(self, tokens: int, device: torch.device) -> Tensor | None:
+        """The mask where it describes these tokens; that of a cache as well, as in generation, does not.
+
+        Args:
+            tokens: Their number.
+            device: Where a layer wants it, whose model may lie on several.
+        """
         mask = self.token_mask
-        return mask if mask is not None and mask.numel() == tokens else None
+        return mask.to(device, non_blocking=True) if mask is not None and mask.numel() == tokens else None
 
     def new_tally(self, model: nn.Module) -> RoutingTally:
         """An empty tally, on the routers' device, with room for the largest number of experts of any adapter."""

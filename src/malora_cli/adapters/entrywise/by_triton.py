@@ -11,6 +11,7 @@ least the size that it covers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -195,22 +196,23 @@ def choose(
     logits_TE = first_TE if len(terms_TE) == 1 else _like(first_TE, torch.float32)
     gate_TE = _like(first_TE, torch.float32)
     size = _sizes(tokens, experts)
-    _choose[size.pop("grid")](
-        first_TE,
-        second_TE,
-        logits_TE,
-        gate_TE,
-        _flat(token_mask, gate_TE),
-        gate_TE if assigned_E is None else assigned_E,
-        tokens,
-        first_TE.stride(-2) if first_TE.dim() > 1 else experts,
-        TOP_K=top_k,
-        RENORMALIZE=renormalize,
-        SECOND=len(terms_TE) > 1,
-        MASK=token_mask is not None,
-        ASSIGNED=assigned_E is not None,
-        **size,
-    )
+    with _where(first_TE):
+        _choose[size.pop("grid")](
+            first_TE,
+            second_TE,
+            logits_TE,
+            gate_TE,
+            _flat(token_mask, gate_TE),
+            gate_TE if assigned_E is None else assigned_E,
+            tokens,
+            first_TE.stride(0),
+            TOP_K=top_k,
+            RENORMALIZE=renormalize,
+            SECOND=len(terms_TE) > 1,
+            MASK=token_mask is not None,
+            ASSIGNED=assigned_E is not None,
+            **size,
+        )
     return logits_TE, gate_TE
 
 
@@ -218,7 +220,8 @@ def gate_(hidden_TER: Tensor, gate_TE: Tensor, scaling: float) -> Tensor:
     """See ``plain``; hidden states and gates lie in memory without gaps."""
     tokens, experts, rank = hidden_TER.shape
     size = _sizes(tokens, experts, rank)
-    _gate[size.pop("grid")](hidden_TER, gate_TE.contiguous(), scaling, tokens, **size)
+    with _where(hidden_TER):
+        _gate[size.pop("grid")](hidden_TER, gate_TE.contiguous(), scaling, tokens, **size)
     return hidden_TER
 
 
@@ -227,7 +230,10 @@ def gated_gradients_(hidden_TER: Tensor, grad_TER: Tensor, gate_TE: Tensor, scal
     tokens, experts, rank = hidden_TER.shape
     grad_gate = _like(gate_TE, torch.float32)
     size = _sizes(tokens, experts, rank)
-    _gated_gradients[size.pop("grid")](hidden_TER, grad_TER, gate_TE.contiguous(), grad_gate, scaling, tokens, **size)
+    with _where(hidden_TER):
+        _gated_gradients[size.pop("grid")](
+            hidden_TER, grad_TER, gate_TE.contiguous(), grad_gate, scaling, tokens, **size
+        )
     return grad_gate
 
 
@@ -242,23 +248,29 @@ def logits_gradient(
         if not isinstance(weight, Tensor):
             weighted_E, weight = weighted_E * weight, None
     size = _sizes(_rows(gate_TE), gate_TE.shape[-1])
-    _logits_gradient[size.pop("grid")](
-        grad_TE.contiguous(),
-        logits_TE.contiguous(),
-        gate_TE.contiguous(),
-        *(out_TE if given is None else given for given in (pull_E, weighted_E, weight)),
-        _flat(mask, out_TE),
-        out_TE if balance_E is None else balance_E,
-        out_TE,
-        _rows(gate_TE),
-        RENORMALIZE=renormalize,
-        PULL=pull is not None,
-        WEIGHT=weight is not None,
-        MASK=mask is not None,
-        BALANCE=balance_E is not None,
-        **size,
-    )
+    with _where(grad_TE):
+        _logits_gradient[size.pop("grid")](
+            grad_TE.contiguous(),
+            logits_TE.contiguous(),
+            gate_TE.contiguous(),
+            *(out_TE if given is None else given for given in (pull_E, weighted_E, weight)),
+            _flat(mask, out_TE),
+            out_TE if balance_E is None else balance_E,
+            out_TE,
+            _rows(gate_TE),
+            RENORMALIZE=renormalize,
+            PULL=pull is not None,
+            WEIGHT=weight is not None,
+            MASK=mask is not None,
+            BALANCE=balance_E is not None,
+            **size,
+        )
     return out_TE
+
+
+def _where(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current GPU, which need not be the one that a layer lies on."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _rows(x: Tensor) -> int:
