@@ -65,8 +65,18 @@ def test_a_torch_that_works_is_described(tmp_path: Path) -> None:
     told = found(tmp_path)
     assert told["torch"] == Check("torch", "ok", "9.9, 3 threads")
     assert told["device.cuda"] == Check("device.cuda", "ok", "Card 0, 80 GiB")
+    assert told["device.triton"].status == "note"  # this torch has nothing to compute with
+    assert "its kernels are not used: " in told["device.triton"].found
     assert told["model.dtype"] == Check("model.dtype", "ok", "auto is bfloat16 here")
     assert {"python", "malora", "peft", "threads", "memory", "runs.writable", "base.embedded"} <= told.keys()
+
+
+def test_kernels_of_triton_that_work_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = "unasked = failing = lambda *_: ''"
+    stub = f"import sys, types\nfast = types.ModuleType('fast')\nexec({kernels!r}, vars(fast))\n"
+    stub += "sys.modules['malora_cli.adapters.entrywise'] = fast\n"
+    put_torch(tmp_path / "with", "__version__ = '9.9'\ndevice = lambda *_: None\n" + stub + STUB, monkeypatch)
+    assert found(tmp_path)["device.triton"].status == "ok"
 
 
 def test_a_processor_that_does_not_compute_in_bfloat16_is_noted(

@@ -103,6 +103,7 @@ def _as_triton(monkeypatch: pytest.MonkeyPatch, **steps: Any) -> SimpleNamespace
     module = SimpleNamespace(**{**vars(plain), **steps})
     monkeypatch.setitem(sys.modules, "malora_cli.adapters.entrywise.by_triton", module)
     monkeypatch.setattr(entrywise, "by_triton", module, raising=False)
+    monkeypatch.setattr(entrywise, "find_spec", lambda _: True)
     return module
 
 
@@ -156,6 +157,5 @@ def test_without_triton_and_by_the_switch_nothing_is_said(a_gpu: Any, monkeypatc
         assert steps_for(a_gpu) is plain
         monkeypatch.delenv(entrywise.SWITCH)
         entrywise._on_gpu.cache_clear()
-        monkeypatch.delattr(entrywise, "by_triton")
-        monkeypatch.setitem(sys.modules, "malora_cli.adapters.entrywise.by_triton", None)
+        monkeypatch.setattr(entrywise, "find_spec", lambda _: None)
         assert steps_for(a_gpu) is plain

@@ -119,6 +119,11 @@ def _torch() -> Iterator[Check]:
     yield Check("torch", "ok", f"{found['version']}, {found['threads']} threads")
     if found["cuda"]:
         yield Check("device.cuda", "ok", "; ".join(found["cuda"]))
+        if why := found["triton"]:
+            do = "Mixtures take PyTorch's operations there, which are slower; their result is the same."
+            yield Check("device.triton", "note", f"its kernels are not used: {why[:200]}", do)
+        else:
+            yield Check("device.triton", "ok", "its kernels compute what PyTorch's operations do")
     elif found["cuda_built"]:
         yield Check("device.cuda", "note", f"none found by a torch for CUDA {found['cuda_built']}", "Check nvidia-smi.")
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from malora_cli.adapters.entrywise.pull import Pull
 from malora_cli.adapters.entrywise.steps import Steps
 from malora_cli.adapters.entrywise.trial import Sizes, differing
 
-__all__ = ["SWITCH", "Pull", "Steps", "plain", "steps_for"]
+__all__ = ["SWITCH", "Pull", "Steps", "failing", "plain", "steps_for", "unasked"]
 
 #: Environment variable; 0 keeps a GPU to PyTorch's operations.
 SWITCH = "MALORA_TRITON"
@@ -31,22 +32,35 @@ def steps_for(x: Tensor) -> Steps:
 @cache
 def _on_gpu(device: torch.device) -> Steps:
     """Triton's, where they compute what the plain ones do; asked once for each GPU."""
-    if torch.version.hip is not None or os.environ.get(SWITCH) == "0":
+    if unasked():
         return plain
+    if why := failing(device):
+        warnings.warn(
+            f"Triton's kernels are not used on {device}, but PyTorch's operations, which are slower: {why}. "
+            f"{SWITCH}=0 goes without asking.",
+            stacklevel=3,
+        )
+        return plain
+    from malora_cli.adapters.entrywise import by_triton
+
+    return by_triton
+
+
+def unasked() -> str:
+    """Why Triton is not asked for here, though there is a GPU; empty where it is."""
+    if torch.version.hip is not None:
+        return "this PyTorch is for AMD's GPUs"
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH} is 0"
+    return "" if find_spec("triton") else "Triton is not installed"  # it comes with PyTorch for NVIDIA's GPUs, on Linux
+
+
+def failing(device: torch.device) -> str:
+    """Why Triton's kernels do not work on a GPU; empty where they do, and give what the plain steps do."""
     try:
         from malora_cli.adapters.entrywise import by_triton
-    except ImportError:  # it comes with PyTorch for NVIDIA's GPUs, on Linux
-        return plain
-    try:
+
         wrong = differing(by_triton, plain, Sizes(), device)
-        why = f"{', '.join(wrong)} would differ" if wrong else ""
     except Exception as error:  # no C compiler, a GPU that Triton does not know: whatever it is, there is another way
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-    if not why:
-        return by_triton
-    warnings.warn(
-        f"Triton's kernels are not used on {device}, but PyTorch's operations, which are slower: {why}. "
-        f"{SWITCH}=0 goes without asking.",
-        stacklevel=2,
-    )
-    return plain
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{', '.join(wrong)} would differ" if wrong else ""
