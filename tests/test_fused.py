@@ -140,6 +140,24 @@ def test_an_input_that_others_use_as_well_gets_the_sum_of_the_gradients(monkeypa
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+def test_another_default_format_changes_nothing() -> None:
+    made, x = _layer(CONFIGS["malora"], bias=False), torch.linspace(-1, 1, 35).view(1, 5, 7)
+    assert made.training
+    assert made.malora_config["default"].balance_factor > 0
+    found = []
+    before = torch.get_default_dtype()
+    for default in (before, torch.float64):
+        made.zero_grad()
+        torch.set_default_dtype(default)
+        try:
+            made(x).square().sum().backward()
+        finally:
+            torch.set_default_dtype(before)
+        found.append([p.grad.clone() for p in made.parameters() if p.grad is not None])
+    assert len(found[0]) == 4
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.999, 1e-9])
 def test_dropout_keeps_the_share_it_says_and_the_mean(p: float) -> None:
     torch.manual_seed(0)

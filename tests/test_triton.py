@@ -39,14 +39,20 @@ def interpreted() -> dict[str, Any]:
 
 @needs_triton
 def test_every_step_gives_what_pytorch_does(interpreted: dict[str, Any]) -> None:
-    assert len(interpreted["steps"]) == 14
+    assert len(interpreted["steps"]) == 15
     assert {sizes: wrong for sizes, wrong in interpreted["steps"].items() if wrong} == {}
 
 
 @needs_triton
-def test_a_gate_that_is_a_thousandth_too_large_is_found(interpreted: dict[str, Any]) -> None:
-    assert "gates" in interpreted["broken"]
-    assert "loads" not in interpreted["broken"]
+def test_steps_that_are_wrong_are_found(interpreted: dict[str, Any]) -> None:
+    assert len(interpreted["broken"]) == 5
+    assert {fault for fault, found in interpreted["broken"].items() if not found} == set()
+    assert interpreted["broken"]["gates a thousandth too large"] == ["gates", "gates"]
+
+
+@needs_triton
+def test_autograd_is_told_of_what_is_written_in_place(interpreted: dict[str, Any]) -> None:
+    assert interpreted["versions"] == [1, 1, 1]
 
 
 @needs_triton
@@ -94,7 +100,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """What a tensor on a GPU is for `steps_for`; the GPU computes as a processor does."""
     monkeypatch.setattr(torch.version, "hip", None)
     entrywise._on_gpu.cache_clear()
-    yield SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
+    yield SimpleNamespace(is_cuda=True, device=torch.device("cpu"), dtype=torch.bfloat16)
     entrywise._on_gpu.cache_clear()
 
 
@@ -119,7 +125,20 @@ def test_kernels_that_compute_the_same_are_taken_and_asked_once(a_gpu: Any, monk
         warnings.simplefilter("error")
         assert steps_for(a_gpu) is module
         assert steps_for(a_gpu) is module
-    assert asked == [1]
+    assert asked == [1] * len(entrywise.TRIED)
+    assert steps_for(SimpleNamespace(**{**vars(a_gpu), "dtype": torch.float32})) is plain  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_defaults_of_a_program_change_nothing(dtype: torch.dtype, device: str) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            assert differing(plain, plain, Sizes(), torch.device("cpu")) == []
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_random_numbers_go_on_as_if_nothing_had_been_asked(a_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:

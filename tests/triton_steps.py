@@ -10,6 +10,7 @@ import json
 import sys
 import warnings
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,9 +22,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from malora_cli.adapters import fused, logits
-from malora_cli.adapters.entrywise import by_triton, plain
+from malora_cli.adapters.entrywise import TRIED, by_triton, plain
 from malora_cli.adapters.entrywise.steps import Steps
-from malora_cli.adapters.entrywise.trial import Sizes, differing, outcome
+from malora_cli.adapters.entrywise.trial import Sizes, differing
 from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.routing import routing_of
 
@@ -37,6 +38,7 @@ SIZES = {
     "all experts": Sizes(top_k=6),
     "all experts, literal": Sizes(top_k=6, renormalize=False),
     "logits in one piece": Sizes(terms=1),
+    "half of the experts of a token": Sizes(experts=20, top_k=10),
     "no padding": Sizes(masked=False),
     "one token": Sizes(tokens=1),
     "no token": Sizes(tokens=0),
@@ -53,15 +55,46 @@ def steps() -> dict[str, list[str]]:
     return {name: differing(by_triton, plain, sizes, CPU) for name, sizes in SIZES.items()}
 
 
-def broken() -> list[str]:
-    """What differs when a gate is a thousandth too large."""
+def broken() -> dict[str, list[str]]:
+    """What is found to differ when a step is wrong, by what is wrong with it."""
 
-    def choose(terms_TE: Any, **how: Any) -> tuple[Tensor, Tensor]:
+    def enlarged(terms_TE: Any, **how: Any) -> tuple[Tensor, Tensor]:
         logits_TE, gate_TE = plain.choose(terms_TE, **how)
         return logits_TE, gate_TE * 1.001
 
-    wrong: Any = type("Wrong", (), {**vars(plain), "choose": staticmethod(choose)})
-    return differing(wrong, plain, Sizes(dtype=torch.float32), CPU)
+    def rounded(terms_TE: Any, **how: Any) -> tuple[Tensor, Tensor]:
+        return plain.choose([term.bfloat16().float() for term in terms_TE], **how)
+
+    def renormalized(terms_TE: Any, **how: Any) -> tuple[Tensor, Tensor]:
+        return plain.choose(terms_TE, **how | {"renormalize": True})
+
+    def through_all(*given: Tensor, **how: Any) -> Tensor:
+        return plain.logits_gradient(*given, **how | {"renormalize": True})
+
+    def ungated(hidden_TER: Tensor, grad_TER: Tensor, gate_TE: Tensor, scaling: float) -> Tensor:
+        return plain.gated_gradients_(hidden_TER, grad_TER, gate_TE, scaling * 1.02)
+
+    faults = {
+        "gates a thousandth too large": {"choose": enlarged},
+        "logits in bfloat16": {"choose": rounded},
+        "gates that are always renormalised": {"choose": renormalized},
+        "gradients of gates that are": {"logits_gradient": through_all},
+        "gradients a fiftieth too large": {"gated_gradients_": ungated},
+    }
+    found = {}
+    for fault, wrong in faults.items():
+        steps: Any = SimpleNamespace(**{**vars(plain), **wrong})
+        found[fault] = [name for sizes in TRIED for name in differing(steps, plain, sizes, CPU)]
+    return found
+
+
+def versions() -> list[int]:
+    """How often autograd is told that the three tensors have changed that steps write to."""
+    written = [torch.ones(3, 2, 4) for _ in range(3)]
+    gate_TE = torch.ones(3, 2)
+    by_triton.gate_(written[0], gate_TE, 1.0)
+    by_triton.gated_gradients_(written[1], written[2], gate_TE, 1.0)
+    return [tensor._version for tensor in written]
 
 
 def spoilt() -> dict[str, list[bool]]:
@@ -151,5 +184,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "compile":
         print(json.dumps({"compiled": compiled()}))
     else:
-        outcome(plain, Sizes(), CPU)
-        print(json.dumps({"steps": steps(), "broken": broken(), "spoilt": spoilt(), "models": models()}))
+        print(
+            json.dumps(
+                {"steps": steps(), "broken": broken(), "spoilt": spoilt(), "versions": versions(), "models": models()}
+            )
+        )

@@ -51,7 +51,7 @@ class Loads:
         """Zeros to be written to, parts of one tensor for many routers: on a GPU each tensor of them is a call."""
         left = self._zeros.get(device)
         if left is None or len(left) < size:
-            left = torch.zeros(max(_ZEROS, size), device=device)
+            left = torch.zeros(max(_ZEROS, size), dtype=torch.float32, device=device)
         zeros, self._zeros[device] = left[:size], left[size:]
         return zeros
 

@@ -156,7 +156,7 @@ def balance_pulls(loads: Sequence[Load]) -> list[Tensor]:
     """
     experts, processes = [len(load.assigned_E) for load in loads], _processes()
     device = loads[0].assigned_E.device
-    assigned = torch.cat([load.assigned_E.to(device, non_blocking=True) for load in loads])
+    assigned = torch.cat([sent(load.assigned_E, device) for load in loads])
     tokens_L = numbers([load.tokens for load in loads], assigned)
     if processes > 1:
         sums = torch.cat([assigned, tokens_L])
@@ -172,10 +172,13 @@ def balance_pulls(loads: Sequence[Load]) -> list[Tensor]:
 def numbers(values: Sequence[Tensor | int], like: Tensor) -> Tensor:
     """Scalars as one vector, of the format and on the device of another tensor, which is not waited for."""
     if not any(isinstance(value, Tensor) for value in values):
-        return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
-    return torch.stack(
-        [torch.as_tensor(value, dtype=like.dtype).to(like.device, non_blocking=True) for value in values]
-    )
+        return sent(torch.tensor(values, dtype=like.dtype), like.device)
+    return torch.stack([sent(torch.as_tensor(value, dtype=like.dtype), like.device) for value in values])
+
+
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, which is not waited for where that is a GPU; a processor would read it too early."""
+    return value.to(device, non_blocking=device.type == "cuda")
 
 
 def _pulls(assigned_E: Tensor, tokens: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from malora_cli.adapters.kernel import Load, Seen, mean_over_processes, numbers
+from malora_cli.adapters.kernel import Load, Seen, mean_over_processes, numbers, sent
 
 if TYPE_CHECKING:
     from malora_cli.adapters.balancing import Loads
@@ -69,7 +69,7 @@ class RoutingTally:
         """One of the sums, with all that waited for it."""
         sums, waiting = self._sums[name], self._waiting[name]
         if waiting:
-            rows = torch.tensor([router for router, _ in waiting]).to(sums.device, non_blocking=True)
+            rows = sent(torch.tensor([router for router, _ in waiting]), sums.device)
             sums.index_add_(0, rows, _stacked([value for _, value in waiting], sums))
             waiting.clear()
         return sums
@@ -127,7 +127,7 @@ def _stacked(values: list[Tensor | int], sums: Tensor) -> Tensor:
     """What is added to some rows of sums: numbers, or one for each expert, of which a router may have fewer."""
     if sums.dim() == 1:
         return numbers(values, sums)
-    rows = [value.to(sums.device, non_blocking=True) for value in values if isinstance(value, Tensor)]
+    rows = [sent(value, sums.device) for value in values if isinstance(value, Tensor)]
     return torch.stack([F.pad(row, (0, sums.shape[1] - len(row))) if len(row) < sums.shape[1] else row for row in rows])
 
 
@@ -193,7 +193,7 @@ class Routing:
             device: Where a layer wants it, whose model may lie on several.
         """
         mask = self.token_mask
-        return mask.to(device, non_blocking=True) if mask is not None and mask.numel() == tokens else None
+        return sent(mask, device) if mask is not None and mask.numel() == tokens else None
 
     def new_tally(self, model: nn.Module) -> RoutingTally:
         """An empty tally, on the routers' device, with room for the largest number of experts of any adapter."""

@@ -17,16 +17,19 @@ from malora_cli.adapters.entrywise import plain
 from malora_cli.adapters.entrywise.pull import Pull
 from malora_cli.adapters.entrywise.steps import Steps
 from malora_cli.adapters.entrywise.trial import Sizes, differing
+from malora_cli.adapters.logits import HALF
 
-__all__ = ["SWITCH", "Pull", "Steps", "failing", "plain", "steps_for", "unasked"]
+__all__ = ["SWITCH", "TRIED", "Pull", "Steps", "failing", "plain", "steps_for", "unasked"]
 
+#: What Triton's kernels are tried on.
+TRIED = (Sizes(), Sizes(experts=4, top_k=1, renormalize=False, terms=1, masked=False, dtype=torch.float16))
 #: Environment variable; 0 keeps a GPU to PyTorch's operations.
 SWITCH = "MALORA_TRITON"
 
 
 def steps_for(x: Tensor) -> Steps:
-    """The steps of a training pass where this tensor lies. In evaluation they are the plain ones, as in a bundle."""
-    return _on_gpu(x.device) if x.is_cuda else plain
+    """The steps for an input of this format where it lies; evaluation is not asked, for a bundle has the plain ones."""
+    return _on_gpu(x.device) if x.is_cuda and x.dtype in HALF else plain
 
 
 @cache
@@ -60,7 +63,7 @@ def failing(device: torch.device) -> str:
     try:
         from malora_cli.adapters.entrywise import by_triton
 
-        wrong = differing(by_triton, plain, Sizes(), device)
+        wrong = [name for sizes in TRIED for name in differing(by_triton, plain, sizes, device)]
     except Exception as error:  # no C compiler, a GPU that Triton does not know: whatever it is, there is another way
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return f"{', '.join(wrong)} would differ" if wrong else ""

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from malora_cli.adapters.entrywise.pull import Pull
 
@@ -55,9 +56,9 @@ def _choose(
     x = tl.where(inside, x, float("-inf"))
     kept = inside
     if TOP_K < E:
-        kept = expert < 0
+        kept = inside & (expert < 0)
         left = x
-        for _ in tl.static_range(TOP_K):
+        for _ in range(TOP_K):
             best = expert == tl.argmax(left, axis=1)[:, None]
             kept = kept | best
             left = tl.where(best, float("-inf"), left)
@@ -190,7 +191,7 @@ def choose(
     token_mask: Tensor | None = None,
     assigned_E: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See ``plain``; of two equal logits the first is kept."""
+    """See ``plain``; of two equal logits the first is kept. A NaN or infinite one spoils all gates of its token."""
     first_TE, second_TE = terms_TE[0], terms_TE[-1]
     tokens, experts = _rows(first_TE), first_TE.shape[-1]
     logits_TE = first_TE if len(terms_TE) == 1 else _like(first_TE, torch.float32)
@@ -222,6 +223,7 @@ def gate_(hidden_TER: Tensor, gate_TE: Tensor, scaling: float) -> Tensor:
     size = _sizes(tokens, experts, rank)
     with _where(hidden_TER):
         _gate[size.pop("grid")](hidden_TER, gate_TE.contiguous(), scaling, tokens, **size)
+    increment_version(hidden_TER)
     return hidden_TER
 
 
@@ -234,6 +236,7 @@ def gated_gradients_(hidden_TER: Tensor, grad_TER: Tensor, gate_TE: Tensor, scal
         _gated_gradients[size.pop("grid")](
             hidden_TER, grad_TER, gate_TE.contiguous(), grad_gate, scaling, tokens, **size
         )
+    increment_version([hidden_TER, grad_TER])
     return grad_gate
 
 
@@ -284,7 +287,7 @@ def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _flat(mask: Tensor | None, instead: Tensor) -> Tensor:
     """A mask as a kernel reads it; any tensor in place of one that there is not, for it is never read then."""
-    return instead if mask is None else mask.reshape(-1)
+    return instead if mask is None else mask.reshape(-1).contiguous()
 
 
 def _sizes(tokens: int, experts: int, rank: int | None = None) -> dict[str, Any]:
