@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
+from malora_cli.adapters.kernel import Seen
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.routing import routing_of
 from malora_cli.export.formats import FORMATS, Origin
@@ -32,11 +33,11 @@ def test_the_exported_lora_is_the_mixture_with_its_gates_held(
     with torch.no_grad():
         routed_logits = model(input_ids=IDS).logits
 
-    def held(layer: MixtureLinear, _logits: Tensor | None, x: Tensor, name: str) -> Tensor:
+    def held(layer: MixtureLinear, _gate: Tensor | None, _seen: Seen | None, x: Tensor, name: str) -> Tensor:
         experts = layer.malora_config[name].experts
         return gate_LE[layer._router_index, :experts].expand(*x.shape[:-1], experts)
 
-    monkeypatch.setattr(MixtureLinear, "_gate", held)
+    monkeypatch.setattr(MixtureLinear, "_handed_on", held)
     monkeypatch.setattr(MixtureLinear, "_router", lambda *_: None)
     with torch.no_grad():
         expected = model(input_ids=IDS).logits
