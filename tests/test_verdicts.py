@@ -124,6 +124,48 @@ def test_a_higher_score_is_better() -> None:
     assert found.verdict is Verdict.BETTER
 
 
+def test_methods_that_answer_alike_are_equal() -> None:
+    alike = runs([0.0, 0.1, 0.2])
+    [found] = decided([effect(alike, SeveralRuns(alike.runs, "loss"))], "loss", 0.01)
+    assert (found.value, found.rows_low, found.rows_high, found.detectable) == (0.0, 0.0, 0.0, None)
+    assert found.verdict is Verdict.EQUAL
+
+
+def test_tasks_are_paired_by_name_in_whichever_order_they_stand() -> None:
+    method, baseline = runs([0.1, 0.12, 0.11]), runs([0, 0.01, -0.01], seed=2)
+    turned = SeveralRuns([dict(reversed(run.items())) for run in method.runs], "loss")
+    assert list(turned.runs[0]) == ["b", "a"]
+    for task in (None, *TASKS):
+        assert effect(turned, baseline, task) == effect(method, baseline, task)
+
+
+def test_the_more_effects_the_larger_a_difference_must_be_to_be_seen() -> None:
+    method, baseline = runs([0.1, 0.12, 0.11]), runs([0, 0.01, -0.01], seed=2)
+    alone, among = (effect(method, baseline, family=family).detectable for family in (1, 4))
+    by_seed = np.asarray(effect(method, baseline).by_seed)
+    assert alone == pytest.approx(detectable_over_runs(by_seed))
+    assert among == pytest.approx(detectable_over_runs(by_seed, 0.05 / 4))
+    assert among > 1.5 * alone  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("rows", "family", "none"), [(2, 1, True), (3, 1, False), (3, 4, True), (60, 4, False)])
+def test_rows_that_are_too_few_for_any_verdict_see_nothing(rows: int, family: int, none: bool) -> None:
+    """Two tasks of so many rows: answers can be exchanged in 2 to the power of all rows ways."""
+
+    def few(several: SeveralRuns) -> SeveralRuns:
+        cut = [
+            {
+                name: TaskRows(*(part[:rows] for part in (it.nats, it.tokens, it.scores, it.clusters)))
+                for name, it in run.items()
+            }
+            for run in several.runs
+        ]
+        return SeveralRuns(cut, "loss")
+
+    found = effect(few(runs([1.0, 1.01, 1.02])), few(runs([0, 0.01, -0.01], seed=2)), family=family)
+    assert (found.detectable is None) is none
+
+
 def test_many_effects_are_corrected_by_holm() -> None:
     baseline = runs([0, 0.01, 0.02], seed=2)
     effects = [effect(runs([s, s + 0.01, s + 0.02], seed=3), baseline) for s in (0.0, 0.005, 0.01, 0.2)]

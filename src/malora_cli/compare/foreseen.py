@@ -129,7 +129,7 @@ def visible_difference(planner: Planner, plan: Plan) -> Visible | None:
     """
     for folder, comparison in _earlier(planner, plan):
         effects = [it.effect for it in comparison.methods if it.effect is not None]
-        if (difference := foreseen_detectable(effects, len(plan.seeds))) is not None:
+        if (difference := foreseen_detectable(effects, len(plan.seeds), family=len(plan.methods) - 1)) is not None:
             return Visible(difference, folder.name)
     return None
 

@@ -153,20 +153,19 @@ def _compared(
 ) -> list[MethodResult]:
     """The methods with their effects, Holm over methods for the endpoint and over methods x tasks below it."""
     seeds = {it.method: [run.seed for run in it.runs] for it in results}
+    whole = [method for method in seeds if len(seeds[method]) == len(plan.seeds)]  # others are shown, not ranked
+    others = [method for method in whole if method != plan.baseline] if plan.baseline in whole else []
     effects, of_tasks = dict[str, Effect](), dict[tuple[str, str], Effect]()
-    for method in seeds:
-        common = [seed for seed in seeds[method] if seed in seeds.get(plan.baseline, ())]
-        # A method that lacks a seed is shown, not ranked.
-        if method == plan.baseline or len(common) < len(plan.seeds):
-            continue
+    for method in others:
         one, other = (
-            SeveralRuns([rows[name, seed] for seed in common], plan.endpoint) for name in (method, plan.baseline)
+            SeveralRuns([rows[name, seed] for seed in plan.seeds], plan.endpoint) for name in (method, plan.baseline)
         )
-        of_tasks |= {(method, task): effect(one, other, task) for task in one.measured}
-        effects[method] = effect(one, other)
+        family = len(others) * len(one.measured)
+        of_tasks |= {(method, task): effect(one, other, task, family=family) for task in one.measured}
+        effects[method] = effect(one, other, family=len(others))
     told = _decided(effects, plan)
     tasks = _decided(of_tasks, plan)
-    ranks = _ranks(plan, rows, [method for method in seeds if len(seeds[method]) == len(plan.seeds)])
+    ranks = _ranks(plan, rows, whole)
     best_first = sorted(results, key=lambda it: (it.value or 0.0) * (1 if plan.endpoint == "loss" else -1))
     return [
         it.model_copy(
@@ -210,7 +209,7 @@ def _beside_single_tasks(
             continue
         together = SeveralRuns([{task: rows[it.method, seed][task]} for seed in seeds], "loss")
         single = SeveralRuns([alone[seed] for seed in seeds], "loss")
-        effects[task] = effect(together, single)
+        effects[task] = effect(together, single, family=len(singles))
         shares.append(-effects[task].value / float(single.values.mean()))
     told = dict(zip(effects, decided(list(effects.values()), "loss", plan.margin), strict=True))
     delta = 100 * float(np.mean(shares)) if singles and len(shares) == len(singles) else None

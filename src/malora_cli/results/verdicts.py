@@ -23,7 +23,7 @@ from scipy.stats import chi2, nct, rankdata, t, trim_mean
 from malora_cli.errors import DataError
 from malora_cli.results.comparison import Effect, Endpoint, Verdict
 from malora_cli.results.evaluation import ALPHA
-from malora_cli.results.statistics import Interval, Measured, compare, compare_macro, holm, macro, ratio
+from malora_cli.results.statistics import Interval, Measured, Paired, compare, compare_macro, holm, macro, ratio
 from malora_cli.results.statistics.arrays import FloatArray
 from malora_cli.results.statistics.combined import detectable_by
 
@@ -68,18 +68,18 @@ class SeveralRuns:
 
     @cached_property
     def values(self) -> FloatArray:
-        """The endpoint of every run and task, shape ``(runs, tasks)``."""
-        sums = [[rows.counts(self.endpoint).sum(axis=0) for rows in run.values()] for run in self.runs]
+        """The endpoint of every run and task, in the order of `measured`; shape ``(runs, tasks)``."""
+        sums = [[run[task].counts(self.endpoint).sum(axis=0) for task in self.measured] for run in self.runs]
         return ratio(np.asarray(sums))
 
     @cached_property
     def measured(self) -> dict[str, Measured]:
-        """Of every task, its rows with their means over runs; the same objects each time, since pairs are kept.
+        """Of every task by name, its rows with their means over runs; the same objects each time, since pairs are kept.
 
         Raises:
             DataError: The runs were not measured on the same rows.
         """
-        return {task: self._mean([run[task] for run in self.runs]) for task in self.runs[0]}
+        return {task: self._mean([run[task] for run in self.runs]) for task in sorted(self.runs[0])}
 
     def _mean(self, rows: Sequence[TaskRows]) -> Measured:
         if any(run.tokens != rows[0].tokens or run.clusters != rows[0].clusters for run in rows):
@@ -99,13 +99,14 @@ class SeveralRuns:
         return float(trim_mean(self.values.ravel(), 0.25))
 
 
-def effect(method: SeveralRuns, baseline: SeveralRuns, task: str | None = None) -> Effect:
+def effect(method: SeveralRuns, baseline: SeveralRuns, task: str | None = None, *, family: int = 1) -> Effect:
     """How a method differs from the baseline, before any verdict.
 
     Args:
         method: Its runs, one for each seed that both have.
         baseline: Those of the baseline, in the same order of seeds.
         task: On which task; None is the mean over all.
+        family: How many effects it will be `decided` with.
 
     Raises:
         DataError: The two were not measured on the same rows.
@@ -113,8 +114,9 @@ def effect(method: SeveralRuns, baseline: SeveralRuns, task: str | None = None) 
     tasks = list(method.measured)
     gaps = method.values - baseline.values
     by_seed = gaps.mean(axis=1) if task is None else gaps[:, tasks.index(task)]
-    befores, afters = ([runs.measured[name] for name in tasks] for runs in (baseline, method))
-    paired = compare_macro(befores, afters) if task is None else compare(baseline.measured[task], method.measured[task])
+    wanted = tasks if task is None else [task]
+    befores, afters = ([runs.measured[name] for name in wanted] for runs in (baseline, method))
+    paired = compare_macro(befores, afters) if task is None else compare(befores[0], afters[0])
     seeds = _over_runs(by_seed)
     return Effect(
         value=float(by_seed.mean()),
@@ -124,7 +126,7 @@ def effect(method: SeveralRuns, baseline: SeveralRuns, task: str | None = None) 
         seeds_low=None if seeds is None else seeds.low,
         seeds_high=None if seeds is None else seeds.high,
         p=max(paired.p, _p_of_runs(by_seed)),
-        detectable=_larger(paired.detectable, detectable_over_runs(by_seed)),
+        detectable=_detectable(paired, sum(one.cluster_count for one in befores), by_seed, ALPHA / family),
     )
 
 
@@ -160,8 +162,28 @@ def p_of_equality(found: Effect, margin: float) -> float | None:
     return max(by_seeds, by_rows)
 
 
-def detectable_over_runs(by_seed: FloatArray) -> float | None:
-    """Smallest true difference that Student's test finds 80 times in 100 at 5% with as many seeds; None of one seed.
+def _detectable(paired: Paired, clusters: int, by_seed: FloatArray, level: float) -> float | None:
+    """Smallest true difference that is found 80 times in 100 by seeds and by rows; None where none could be.
+
+    Args:
+        paired: The difference over rows.
+        clusters: Of these, which cannot be exchanged in more than ``2^clusters`` ways.
+        by_seed: The difference of each seed.
+        level: Of the tests: 5% over the number of effects, for the first that Holm's method finds.
+    """
+    if not paired.detectable or 2.0 ** (1 - clusters) >= level:  # 0: no row tells of any spread
+        return None
+    return _larger(paired.detectable * _wider(level), detectable_over_runs(by_seed, level))
+
+
+def _wider(level: float) -> float:
+    """How many times larger a difference must be to be found at a level than at 5%, by the normal distribution."""
+    reach, usual, power = ndtri([1 - level / 2, 1 - ALPHA / 2, 0.8])
+    return float((reach + power) / (usual + power))
+
+
+def detectable_over_runs(by_seed: FloatArray, level: float = ALPHA) -> float | None:
+    """Smallest true difference that Student's test finds 80 times in 100 with as many seeds; None of one seed.
 
     The spread of so few runs is mostly found too small; it is divided by its own median, so that it is as often too
     large. Source: the noncentral t distribution, as in statsmodels' `TTestPower`.
@@ -170,10 +192,10 @@ def detectable_over_runs(by_seed: FloatArray) -> float | None:
     if seeds < 2:
         return None
     typical = sqrt(float(chi2.ppf(0.5, seeds - 1)) / (seeds - 1))
-    return noncentrality(seeds) * _error(by_seed) / typical
+    return noncentrality(seeds, level) * _error(by_seed) / typical
 
 
-def foreseen_detectable(effects: Sequence[Effect], seeds: int) -> float | None:
+def foreseen_detectable(effects: Sequence[Effect], seeds: int, *, family: int = 1) -> float | None:
     """Smallest true difference that a comparison yet to come finds 80 times in 100, by the spread in an earlier one.
 
     The variances over seeds are pooled over its effects, and so are the widths over rows; the larger part counts.
@@ -181,6 +203,7 @@ def foreseen_detectable(effects: Sequence[Effect], seeds: int) -> float | None:
     Args:
         effects: Of the earlier comparison, on the same rows.
         seeds: That are to come.
+        family: Effects that are to come, see `decided`.
 
     Returns:
         None with one seed, or where no effect has several.
@@ -191,16 +214,17 @@ def foreseen_detectable(effects: Sequence[Effect], seeds: int) -> float | None:
     freedom = [len(found.by_seed) - 1 for found in several]
     variance = np.average([np.var(found.by_seed, ddof=1) for found in several], weights=freedom)
     typical = float(chi2.ppf(0.5, sum(freedom))) / sum(freedom)
-    over_seeds = noncentrality(seeds) * sqrt(float(variance) / typical / seeds)
+    level = ALPHA / family
+    over_seeds = noncentrality(seeds, level) * sqrt(float(variance) / typical / seeds)
     ends = [(found.rows_low, found.rows_high) for found in several]
     over_rows = [detectable_by(Interval(low, high)) for low, high in ends if low is not None and high is not None]
-    return _larger(over_seeds, float(np.mean(over_rows)) if over_rows else None)
+    return _larger(over_seeds, float(np.mean(over_rows)) * _wider(level) if over_rows else None)
 
 
 @lru_cache
-def noncentrality(seeds: int) -> float:
-    """Difference over its true standard error at which the two-sided test at 5% has a power of 80%."""
-    edge = float(t.ppf(0.975, seeds - 1))
+def noncentrality(seeds: int, level: float = ALPHA) -> float:
+    """Difference over its true standard error at which the two-sided test at a level has a power of 80%."""
+    edge = float(t.ppf(1 - level / 2, seeds - 1))
     return float(brentq(lambda shift: nct.sf(edge, seeds - 1, shift) - 0.8, 0.1, 10 * edge))
 
 

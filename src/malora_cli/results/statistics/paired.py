@@ -121,7 +121,9 @@ class Pair:
         if self._few_clusters and self.before.bounded:
             return difference_interval(*self._padded, len(self.sample) - 1)
         found = student_interval(self.sample) if self._few_clusters else bootstrap_interval(self.sample)
-        return found if found is None or self._sign > 0 else Interval(-found.high, -found.low)
+        if found is None:  # every cluster differs by as much
+            return Interval(self.difference, self.difference)
+        return found if self._sign > 0 else Interval(-found.high, -found.low)
 
     @property
     def _padded(self) -> tuple[float, float]:
