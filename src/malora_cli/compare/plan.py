@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from malora_cli.errors import RecipeError, RunError
+from malora_cli.evals.metrics._base import Metric
 from malora_cli.places import leave_out_places
 from malora_cli.recipe import Recipe
 from malora_cli.registry import did_you_mean
@@ -141,6 +142,21 @@ def check_seeds(seeds: Sequence[int], tuning_seed: int) -> None:
             where="--seeds",
             fix="Leave it out.",
         )
+
+
+def check_endpoint(endpoint: Endpoint, recipe: Recipe) -> None:
+    """Make sure that the endpoint is the sum of what rows have, which verdicts are made of.
+
+    Raises:
+        RecipeError: The score of a task is of all its answers together.
+    """
+    for name, task in recipe.mix.tasks.items():
+        if endpoint == "score" and isinstance(task.metric, Metric) and not task.metric.is_mean:
+            raise RecipeError(
+                f"task '{name}' has {task.metric.name}, which is of all its answers together, no mean over rows",
+                where="--endpoint score",
+                fix="Compare losses: leave it out.",
+            )
 
 
 def check_tuned_rates(by_method: Mapping[str, Sequence[str]]) -> None:

@@ -85,6 +85,11 @@ class Metric(MetricSettings):
         """
         return ratio(sums)
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether a task's score is the mean over its rows."""
+        return type(self).value is Metric.value
+
     def measured(self, marks: Sequence[Mark], clusters: ArrayLike | None = None) -> Measured:
         """A task's rows for its score, its interval and comparisons.
 
@@ -97,9 +102,8 @@ class Metric(MetricSettings):
         """
         import numpy as np
 
-        is_mean = type(self).value is Metric.value  # it says of scores of 0 and 1 that they are proportions
         counts = np.asarray([mark.counts for mark in marks], dtype=np.float64)
-        if is_mean:
+        if self.is_mean:  # it says of scores of 0 and 1 that they are proportions
             return Measured(counts, clusters)
         return Measured(counts, clusters, self.value, own=[mark.score for mark in marks])
 
