@@ -355,6 +355,10 @@ def test_the_baseline_alone_on_every_task_shows_the_seesaw(recipe: Path) -> None
         assert {task: effect.value for task, effect in it.alone.items()} == pytest.approx(gaps)
         shares = [-gap / (sum(comparison.alone[task]) / 2) for task, gap in gaps.items()]
         assert it.delta_m == pytest.approx(100 * sum(shares) / 3)
+    told = [row for row in comparison.figures() if row[2] == "single task"]
+    assert [row[:2] + row[4:7] for row in told] == [
+        ("lora", seed, task, "loss", comparison.alone[task][seed]) for task in comparison.alone for seed in (0, 1)
+    ]
     assert comparison.sentences[1].count("Delta_m") == 1
     assert "trained on each task alone" in comparison.sentences[1]
 

@@ -318,7 +318,7 @@ def test_the_whole_csv_can_be_downloaded(full: Page) -> None:
     assert str(link["href"]).startswith(CSV)
     assert base64.b64decode(str(link["href"]).removeprefix(CSV)).decode() == comparison().csv()
     text = full.text("repeat")
-    for word in ("1,200", "1, 2, 3", "100", "0a" * 32, "±0.0150", "task_h domain 1 307"):
+    for word in ("1,200", "1, 2, 3", "100", "0a" * 32, "±0.0150", "task_h domain 1 307", "33 min", "5 min 15 s"):
         assert word in text, word
 
 

@@ -11,6 +11,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
+from compared import BASELINE, METHODS, comparison
+from malora_cli.compare.sentences import notes, sentences
 from malora_cli.errors import DataError
 from malora_cli.results.comparison import Effect, Verdict
 from malora_cli.results.statistics.arrays import FloatArray
@@ -200,3 +202,23 @@ def test_what_a_plan_can_see_is_seen_four_times_in_five(seeds: int) -> None:
         power = TTestPower().power(effect_size=noncentrality(seeds) / np.sqrt(seeds), nobs=seeds, alpha=0.05)
         assert power == pytest.approx(0.8, abs=0.005)
     assert (detectable_over_runs(drawn[0]) or 0) > noncentrality(seeds) * error
+
+
+def test_one_seed_counts_no_task_as_better_or_worse() -> None:
+    [*_, seesaw] = sentences(comparison(seeds=(1,), methods=METHODS[:2]))
+    assert "Delta_m" in seesaw
+    assert "of one seed, which allows no verdict; worst" in seesaw
+    assert "better on" not in seesaw
+    assert "better on" in sentences(comparison(methods=METHODS[:2]))[-1]
+
+
+def test_a_baseline_that_lacks_a_run_is_what_nothing_is_compared_with() -> None:
+    whole = comparison(methods=METHODS[:2])
+    methods = [
+        it.model_copy(update={"runs": it.runs[:2], "effect": None}) if it.method == BASELINE else it
+        for it in whole.methods
+    ]
+    said = notes(whole.model_copy(update={"methods": methods}), [])
+    assert [line for line in said if "missing" in line] == [
+        f"Nothing is compared, since runs of the baseline are missing: {BASELINE}."
+    ]

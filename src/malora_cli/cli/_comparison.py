@@ -145,8 +145,8 @@ def _against(comparison: Comparison, it: MethodResult) -> list[Text]:
     if it.method == comparison.baseline:
         return [Text(_BASELINE), Text(""), Text("")]
     if it.effect is None:
-        alone = all(other.method != comparison.baseline for other in comparison.methods)
-        return [Text("no baseline" if alone else "runs missing"), Text(""), Text("")]
+        short = len(it.runs) < len(comparison.seeds)
+        return [Text("runs missing" if short else "no baseline"), Text(""), Text("")]
     return [Text(_difference(it.effect)), _sign(it.effect.verdict), Text("/".join(map(str, it.tally())))]
 
 

@@ -28,8 +28,11 @@ def _seesaw(comparison: Comparison, it: MethodResult) -> str:
     told = (
         f"{it.method} against {comparison.baseline} trained on each task alone: Delta_m {it.delta_m:+.1f}% of the loss"
     )
-    told += f", better on {len(better)} of {_count(len(it.alone), 'task')}, worse on {len(it.seesaw)}"
-    named = f" ({', '.join(it.seesaw)})" if it.seesaw else ""
+    if all(effect.verdict is Verdict.NONE for effect in it.alone.values()):
+        told, named = f"{told}, of one seed, which allows no verdict", ""
+    else:
+        told += f", better on {len(better)} of {_count(len(it.alone), 'task')}, worse on {len(it.seesaw)}"
+        named = f" ({', '.join(it.seesaw)})" if it.seesaw else ""
     return f"{told}{named}; worst {worst} ({it.alone[worst].value:+.3f})."
 
 
@@ -41,12 +44,13 @@ def notes(comparison: Comparison, later: Sequence[str]) -> list[str]:
     shown = [it.method for it in comparison.methods]
     short = [it.method for it in comparison.methods if len(it.runs) < len(comparison.seeds)]
     short += list(dict.fromkeys(it.method for it in comparison.failures if it.method not in shown))
-    headless = [] if comparison.baseline in shown else [comparison.baseline]
+    headless = [comparison.baseline] if comparison.baseline in short or comparison.baseline not in shown else []
+    short = [method for method in short if method not in headless]
     found = [
         (untuned, "Learning rates were not tuned: {}. Methods differ in the rate that suits them."),
         (at_edge, "The best learning rate lies at the edge of the grid, not bracketed: {}."),
         (short, "Not compared, since runs are missing: {}."),
-        (headless, "Nothing is compared, since the baseline has no runs: {}."),
+        (headless, "Nothing is compared, since runs of the baseline are missing: {}."),
         (added, "Added after the plan was written: {}."),
         (later, "Added after the plan was written: {}."),
     ]

@@ -22,6 +22,8 @@ are corrected by Holm’s method, over all methods and over all tasks of all met
 <div><dt>steps</dt><dd>{{ it.steps|count }}</dd></div>
 <div><dt>seeds</dt><dd>{{ it.seeds|join(", ") }}</dd></div>
 <div><dt>seed of the trials</dt><dd>{{ "not tuned" if it.tuning_seed is none else it.tuning_seed }}</dd></div>
+<div><dt>training of the reported runs</dt><dd>{{ trained|duration }}</dd></div>
+{% if it.trials %}<div><dt>training of the trials</dt><dd>{{ tried|duration }}</dd></div>{% endif %}
 <div><dt>created</dt><dd>{{ it.created }}</dd></div>
 <div><dt>SHA-256 of the plan</dt><dd><code>{{ it.plan_sha256 or "no plan was written" }}</code></dd></div>
 </dl></div>
@@ -39,7 +41,9 @@ def _render(view: ComparisonView) -> str:
     # The same bytes as comparison.csv, whose halves of characters are written so too.
     csv = it.csv().encode("utf-8", errors="backslashreplace")
     margin = view.around(it.margin)[1:]
-    return render(_TEMPLATE, view=view, it=it, margin=margin, csv=csv)
+    trained = sum(run.train_seconds for method in it.methods for run in method.runs)
+    tried = sum(trial.seconds for trial in it.trials)
+    return render(_TEMPLATE, view=view, it=it, margin=margin, csv=csv, trained=trained, tried=tried)
 
 
 SECTION = Section(title="Repeat", order=80, render=_render)
