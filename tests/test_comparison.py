@@ -18,7 +18,7 @@ from malora_cli.errors import RunError
 from malora_cli.results import RunRecord, read_json
 from malora_cli.results.comparison import COLUMNS, Comparison
 from malora_cli.results.predictions import hashed
-from train_runs import refused, workplace
+from train_runs import refused, rewrite, workplace
 
 QUICK = ("train.steps=3", "train.eval_every=3", "train.checkpoint_every=1", "eval.rows=4")
 TASKS = ("copy", "upper", "add")
@@ -357,6 +357,31 @@ def test_the_baseline_alone_on_every_task_shows_the_seesaw(recipe: Path) -> None
         assert it.delta_m == pytest.approx(100 * sum(shares) / 3)
     assert comparison.sentences[1].count("Delta_m") == 1
     assert "trained on each task alone" in comparison.sentences[1]
+
+
+def test_runs_on_one_task_have_the_rows_of_the_mixture(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--methods", "lora,malora", "--seeds", "0", "--tune", "none"]
+    assert baselines(recipe, *asked) == 0
+    file = recipe.parent / "copy.train.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    file.write_text("".join(f"{json.dumps({**row, 'answer': 'x'})}\n" for row in rows), encoding="utf-8")
+    line = refused(["compare", "baselines", str(recipe), *QUICK, *asked, "--single-task"], capsys)
+    assert re.search(r"tiny-lora-only-copy-seed0: its train rows are not those of .*tiny-lora-seed0\. Put the", line)
+    assert not Comparison.load(folder_of(recipe)).alone
+
+
+def test_trials_have_the_rows_of_the_reported_runs(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(tuned.parent, copied)
+    recipe = copied / tuned.name
+    recipe.write_text(tuned.read_text(encoding="utf-8").replace(str(tuned.parent), str(copied)), encoding="utf-8")
+    trial = Comparison.load(folder_of(recipe)).trials[0].run
+    manifest = RunRecord(copied / "runs" / trial).manifest_path
+    rewrite(manifest, lambda found: found["validation_data"]["add"].update(sha256="0" * 64))
+    line = refused(["compare", "baselines", str(recipe), *QUICK, *TUNED], capsys)
+    assert re.search(rf"{trial}: its validation rows are not those of .*tiny-lora-rate.*-seed0\. Put the data", line)
 
 
 def test_what_cannot_be_trained_alone_on_the_same_rows_is_refused(
