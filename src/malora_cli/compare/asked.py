@@ -8,7 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from malora_cli.compare.plan import TUNING_SEED, Plan, baseline_of, check_seeds, check_tuned_rates, shared_settings
+from malora_cli.compare.plan import (
+    TUNING_SEED,
+    Plan,
+    baseline_of,
+    check_seeds,
+    check_tuned_rates,
+    check_validation_rows,
+    shared_settings,
+)
 from malora_cli.compare.planner import Planner, parse_method_overrides, parse_seeds, parse_tuning
 from malora_cli.compare.sets import SETS
 from malora_cli.named import vocabulary
@@ -82,6 +90,7 @@ class Asked:
         if tuning != "none":
             check_seeds(seeds, TUNING_SEED)
             check_tuned_rates(planner.by_method)
+            check_validation_rows(planner.read.recipe.mix)
         planner.check(methods, seeds)
         return Plan(
             recipe=shared_settings(planner.own.recipe),
