@@ -210,6 +210,8 @@ def test_a_method_that_diverges_at_every_rate_is_a_failure(recipe: Path, capsys:
         (["--for", "lora:train.learning_rate=1"], "--for: the learning rate of lora is set, and it is going to be"),
         (["--for", "lora:train.steps=9"], "--for: 'train.steps' for lora alone would make the comparison unequal."),
         (["--methods", "lora,mallora"], "--methods: unknown method 'mallora'; did you mean 'malora'?"),
+        (["mix.validation=null"], "--tune: no task keeps validation rows to choose learning rates by. Set mix.valid"),
+        (["--for", "lora:train.init_seed=5"], "--for: 'train.init_seed' for lora alone would make the comparison"),
         (["train.init_seed=1"], "train.init_seed is set, so that runs of several seeds have it in common"),
     ],
 )
@@ -394,6 +396,8 @@ def test_what_cannot_be_trained_alone_on_the_same_rows_is_refused(
             "mix.weighting=proportional",
             "tasks weighted proportional by examples have no share that is known beforehand",
         ),
+        ("remedies.bandit={}", "bandit changes the shares of the tasks while training, so that none is known before"),
+        ("remedies.patience={}", "Leave that remedy out: remedies.patience=false."),
         ("train.batch_size=8", "a step has 2.66667 rows of task 'copy', so that it cannot be trained alone"),
         ("train={steps: null, epochs: 1}", "how many steps the mixture takes is not known beforehand. Set train.steps"),
     ):
