@@ -245,6 +245,17 @@ def test_methods_are_matched_to_the_size_of_the_baseline(recipe: Path, capsys: p
     assert not (recipe.parent / "runs").exists(), "nothing is run"
 
 
+def test_subspaces_that_experts_divide_are_matched_by_ranks_that_they_can_divide(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--methods", "lora,malora-unshared-subspace", "--tune", "none", "--match", "parameters", "--dry-run"]
+    own = "malora-unshared-subspace:method.num_experts=3"
+    divided = ["--for", own, "--for", "malora-unshared-subspace:method.subspace_rank=24"]
+    assert baselines(recipe, "method={name: lora, r: 48}", *asked, *divided) == 0
+    [share] = re.findall(r"unshared-subspace ([+-][0-9.]+)%", capsys.readouterr().out)
+    assert abs(float(share)) <= 3
+
+
 def test_a_size_that_no_rank_has_is_refused_with_the_nearest(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = "method={name: lora, r: 1}"
     asked = ["--methods", "lora,molora", "--match", "parameters", "--tune", "none"]
