@@ -18,7 +18,7 @@ from malora_cli.errors import RunError
 from malora_cli.results import RunRecord, read_json
 from malora_cli.results.comparison import COLUMNS, Comparison
 from malora_cli.results.predictions import hashed
-from train_runs import refused, workplace
+from train_runs import refused, rewrite, workplace
 
 QUICK = ("train.steps=3", "train.eval_every=3", "train.checkpoint_every=1", "eval.rows=4")
 TASKS = ("copy", "upper", "add")
@@ -210,6 +210,8 @@ def test_a_method_that_diverges_at_every_rate_is_a_failure(recipe: Path, capsys:
         (["--for", "lora:train.learning_rate=1"], "--for: the learning rate of lora is set, and it is going to be"),
         (["--for", "lora:train.steps=9"], "--for: 'train.steps' for lora alone would make the comparison unequal."),
         (["--methods", "lora,mallora"], "--methods: unknown method 'mallora'; did you mean 'malora'?"),
+        (["mix.validation=null"], "--tune: no task keeps validation rows to choose learning rates by. Set mix.valid"),
+        (["--for", "lora:train.init_seed=5"], "--for: 'train.init_seed' for lora alone would make the comparison"),
         (["train.init_seed=1"], "train.init_seed is set, so that runs of several seeds have it in common"),
     ],
 )
@@ -241,6 +243,17 @@ def test_methods_are_matched_to_the_size_of_the_baseline(recipe: Path, capsys: p
     assert {name for name, _ in deviations} == {"lora", "hydralora"}
     assert all(abs(float(share)) <= 3 for _, share in deviations)
     assert not (recipe.parent / "runs").exists(), "nothing is run"
+
+
+def test_subspaces_that_experts_divide_are_matched_by_ranks_that_they_can_divide(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--methods", "lora,malora-unshared-subspace", "--tune", "none", "--match", "parameters", "--dry-run"]
+    own = "malora-unshared-subspace:method.num_experts=3"
+    divided = ["--for", own, "--for", "malora-unshared-subspace:method.subspace_rank=24"]
+    assert baselines(recipe, "method={name: lora, r: 48}", *asked, *divided) == 0
+    [share] = re.findall(r"unshared-subspace ([+-][0-9.]+)%", capsys.readouterr().out)
+    assert abs(float(share)) <= 3
 
 
 def test_a_size_that_no_rank_has_is_refused_with_the_nearest(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,6 +376,31 @@ def test_the_baseline_alone_on_every_task_shows_the_seesaw(recipe: Path) -> None
     assert "trained on each task alone" in comparison.sentences[1]
 
 
+def test_runs_on_one_task_have_the_rows_of_the_mixture(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--methods", "lora,malora", "--seeds", "0", "--tune", "none"]
+    assert baselines(recipe, *asked) == 0
+    file = recipe.parent / "copy.train.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    file.write_text("".join(f"{json.dumps({**row, 'answer': 'x'})}\n" for row in rows), encoding="utf-8")
+    line = refused(["compare", "baselines", str(recipe), *QUICK, *asked, "--single-task"], capsys)
+    assert re.search(r"tiny-lora-only-copy-seed0: its train rows are not those of .*tiny-lora-seed0\. Put the", line)
+    assert not Comparison.load(folder_of(recipe)).alone
+
+
+def test_trials_have_the_rows_of_the_reported_runs(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(tuned.parent, copied)
+    recipe = copied / tuned.name
+    recipe.write_text(tuned.read_text(encoding="utf-8").replace(str(tuned.parent), str(copied)), encoding="utf-8")
+    trial = Comparison.load(folder_of(recipe)).trials[0].run
+    manifest = RunRecord(copied / "runs" / trial).manifest_path
+    rewrite(manifest, lambda found: found["validation_data"]["add"].update(sha256="0" * 64))
+    line = refused(["compare", "baselines", str(recipe), *QUICK, *TUNED], capsys)
+    assert re.search(rf"{trial}: its validation rows are not those of .*tiny-lora-rate.*-seed0\. Put the data", line)
+
+
 def test_what_cannot_be_trained_alone_on_the_same_rows_is_refused(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,6 +411,8 @@ def test_what_cannot_be_trained_alone_on_the_same_rows_is_refused(
             "mix.weighting=proportional",
             "tasks weighted proportional by examples have no share that is known beforehand",
         ),
+        ("remedies.bandit={}", "bandit changes the shares of the tasks while training, so that none is known before"),
+        ("remedies.patience={}", "Leave that remedy out: remedies.patience=false."),
         ("train.batch_size=8", "a step has 2.66667 rows of task 'copy', so that it cannot be trained alone"),
         ("train={steps: null, epochs: 1}", "how many steps the mixture takes is not known beforehand. Set train.steps"),
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from math import inf, log10
+from math import inf, isnan, log10, nan
 
 import pytest
 
@@ -13,7 +13,7 @@ from malora_cli.results.comparison import Trial, Tuned
 
 
 def tuned(**losses: Callable[[float], float]) -> tuple[dict[str, Tuned], Counter[str]]:
-    """The rates found for methods of these losses, and how many trials each had."""
+    """The rates found for methods of these losses, and how many trials each had: inf diverges, NaN fails otherwise."""
     tried = Counter[str]()
     rates = set[tuple[str, float]]()
 
@@ -22,7 +22,8 @@ def tuned(**losses: Callable[[float], float]) -> tuple[dict[str, Tuned], Counter
         rates.add((method, rate))
         tried[method] += 1
         loss = losses[method](rate)
-        return Trial(method=method, learning_rate=rate, run=f"{method}-{rate}", loss=None if loss == inf else loss)
+        told = {"loss": None, "diverged": loss == inf} if loss == inf or isnan(loss) else {"loss": loss}
+        return Trial(method=method, learning_rate=rate, run=f"{method}-{rate}", **told)
 
     grids = {method: grid_around(1e-3) for method in losses}
     return tune(grids, lambda wanted: [attempt(*one) for one in wanted]), tried
@@ -63,6 +64,13 @@ def test_a_trial_that_diverged_is_the_worst() -> None:
     found, tried = tuned(none=lambda _: inf)
     assert tried == {"none": 4 + EXTENSIONS}
     assert found["none"].bracketed is False
+
+
+def test_a_trial_that_failed_otherwise_extends_no_grid() -> None:
+    _, tried = tuned(broken=lambda _: nan, inside=bowl(1e-3))
+    assert tried == {"broken": 4, "inside": 4}
+    _, tried = tuned(broken=lambda rate: nan if rate < 1e-3 else rate, edge=bowl(1e-2))
+    assert tried["broken"] == 4 < tried["edge"]
 
 
 def test_of_equal_losses_the_lower_rate_is_taken() -> None:

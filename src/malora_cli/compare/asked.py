@@ -15,6 +15,7 @@ from malora_cli.compare.plan import (
     check_endpoint,
     check_seeds,
     check_tuned_rates,
+    check_validation_rows,
     shared_settings,
 )
 from malora_cli.compare.planner import Planner, parse_method_overrides, parse_seeds, parse_tuning
@@ -90,6 +91,7 @@ class Asked:
         if tuning != "none":
             check_seeds(seeds, TUNING_SEED)
             check_tuned_rates(planner.by_method)
+            check_validation_rows(planner.read.recipe.mix)
         planner.check(methods, seeds)
         check_endpoint(self.endpoint, planner.own.recipe)
         return Plan(

@@ -59,7 +59,9 @@ class Study:
             for method in failed:
                 why = _why_not_tuned([trial for trial in trials if trial.method == method])
                 outcome.failures += failures_of(method, plan.seeds, why)
-            comparison = recorded(folder.stem, plan, first, tuned, trials, outcome)
+            tried = [RunRecord(folder.parent / trial.run) for trial in trials]
+            there = [record for record in tried if record.exists]
+            comparison = recorded(folder.stem, plan, first, tuned, trials, outcome, there)
             comparison.save(folder)
         return comparison, outcome.evaluated
 

@@ -64,7 +64,19 @@ def _evaluated(record: RunRecord) -> Evaluated:
 
 
 #: Settings of ``train`` that change what is learned and that methods of a comparison share.
-_SHARED = ("steps", "epochs", "stop", "batch_size", "max_length", "schedule", "warmup_ratio", "weight_decay")
+_SHARED = (
+    "steps",
+    "epochs",
+    "stop",
+    "batch_size",
+    "max_length",
+    "schedule",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "init_seed",
+    "dropout_seed",
+)
 
 
 def _alike(evaluated: Sequence[Evaluated]) -> bool:

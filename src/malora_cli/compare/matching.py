@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, floor
+from math import ceil, floor, lcm
 from typing import Any, cast
 
 from malora_cli.adapters.methods._base import AdapterSettings
@@ -50,7 +50,8 @@ def matched_ranks(planner: Planner, methods: Sequence[str], baseline: str) -> di
         if method == baseline:
             continue
         recipe = planner.run(method, 0).loaded.recipe
-        found[method] = _nearest(method, recipe.method.model_dump(), goal, partial(counted, recipe))
+        parts = _parts(cast(AdapterSettings, recipe.method))
+        found[method] = _nearest(method, recipe.method.model_dump(), goal, partial(counted, recipe), parts)
     return found
 
 
@@ -65,7 +66,17 @@ def counting(recipe: Recipe) -> Callable[..., int]:
     return counted
 
 
-def _nearest(method: str, settings: Mapping[str, Any], goal: int, count: Callable[[Mapping[str, Any]], int]) -> Matched:
+def _parts(method: AdapterSettings) -> int:
+    """What the rank of a subspace is a multiple of: experts that have one each divide it among themselves."""
+    if method.variant.get("subspace") != "own":
+        return 1
+    experts = method.model_dump()["num_experts"]
+    return lcm(*([experts] if isinstance(experts, int) else experts))
+
+
+def _nearest(
+    method: str, settings: Mapping[str, Any], goal: int, count: Callable[[Mapping[str, Any]], int], parts: int
+) -> Matched:
     """Try ranks, of which more have more parameters; where experts share a subspace, its rank makes up for the rest."""
     if "r" not in settings:
         raise RecipeError(f"{method} has no rank to match its size by", where="--match", fix="Leave it out.")
@@ -75,11 +86,13 @@ def _nearest(method: str, settings: Mapping[str, Any], goal: int, count: Callabl
 
     # Of a rank twice as large there is twice as much, but for routers: two sizes say where the goal lies.
     rank = int(settings["r"])
-    own, double = (size(_of_rank(settings, times * rank)) for times in (1, 2))
+    own, double = (size(_of_rank(settings, times * rank, parts)) for times in (1, 2))
     guess = rank + (goal - own) * rank / (double - own)
-    near = [_of_rank(settings, max(1, one)) for one in (floor(guess), ceil(guess))]
+    near = [_of_rank(settings, max(1, one), parts) for one in (floor(guess), ceil(guess))]
     sized = [(changed, size(changed)) for changed in near]
-    sized += [(better, size(better)) for changed, has in sized for better in _other_subspace(changed, has, goal, size)]
+    sized += [
+        (better, size(better)) for changed, has in sized for better in _other_subspace(changed, has, goal, size, parts)
+    ]
     changed, parameters = min(sized, key=lambda one: abs(one[1] - goal))
     if abs(parameters - goal) > TOLERANCE * goal:
         told = " and ".join(f"rank {tried['r']} with {has:,}" for tried, has in sized[:2])
@@ -93,22 +106,28 @@ def _nearest(method: str, settings: Mapping[str, Any], goal: int, count: Callabl
 
 
 def _other_subspace(
-    changed: Mapping[str, float], has: int, goal: int, size: Callable[[Mapping[str, float]], int]
+    changed: Mapping[str, float], has: int, goal: int, size: Callable[[Mapping[str, float]], int], parts: int
 ) -> list[dict[str, float]]:
     """The same rank with the subspace that comes nearest to the goal; the size is linear in its rank."""
     if "subspace_rank" not in changed:
         return []
     rank = int(changed["subspace_rank"])
-    step = size({**changed, "subspace_rank": rank + 1}) - has
-    return [{**changed, "subspace_rank": max(int(changed["r"]), rank + round((goal - has) / step))}]
+    step = size({**changed, "subspace_rank": rank + parts}) - has
+    wanted = rank + parts * (goal - has) / step
+    return [{**changed, "subspace_rank": _subspace(wanted, int(changed["r"]), parts)}]
 
 
-def _of_rank(settings: Mapping[str, Any], rank: int) -> dict[str, float]:
+def _subspace(wanted: float, r: int, parts: int) -> int:
+    """The nearest rank that a subspace may have: that of an expert at least, or a multiple where it is divided."""
+    return max(r, round(wanted)) if parts == 1 else parts * max(1, round(wanted / parts))
+
+
+def _of_rank(settings: Mapping[str, Any], rank: int, parts: int) -> dict[str, float]:
     """The same method with another rank: its scale stays, and a shared subspace grows with it."""
     power = 0.5 if settings["name"] == "rslora" else 1  # which divides by the square root of its rank
     found: dict[str, float] = {"r": rank, "lora_alpha": settings["lora_alpha"] * (rank / settings["r"]) ** power}
     if "subspace_rank" in settings:
-        found["subspace_rank"] = max(rank, round(settings["subspace_rank"] * rank / settings["r"]))
+        found["subspace_rank"] = _subspace(settings["subspace_rank"] * rank / settings["r"], rank, parts)
     return found
 
 

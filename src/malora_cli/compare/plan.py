@@ -11,7 +11,7 @@ from typing import Any, Literal
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.evals.metrics._base import Metric
 from malora_cli.places import leave_out_places
-from malora_cli.recipe import Recipe
+from malora_cli.recipe import MixSettings, Recipe
 from malora_cli.registry import did_you_mean
 from malora_cli.results import read_json, write_json
 from malora_cli.results.comparison import Endpoint
@@ -172,6 +172,20 @@ def check_tuned_rates(by_method: Mapping[str, Sequence[str]]) -> None:
                 where="--for",
                 fix="Leave it out, or add --tune none.",
             )
+
+
+def check_validation_rows(mix: MixSettings) -> None:
+    """Make sure that there is something to tune learning rates by.
+
+    Raises:
+        RecipeError: No task keeps validation rows.
+    """
+    if mix.validation is None and all(task.validation is None for task in mix.tasks.values()):
+        raise RecipeError(
+            "no task keeps validation rows to choose learning rates by",
+            where="--tune",
+            fix="Set mix.validation, or a task's own validation, or add --tune none.",
+        )
 
 
 def _first_difference(before: Any, now: Any, path: str = "") -> str:

@@ -19,7 +19,18 @@ _LOG = logging.getLogger(__name__)
 #: Validation rows of each task that a trial of the tuning measures at least, where there are as many.
 TRIAL_ROWS = 200
 #: Settings of ``train`` that every run of a comparison shares; the others are a method's own affair.
-_BUDGET = ("steps", "epochs", "batch_size", "max_length", "seed")
+_BUDGET = (
+    "stop",
+    "steps",
+    "epochs",
+    "batch_size",
+    "schedule",
+    "warmup_ratio",
+    "max_length",
+    "seed",
+    "init_seed",
+    "dropout_seed",
+)
 
 
 @dataclass(frozen=True)
@@ -215,7 +226,7 @@ class Planner:
         """The run of a method on one task, which sees the same rows of it as in the mixture, as many a step.
 
         Raises:
-            RecipeError: A step of the mixture has no whole number of rows of that task.
+            RecipeError: A step of the mixture has no whole number of rows of that task, or not always the same.
         """
         train = self.own.recipe.train
         if train.steps is None:
@@ -240,6 +251,13 @@ class Planner:
     def _share(self, task: str) -> float:
         """The share of the rows of a step that a task has."""
         mix = self.own.recipe.mix
+        for name, remedy in self.own.recipe.remedies.chosen.items():
+            if remedy.changes_shares:
+                raise RecipeError(
+                    f"{name} changes the shares of the tasks while training, so that none is known beforehand",
+                    where="--single-task",
+                    fix=f"Leave that remedy out: remedies.{name}=false.",
+                )
         if mix.weighting not in ("uniform", "explicit") or mix.unit != "examples":
             raise RecipeError(
                 f"tasks weighted {mix.weighting} by {mix.unit} have no share that is known beforehand",

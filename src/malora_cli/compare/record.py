@@ -27,6 +27,7 @@ def recorded(
     tuned: Mapping[str, Tuned],
     trials: Sequence[Trial],
     outcome: Outcome,
+    tried: Sequence[RunRecord] = (),
 ) -> Comparison:
     """What came of a comparison.
 
@@ -37,6 +38,7 @@ def recorded(
         tuned: The learning rate of every method.
         trials: How these were found.
         outcome: The reported runs.
+        tried: The runs of these trials, as far as they are there.
 
     Raises:
         RunError: No run was evaluated, or the runs were not on the same rows.
@@ -44,7 +46,8 @@ def recorded(
     evaluated = [it for it in outcome.evaluated if it.task is None]
     if not evaluated:
         raise RunError("no run came to its end", where=name, fix="See what was said of each above.")
-    _check_same_rows(evaluated)
+    _check_same_rows([*(it.record for it in [*evaluated, *outcome.evaluated]), *tried])
+    _check_same_tasks(evaluated)
     by_method = {method: {it.seed: it for it in evaluated if it.method == method} for method in plan.methods}
     rows = {(it.method, it.seed): rows_of(it.file, plan.endpoint) for it in evaluated}
     results = [
@@ -226,25 +229,35 @@ def _ranks(plan: Plan, rows: Mapping[tuple[str, int], RunRows], methods: Sequenc
     return dict(zip(methods, ranks, strict=True))
 
 
-def _check_same_rows(evaluated: Iterable[Evaluated]) -> None:
-    """Make sure that all runs saw the same rows: training, validation and test rows, by their hashes.
+def _check_same_rows(records: Iterable[RunRecord]) -> None:
+    """Make sure that all runs had the same rows: training, validation and test rows, by their hashes.
 
     Raises:
         RunError: One did not.
     """
-    first, *others = evaluated
-    for it in others:
+    first, *others = records
+    for record in others:
         for which in ("train_data", "validation_data", "test_data"):
             one, two = (
-                {name: data.sha256 for name, data in getattr(other.record.manifest, which).items()}
-                for other in (first, it)
+                {name: data.sha256 for name, data in getattr(other.manifest, which).items()}
+                for other in (first, record)
             )
             if one != two:
                 raise RunError(
-                    f"its {which.partition('_')[0]} rows are not those of {first.record.path}",
-                    where=str(it.record.path),
+                    f"its {which.partition('_')[0]} rows are not those of {first.path}",
+                    where=str(record.path),
                     fix="Put the data back, and train one of them again.",
                 )
+
+
+def _check_same_tasks(evaluated: Iterable[Evaluated]) -> None:
+    """Make sure that all runs on the mixture were evaluated on the same tasks.
+
+    Raises:
+        RunError: One was not.
+    """
+    first, *others = evaluated
+    for it in others:
         if first.result.tasks.keys() != it.result.tasks.keys():
             raise RunError(f"its tasks are not those of {first.record.path}", where=str(it.record.path))
 

@@ -36,7 +36,8 @@ def tune(grids: Mapping[str, Sequence[float]], attempt: Attempt) -> dict[str, Tu
     """Try every method at every rate of its grid, and beyond where its best lies at an edge.
 
     Where the grid of one method goes further, every other method gets one more rate as well, next to its best: none is
-    tuned with fewer trials than another.
+    tuned with fewer trials than another. A method of which a trial failed without diverging is tried no further, since
+    nothing is known of that rate.
 
     Args:
         grids: The rates that every method begins with, as many for each.
@@ -47,17 +48,21 @@ def tune(grids: Mapping[str, Sequence[float]], attempt: Attempt) -> dict[str, Tu
     """
     wanted = [(method, rate) for method, grid in grids.items() for rate in sorted(grid)]
     losses: dict[str, dict[float, float]] = {method: {} for method in grids}
+    failed = set[str]()
     for extension in range(EXTENSIONS + 1):
         for (method, rate), trial in zip(wanted, attempt(wanted), strict=True):
             losses[method][rate] = _loss(trial)
-        if extension == EXTENSIONS or not any(_edge(found) for found in losses.values()):
+            if trial.loss is None and not trial.diverged:
+                failed.add(method)
+        going = {method: found for method, found in losses.items() if method not in failed}
+        if extension == EXTENSIONS or not any(_edge(found) for found in going.values()):
             break
-        wanted = [(method, _further(found)) for method, found in losses.items()]
+        wanted = [(method, _further(found)) for method, found in going.items()]
     return {method: Tuned(learning_rate=_best(found), bracketed=not _edge(found)) for method, found in losses.items()}
 
 
 def _loss(trial: Trial) -> float:
-    """Its validation loss; that of one that diverged is the worst."""
+    """Its validation loss; that of one that has none is the worst."""
     return inf if trial.loss is None else trial.loss
 
 
