@@ -46,7 +46,7 @@ def recorded(
     evaluated = [it for it in outcome.evaluated if it.task is None]
     if not evaluated:
         raise RunError("no run came to its end", where=name, fix="See what was said of each above.")
-    _check_same_rows([*(it.record for it in [*evaluated, *outcome.evaluated]), *tried])
+    _check_same_rows([*(it.record for it in outcome.evaluated), *tried])
     _check_same_tasks(evaluated)
     by_method = {method: {it.seed: it for it in evaluated if it.method == method} for method in plan.methods}
     rows = {(it.method, it.seed): rows_of(it.file, plan.endpoint) for it in evaluated}

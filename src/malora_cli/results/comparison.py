@@ -224,8 +224,8 @@ class Comparison(Record):
             told = (trial.method, self.tuning_seed, "tuning", trial.learning_rate, "", "validation loss")
             yield (*told, trial.loss, "", "", "", trial.run)
         for task, losses in self.alone.items():
-            for seed, loss in zip(self.seeds, losses, strict=False):  # where one is missing, none is told apart
-                if len(losses) == len(self.seeds):
+            if len(losses) == len(self.seeds):  # else nothing says whose they are
+                for seed, loss in zip(self.seeds, losses, strict=True):
                     yield (self.baseline, seed, "single task", "", task, "loss", loss, "", "", self.rows[task], "")
         for it in self.methods:
             rate = it.tuned.learning_rate

@@ -79,6 +79,19 @@ def _choose(
 
 
 @triton.jit
+def _places(tokens, E: tl.constexpr, R: tl.constexpr, TILE_T: tl.constexpr, TILE_E: tl.constexpr, TILE_R: tl.constexpr):
+    """Where the gates of a program lie and which of them there are; the same of its hidden states."""
+    token = tl.program_id(0).to(tl.int64) * TILE_T + tl.arange(0, TILE_T)[:, None]
+    expert = tl.program_id(1) * TILE_E + tl.arange(0, TILE_E)[None, :]
+    inside = (token < tokens) & (expert < E)
+    rank = tl.arange(0, TILE_R)[None, None, :]
+    of_gate = token * E + expert
+    at = of_gate[:, :, None] * R + rank
+    within = inside[:, :, None] & (rank < R)
+    return of_gate, inside, at, within
+
+
+@triton.jit
 def _gate(
     hidden,
     gate,
@@ -90,13 +103,8 @@ def _gate(
     TILE_E: tl.constexpr,
     TILE_R: tl.constexpr,
 ):
-    token = tl.program_id(0).to(tl.int64) * TILE_T + tl.arange(0, TILE_T)[:, None]
-    expert = tl.program_id(1) * TILE_E + tl.arange(0, TILE_E)[None, :]
-    inside = (token < tokens) & (expert < E)
-    rank = tl.arange(0, TILE_R)[None, None, :]
-    at = (token * E + expert)[:, :, None] * R + rank
-    within = inside[:, :, None] & (rank < R)
-    g = tl.load(gate + token * E + expert, mask=inside, other=0.0) * scaling
+    of_gate, inside, at, within = _places(tokens, E, R, TILE_T, TILE_E, TILE_R)
+    g = tl.load(gate + of_gate, mask=inside, other=0.0) * scaling
     h = tl.load(hidden + at, mask=within, other=0.0).to(tl.float32)
     tl.store(hidden + at, (h * g[:, :, None]).to(hidden.dtype.element_ty), mask=within)
 
@@ -115,16 +123,11 @@ def _gated_gradients(
     TILE_E: tl.constexpr,
     TILE_R: tl.constexpr,
 ):
-    token = tl.program_id(0).to(tl.int64) * TILE_T + tl.arange(0, TILE_T)[:, None]
-    expert = tl.program_id(1) * TILE_E + tl.arange(0, TILE_E)[None, :]
-    inside = (token < tokens) & (expert < E)
-    rank = tl.arange(0, TILE_R)[None, None, :]
-    at = (token * E + expert)[:, :, None] * R + rank
-    within = inside[:, :, None] & (rank < R)
-    g = (tl.load(gate + token * E + expert, mask=inside, other=0.0) * scaling)[:, :, None]
+    of_gate, inside, at, within = _places(tokens, E, R, TILE_T, TILE_E, TILE_R)
+    g = (tl.load(gate + of_gate, mask=inside, other=0.0) * scaling)[:, :, None]
     h = tl.load(hidden + at, mask=within, other=0.0).to(tl.float32)
     d = tl.load(grad + at, mask=within, other=0.0).to(tl.float32)
-    tl.store(grad_gate + token * E + expert, tl.sum(h * d, axis=2) * scaling, mask=inside)
+    tl.store(grad_gate + of_gate, tl.sum(h * d, axis=2) * scaling, mask=inside)
     tl.store(hidden + at, (h * g).to(hidden.dtype.element_ty), mask=within)
     tl.store(grad + at, (d * g).to(grad.dtype.element_ty), mask=within)
 
