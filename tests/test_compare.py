@@ -14,6 +14,7 @@ from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
 from malora_cli.compare.asked import Asked
 from malora_cli.compare.existing import comparison_of
+from malora_cli.compare.outcome import UnlikeError
 from malora_cli.compare.planner import PlannedRun, Planner, parse_method_overrides, parse_seeds
 from malora_cli.compare.run import Crew
 from malora_cli.compare.table import Row, compare, newest_evaluation
@@ -21,6 +22,7 @@ from malora_cli.errors import RecipeError, RunError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.named import vocabulary
 from malora_cli.results import EvalResult, RunRecord, read_json
+from malora_cli.results.comparison import Comparison
 from train_runs import Killed, SilentView, kill_at, load, losses, rewrite, same_weights, train_run, workplace
 
 QUICK = ("train.steps=3", "train.eval_every=3", "eval.rows=2")
@@ -356,17 +358,26 @@ def test_baselines_says_what_is_wrong(
 
 
 def test_runs_that_differ_in_more_than_their_method_end_in_no_verdict(
-    compared: list[tuple[RunRecord, EvalResult]], tmp_path: Path
+    compared: list[tuple[RunRecord, EvalResult]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lora, molora, malora = (record for record, _ in compared)
     found = comparison_of([lora, molora, malora])
-    assert found is not None
     assert found.baseline == "lora"
     assert {it.method for it in found.methods} == {"lora", "molora", "malora"}
     other = RunRecord(Path(shutil.copytree(molora.path, tmp_path / "other")))
     rewrite(other.manifest_path, lambda manifest: manifest["train_data"]["add"].update(sha256="0" * 64))
-    for records in ([lora, lora], [lora, other], [lora, molora, other]):
-        assert comparison_of(records) is None
+    for records, why in (
+        ([lora, lora], "all are of method lora"),
+        ([lora, other], f"its train rows are not those of {lora.path}"),
+        ([lora, molora, molora], f"another run of molora has seed {molora.manifest.seeds['train']} too"),
+    ):
+        with pytest.raises(UnlikeError, match=re.escape(why)):
+            comparison_of(records)
+        runs = [str(record.path) for record in records]
+        assert command("runs", *runs) == 0, "their table is shown all the same"
+        assert f"no verdicts: {why}" in capsys.readouterr().out.replace(f"{records[-1].path}: ", "")
+        assert command("runs", *runs, "--out", str(tmp_path / "out")) == 2
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -386,11 +397,38 @@ def test_runs_of_other_settings_end_in_no_verdict(
 ) -> None:
     lora, molora, _ = (record for record, _ in compared)
     other = RunRecord(Path(shutil.copytree(molora.path, tmp_path / "other")))
-    assert comparison_of([lora, other]) is not None
+    assert comparison_of([lora, other])
     settings = other.recipe
     settings[section][key] = value
     other.recipe_path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert comparison_of([lora, RunRecord(other.path)]) is None
+    with pytest.raises(UnlikeError, match=rf"its {section}\.{key} is not that of "):
+        comparison_of([lora, RunRecord(other.path)])
+
+
+def test_runs_that_exist_get_the_record_and_the_page_of_a_comparison(
+    compared: list[tuple[RunRecord, EvalResult]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = [shutil.copytree(record.path, tmp_path / record.name) for record, _ in compared]
+    shutil.rmtree(Path(copied[1]) / "adapter")  # a light run
+    shutil.rmtree(Path(copied[1]) / "checkpoints", ignore_errors=True)
+    out = tmp_path / "compared"
+    asked = [*map(str, copied), "--baseline", "malora", "--endpoint", "score", "--margin", "0.5"]
+    assert command("runs", *asked, "--out", str(out)) == 0
+    assert f"page:       {out / 'report' / 'index.html'}" in capsys.readouterr().out
+    found = Comparison.load(out)
+    assert (found.baseline, found.endpoint, found.margin) == ("malora", "score", 0.5)
+    assert found.notes[0].startswith("Learning rates were not tuned: ")
+    weights = f"Their weights are not here, so they cannot be evaluated again: {Path(copied[1]).name}."
+    assert found.notes[-1] == weights
+    assert (out / "comparison.csv").is_file()
+    page = (out / "report" / "index.html").read_text(encoding="utf-8")
+    assert 'id="routing"' in page, "what lies in the folders of the runs is on it"
+    assert weights in page
+    assert command("runs", *asked, "--json") == 0
+    printed = Comparison.model_validate_json(capsys.readouterr().out)
+    assert printed.methods == found.methods
+    assert command("runs", *asked[:3], "--baseline", "dora") == 2
+    assert "--baseline: 'dora' is not among the methods compared" in capsys.readouterr().err
 
 
 def test_runs_that_cannot_be_compared(

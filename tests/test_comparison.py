@@ -12,8 +12,14 @@ from typing import Any
 
 import pytest
 
+from json_output import assert_documented
 from malora_cli.cli import main
+from malora_cli.compare import room
 from malora_cli.compare import run as run_module
+from malora_cli.compare.asked import Asked
+from malora_cli.compare.baselines import Study
+from malora_cli.compare.matching import parameters_of
+from malora_cli.compare.room import bytes_missing, bytes_of
 from malora_cli.errors import RunError
 from malora_cli.results import RunRecord, read_json
 from malora_cli.results.comparison import COLUMNS, Comparison
@@ -22,6 +28,7 @@ from train_runs import refused, rewrite, workplace
 
 QUICK = ("train.steps=3", "train.eval_every=3", "train.checkpoint_every=1", "eval.rows=4")
 TASKS = ("copy", "upper", "add")
+METHODS = ["lora", "malora"]
 #: A comparison that is tuned on three rates.
 TUNED = ("--methods", "lora,malora", "--seeds", "0,1", "--tune", "lr=0.001,0.003,0.01")
 
@@ -39,6 +46,14 @@ def baselines(recipe: Path, *arguments: str) -> int:
 
 def folder_of(recipe: Path) -> Path:
     return recipe.parent / "runs" / "tiny.compare"
+
+
+def moved(recipe: Path, folder: Path) -> Path:
+    """A copy of a recipe with its data and its runs."""
+    shutil.copytree(recipe.parent, folder)
+    text = recipe.read_text(encoding="utf-8").replace(str(recipe.parent), str(folder))
+    (folder / recipe.name).write_text(text, encoding="utf-8")
+    return folder / recipe.name
 
 
 def figures(comparison: Comparison) -> Any:
@@ -141,6 +156,21 @@ def test_another_plan_is_not_mixed_with_the_one_begun(tuned: Path, capsys: pytes
         line = refused(["compare", "baselines", str(tuned), *QUICK, *asked], capsys)
         assert "another comparison was begun here" in line
         assert named in line
+    fewer = ["--methods", "lora,dora", "--seeds", "0,1", "--tune", "none"]
+    line = refused(["compare", "baselines", str(tuned), *QUICK, *fewer], capsys)
+    assert "this comparison began with malora as well. Name all of --methods lora,malora, or take another name" in line
+
+
+def test_what_watches_runs_and_what_later_versions_add_leaves_the_plan_as_it_is(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = moved(tuned, tmp_path / "copied")
+    rewrite(folder_of(recipe) / "plan.json", lambda plan: plan["recipe"]["train"].pop("weight_decay"))
+    watched = ["train.checkpoint_every=2", "train.keep_checkpoints=1", "eval.batch_size=3"]
+    assert baselines(recipe, *TUNED, *watched) == 0
+    assert not re.search(r"(training|evaluating)$", capsys.readouterr().out, re.MULTILINE)
+    line = refused(["compare", "baselines", str(recipe), *QUICK, *TUNED, "train.weight_decay=0.5"], capsys)
+    assert "the recipe differs from the run's own in train.weight_decay" in line
 
 
 def test_what_comes_later_is_marked(recipe: Path) -> None:
@@ -274,6 +304,31 @@ def test_a_dry_run_shows_the_grid_and_how_much_there_is_to_do(recipe: Path, caps
     out = capsys.readouterr().out
     assert re.search(r"^lora +[0-9,.M]+ +0\.001 +0 +2$", out, re.MULTILINE)
     assert "0 trials and 4 reported runs, 12 training steps" in out
+    assert baselines(recipe, *asked, "--tune", "none", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert_documented("malora compare baselines --dry-run", told)
+    assert [(it["method"], it["learning_rates"]) for it in told["methods"]] == [("lora", [0.001]), ("malora", [0.01])]
+    assert not folder_of(recipe).exists()
+
+
+def test_the_room_that_runs_take_is_there_before_they_begin(
+    tuned: Path, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner, plan = Asked(tuned, QUICK, "0,1", "lr=0.001,0.003,0.01", None, "loss", 0.01, []).of_methods(METHODS)
+    counted = parameters_of(planner, METHODS)
+    runs = Study(planner, plan).all_runs()[:6]  # the trials
+    assert bytes_missing(runs, counted) == 0, "they are finished"
+    for run in runs:
+        weights = sum(file.stat().st_size for file in run.folder.rglob("*.safetensors"))
+        assert 0.8 * weights < bytes_of(run, counted[run.method]) < weights, "heads and random states are the rest"
+    monkeypatch.setattr(room, "free_bytes", lambda _: 2**20)
+    assert baselines(tuned, *TUNED) == 0, "nothing is missing there"
+    capsys.readouterr()
+    line = refused(["compare", "baselines", str(recipe), *QUICK, *TUNED], capsys)
+    assert re.search(
+        r"runs: the runs take about [0-9.]+ GiB with their checkpoints, and 0\.0 GiB are free\. Free", line
+    )
+    assert not folder_of(recipe).exists()
 
 
 # ---------------------------------------------------------------- elsewhere, side by side, and without weights
@@ -312,10 +367,14 @@ def test_lines_that_run_in_reverse_order_make_the_same_comparison(
     assert apart == whole
 
 
-def test_jobs_side_by_side_make_the_same_comparison(recipe: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_jobs_side_by_side_make_the_same_comparison(
+    recipe: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = ["--methods", "lora,malora", "--seeds", "0", "--tune", "none"]
     assert baselines(recipe, *asked, "--jobs", "2") == 0
-    assert (recipe.parent / "runs" / "tiny-lora-seed0.log").is_file()
+    assert "evaluated" in (out := capsys.readouterr().out)
+    assert not re.search("evaluating$", out, re.MULTILINE), "runs are evaluated where they are trained"
+    assert "adapter: copy: 4 rows" in (recipe.parent / "runs" / "tiny-lora-seed0.log").read_text(encoding="utf-8")
     here = workplace(tmp_path / "here", tiny_model)
     assert baselines(here, *asked, "--jobs", "1") == 0
     assert not list((here.parent / "runs").glob("*.log"))
@@ -324,16 +383,13 @@ def test_jobs_side_by_side_make_the_same_comparison(recipe: Path, tiny_model: Pa
 
 
 def test_runs_without_their_weights_still_count(tuned: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "light"
-    shutil.copytree(tuned.parent, copied)
+    light = moved(tuned, copied := tmp_path / "light")
     for folder in [*copied.glob("runs/*/adapter"), *copied.glob("runs/*/checkpoints")]:
         shutil.rmtree(folder)
     for rows in copied.glob("runs/*-lora-*/eval/*.predictions.jsonl"):  # of one method, texts do not travel either
         lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
         kept = [{**line, "prompt": hashed(line["prompt"])} for line in lines]
         rows.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
-    light = copied / tuned.name
-    light.write_text(tuned.read_text(encoding="utf-8").replace(str(tuned.parent), str(copied)), encoding="utf-8")
     assert baselines(light, *TUNED) == 0
     assert figures(Comparison.load(folder_of(light))) == figures(Comparison.load(folder_of(tuned)))
 
@@ -390,15 +446,16 @@ def test_runs_on_one_task_have_the_rows_of_the_mixture(recipe: Path, capsys: pyt
 def test_trials_have_the_rows_of_the_reported_runs(
     tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copied = tmp_path / "copied"
-    shutil.copytree(tuned.parent, copied)
-    recipe = copied / tuned.name
-    recipe.write_text(tuned.read_text(encoding="utf-8").replace(str(tuned.parent), str(copied)), encoding="utf-8")
-    trial = Comparison.load(folder_of(recipe)).trials[0].run
-    manifest = RunRecord(copied / "runs" / trial).manifest_path
-    rewrite(manifest, lambda found: found["validation_data"]["add"].update(sha256="0" * 64))
+    recipe = moved(tuned, copied := tmp_path / "copied")
+    trials = [trial.run for trial in Comparison.load(folder_of(recipe)).trials]
+    for trial in reversed(trials):  # once all but the first are of other rows, then it is as well
+        manifest = RunRecord(copied / "runs" / trial).manifest_path
+        rewrite(manifest, lambda found: found["validation_data"]["add"].update(sha256="0" * 64))
+        if trial == trials[1]:
+            line = refused(["compare", "baselines", str(recipe), *QUICK, *TUNED], capsys)
+            assert re.search(rf"{trial}: its validation rows are not those of .*{trials[0]}\. Put the data", line)
     line = refused(["compare", "baselines", str(recipe), *QUICK, *TUNED], capsys)
-    assert re.search(rf"{trial}: its validation rows are not those of .*tiny-lora-rate.*-seed0\. Put the data", line)
+    assert re.search(rf"{trials[0]}: its validation rows are not those of .*tiny-lora-rate.*-seed0\.", line)
 
 
 def test_what_cannot_be_trained_alone_on_the_same_rows_is_refused(

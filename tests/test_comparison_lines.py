@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ import pytest
 from malora_cli.cli._comparison import missing_lines
 from malora_cli.compare import jobs
 from malora_cli.compare.asked import Asked
+from malora_cli.compare.baselines import Study
 from malora_cli.compare.matching import matched_ranks
-from malora_cli.compare.planner import Planner
+from malora_cli.compare.planner import Errand, Planner
+from malora_cli.compare.run import Crew
 from malora_cli.errors import StoppedError
 from malora_cli.named import vocabulary
 from malora_cli.results import RunRecord, write_json
-from train_runs import train_run, workplace
+from train_runs import SilentView, train_run, workplace
 
 QUICK = ("train.steps=3", "train.eval_every=3", "train.checkpoint_every=1", "eval.rows=4")
 LORA_AND_MALORA = ["lora", "malora"]
@@ -63,6 +66,22 @@ def test_only_a_trial_that_ended_in_nan_is_not_tried_again(recipe: Path) -> None
     assert len(missing_lines(planner, plan, "tune")) == 3
 
 
+def test_a_trial_that_diverged_in_a_process_of_its_own_is_not_tried_again(recipe: Path) -> None:
+    planner, plan = Asked(recipe, [*QUICK], "0", "lr=0.001,0.003", None, "loss", 0.01, []).of_methods(LORA_AND_MALORA)
+    halted, told = RunRecord(planner.trial("lora", plan.tuning_seed, 0.003).folder), list[str]()
+
+    def elsewhere(errands: Sequence[Errand]) -> None:
+        if any(errand.run.folder == halted.path for errand in errands):
+            write_json(halted.diverged_path, {"why": "NaN in step 2"})
+
+    crew = Crew(SilentView, told.append, side_by_side=elsewhere)
+    comparison, _ = Study(planner, plan).carried_out(crew)
+    [trial] = [trial for trial in comparison.trials if trial.run == halted.name]
+    assert (trial.loss, trial.why, trial.diverged) == (None, "NaN in step 2", True)
+    assert not any(halted.name in line for line in told)
+    assert not halted.exists
+
+
 def test_a_run_that_diverges_says_so_in_its_folder(recipe: Path) -> None:
     from malora_cli.errors import DivergedError
 
@@ -97,7 +116,7 @@ def test_a_signal_ends_the_runs_side_by_side(recipe: Path, tmp_path: Path, monke
 
     runs = planner_of(recipe).runs(["lora", "malora", "dora"], [0])
     with pytest.raises(StoppedError) as caught:
-        jobs.train_in_processes(runs, 2, tell)
+        jobs.in_processes([Errand(run, train=True, evaluate=True) for run in runs], 2, tell)
     assert caught.value.exit_code == 128 + signal.SIGTERM
     assert Path(f"{training}.told").read_text() == "told\n" * 2
     assert not any("dora" in line for line in begun), "no other is begun"

@@ -21,7 +21,7 @@ from report_runs import Page
 
 ORDER = ["headline", "methods", "tuning", "tasks", "seesaw", "tradeoffs", "seeds", "failures", "repeat"]
 #: Sections on what lies in the folders of runs: test_comparison_runs.py.
-OF_RUNS = {"routing", "rows"}
+OF_RUNS = {"conflict", "routing", "rows"}
 CSV = "data:text/csv;charset=utf-8;base64,"
 EVIL = "<script>alert(1)</script>\"'&$x$ {{ 7 * 7 }}"
 LONG = "long" * 50

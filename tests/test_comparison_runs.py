@@ -17,8 +17,8 @@ from malora_cli.reports import write_comparison
 from malora_cli.reports.comparison.page import render_comparison
 from malora_cli.reports.comparison.runs import routing_of
 from malora_cli.results import RunRecord
-from malora_cli.results.comparison import Comparison
-from report_runs import Page, answer, evaluation, geometry, keep_answers, manifest
+from malora_cli.results.comparison import Comparison, Failure
+from report_runs import Page, answer, conflict, evaluation, geometry, keep_answers, manifest
 
 EVIL = "<script>alert(1)</script>\"'& {{ 7 * 7 }}"
 GROUPS = ("layers 0-9", "layers 10-19", "layers 20-29")
@@ -73,7 +73,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def page(folder: Path, it: Comparison | None = None) -> Page:
-    return Page(write_comparison(folder, it or named(comparison())).read_text(encoding="utf-8"))
+    return Page(write_comparison(folder, it or named(comparison()), folder.parent).read_text(encoding="utf-8"))
 
 
 def summary(shown: Page, method: str) -> list[str]:
@@ -132,6 +132,41 @@ def test_a_run_that_is_gone_or_damaged_is_left_out(folder: Path) -> None:
     assert "keeps anything of routers" in empty.text("routing")
     assert empty.text("rows").endswith("The answers of plain and alpha are not here to be compared.")
     assert "routing" not in Page(render_comparison(comparison())).texts
+
+
+def test_conflict_is_drawn_by_step_and_averaged_over_seeds(folder: Path) -> None:
+    assert "conflict" not in page(folder).texts, "none was measured"
+    tasks = dict.fromkeys(("task_a", "task_b"), "domain")
+    for seed, cosine in zip(SEEDS, (0.1, 0.2, 0.6), strict=True):
+        for step, shift in ((0, 0.0), (50, -0.3)):
+            event = conflict(tasks, cosine + shift).model_copy(update={"step": step})
+            RunRecord(folder.parent / f"alpha-{seed}").metrics.append(event)
+    shutil.rmtree(folder.parent / "alpha-1")
+    [heads, row] = [[cell.strip() for cell in row] for row in page(folder).rows["conflict"]]
+    assert heads == ["Method", "step 0", "step 50"]
+    assert row[1:] == ["0.400", "0.100"]
+
+
+def test_memory_of_a_gpu_is_shown_where_it_was_measured(folder: Path) -> None:
+    assert "peak GiB" not in page(folder).text("methods")
+    it = named(comparison())
+    with_peak = [run.model_copy(update={"peak_bytes": run.seed * 2**30}) for run in it.of("alpha").runs]
+    methods = [
+        found.model_copy(update={"runs": with_peak}) if found.method == "alpha" else found for found in it.methods
+    ]
+    rows = page(folder, it.model_copy(update={"methods": methods})).rows["methods"]
+    assert {row[0].strip()[1:].split()[0]: row[-1] for row in rows[1:3]}["alpha"] == "3.00"
+    assert rows[0][-1] == "peak GiB"
+
+
+def test_the_page_says_how_to_repeat_it_and_no_place_of_a_machine(folder: Path) -> None:
+    failure = Failure(method="zeta", seed=3, run="zeta-3", why=f"{folder.parent.absolute()}/zeta-3: out of memory")
+    command = ["malora", "compare", "baselines", "my recipe.yaml", "--tune", "auto"]
+    shown = page(folder, named(comparison()).model_copy(update={"failures": [failure], "command": command}))
+    assert "malora compare baselines 'my recipe.yaml' --tune auto" in shown.text("repeat")
+    assert "zeta-3: out of memory" in shown.text("failures")
+    assert str(folder.parent.absolute()) not in shown.source
+    assert "Command" not in page(folder).text("repeat")
 
 
 def test_answers_of_the_baseline_and_the_best_method_stand_side_by_side(folder: Path) -> None:

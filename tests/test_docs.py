@@ -252,11 +252,11 @@ def test_the_diagram_shows_the_rooms_in_the_order_that_is_checked() -> None:
 
 
 def test_every_document_in_json_is_described() -> None:
-    """`eval` and `compare` print records that have tables of their own, and `bench` writes to a file."""
+    """`eval` and `compare` print records that have tables of their own, dry runs aside; `bench` writes to a file."""
     root = typer.main.get_command(_application())
     found = set(_with_json(root, root.make_context("malora", [], resilient_parsing=True)))
     kept = {name for name in found if name.split()[1] in ("eval", "compare", "bench")}
-    assert found - kept == {name.removesuffix(" --check") for name in DOCUMENTS}
+    assert found - kept == {name.removesuffix(" --check") for name in DOCUMENTS if not name.endswith(" --dry-run")}
     assert {name.split()[1] for name in kept} == {"eval", "compare", "bench"}
 
 

@@ -28,7 +28,7 @@ from malora_cli.export.static import static_lora
 from malora_cli.modeling import loss as loss_module
 from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import target_logits, token_nats
-from malora_cli.modeling.memory import Attempt, fitting, out_of_memory
+from malora_cli.modeling.memory import Attempt, fitting, forget_peak, out_of_memory, peak_bytes
 from malora_cli.modeling.modes import evaluating
 from malora_cli.train import conflict as conflict_module
 from malora_cli.train import measuring, probe
@@ -342,3 +342,13 @@ def test_two_processes_halve_together_and_a_spread_head_runs_in_chunks(tmp_path:
         assert sorted(found["chunks"][1:]) == [2, 2, *[5] * 8]  # in the backward pass again
         assert found["nats"] == pytest.approx(nats_K.tolist(), abs=1e-4)
         assert found["norms"] == pytest.approx(norms, rel=1e-3)
+
+
+def test_the_peak_of_a_gpu_is_what_pytorch_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 if str(device) == "cuda:1" else 7)
+    for device, peak in (("cpu", None), ("cuda:1", 5)):
+        forget_peak(torch.device(device))
+        assert peak_bytes(torch.device(device)) == peak
+    assert asked == ["cuda:1"]

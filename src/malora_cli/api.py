@@ -306,7 +306,7 @@ def compare(
     trained = side_by_side("auto" if cpus_on_ray else str(jobs), cpus_on_ray, on_line)
     crew = Crew(lambda: _Listener(on_event), on_line, allow_code, trained)
     comparison = carried_out(planner, plan, crew)
-    write_comparison(planner.folder, comparison)
+    write_comparison(planner.folder, comparison, planner.folder.parent)
     return comparison
 
 

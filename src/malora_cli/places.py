@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from glob import has_magic, iglob
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 #: Settings of a recipe that name files to be read, in whatever section.
@@ -36,6 +36,12 @@ def leave_out_places(recipe: dict[str, Any]) -> None:
     """Remove the absolute paths from a resolved recipe, which differ from machine to machine; it is changed."""
     for section, key in list(_places(recipe)):
         del section[key]
+
+
+def absolute(text: str) -> PurePath | None:
+    """A text as a path, where it is an absolute one on some system."""
+    kinds: tuple[type[PurePath], ...] = (PurePosixPath, PureWindowsPath)
+    return next((path for kind in kinds if (path := kind(text)).is_absolute()), None)
 
 
 def gone(recipe: dict[str, Any]) -> Iterator[str]:

@@ -3,50 +3,84 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 from rich.text import Text
 
 from malora_cli.characters import plural
 from malora_cli.cli._statement import duration
-from malora_cli.cli._terminal import plain_table, result_console, say
+from malora_cli.cli._terminal import plain_table, result_console, say, say_json
 from malora_cli.compare.plan import Plan
 from malora_cli.compare.planner import Planner
 from malora_cli.results import RunRecord
 from malora_cli.results.comparison import Comparison, Effect, MethodResult, Verdict
 
 if TYPE_CHECKING:
+    from malora_cli.compare.dry_run import DryRun
     from malora_cli.compare.foreseen import Hours
 
 _BASELINE = "baseline"
 
 
-def print_plan(planner: Planner, plan: Plan) -> None:
+def print_plan(planner: Planner, plan: Plan, *, as_json: bool) -> None:
     """What a comparison is going to do, how long that takes and what it can find, as far as that is known."""
-    from malora_cli.compare.baselines import Study
-    from malora_cli.compare.foreseen import hours_of, told_visible, visible_difference
-    from malora_cli.compare.matching import parameters_of
+    from malora_cli.compare.dry_run import dry_run_of
+    from malora_cli.compare.foreseen import told_visible
+    from malora_cli.compare.room import gib
 
-    study, parameters = Study(planner, plan), parameters_of(planner, plan.methods)
-    trials = study.first_trials()
+    known = dry_run_of(planner, plan)
+    if as_json:
+        say_json(_document(planner, plan, known))
+        return
+    parameters, trials = known.parameters, known.trials
     table = plain_table(("method",), ("params", "learning rates", "trials", "runs"))
     for method in plan.methods:
-        shown = " ".join(f"{rate:.3g}" for rate in study.grid(method))
+        shown = " ".join(f"{rate:.3g}" for rate in known.rates[method])
         table.add_row(Text(method), _parameters(parameters[method]), shown, str(trials[method]), str(len(plan.seeds)))
     result_console().print(table)
     deviation = {m: count / parameters[plan.baseline] - 1 for m, count in parameters.items() if m != plan.baseline}
     say(f"parameters against {plan.baseline}: " + ", ".join(f"{m} {share:+.1%}" for m, share in deviation.items()))
-    say(_amount(planner, plan, sum(trials.values()), len(study.runs_alone({}))))
-    say(f"time:     {_time(hours_of(planner, plan, trials), planner)}")
-    say(f"power:    {told_visible(plan, visible_difference(planner, plan), planner.folder.parent)}")
+    say(_amount(planner, plan, known))
+    say(f"time:     {_time(known.hours, planner)}")
+    say(f"disk:     about {gib(known.bytes_missing)} with the kept checkpoints; {gib(known.bytes_free)} are free")
+    say(f"power:    {told_visible(plan, known.visible, planner.folder.parent)}")
     say(f"endpoint: {plan.endpoint} of test rows, mean over tasks; baseline: {plan.baseline}; margin: {plan.margin:g}")
     say(f"plan:     sha256 {plan.sha256[:16]}, to be kept in {planner.folder}")
 
 
-def _amount(planner: Planner, plan: Plan, trials: int, alone: int) -> str:
+def _document(planner: Planner, plan: Plan, known: DryRun) -> dict[str, Any]:
+    """The same as data."""
+    methods = [
+        {
+            "method": method,
+            "parameters": known.parameters[method],
+            "learning_rates": known.rates[method],
+            "trials": known.trials[method],
+            "runs": len(plan.seeds),
+        }
+        for method in plan.methods
+    ]
+    return {
+        "folder": str(planner.folder),
+        "plan_sha256": plan.sha256,
+        "baseline": plan.baseline,
+        "endpoint": plan.endpoint,
+        "margin": plan.margin,
+        "seeds": plan.seeds,
+        "methods": methods,
+        "single_task_runs": known.single_task_runs,
+        "steps": planner.own.recipe.train.steps,
+        "training_seconds": known.hours.seconds,
+        "detectable": None if known.visible is None else known.visible.difference,
+        "disk_bytes": known.bytes_missing,
+        "free_bytes": known.bytes_free,
+    }
+
+
+def _amount(planner: Planner, plan: Plan, known: DryRun) -> str:
     """How many runs there are, and how many steps in all."""
+    trials, alone = sum(known.trials.values()), known.single_task_runs
     reported, steps = len(plan.methods) * len(plan.seeds), planner.own.recipe.train.steps
     length = "" if steps is None else f", {plural((trials + reported + alone) * steps, 'training step')}"
     length += f" ({plural(alone, 'run')} on one task alone among them)" if alone else ""
@@ -84,34 +118,24 @@ def missing_lines(
 
     found = []
     for run in Study(planner, plan).missing(phase):
-        record, recipe = RunRecord(run.folder), run.loaded.recipe
+        record = RunRecord(run.folder)
         train = shlex.join(run.train_command(resume=record.exists))
-        grants = ["eval.trust_metric_code=true"] if recipe.eval.trust_metric_code else []
-        grants += ["--trust-remote-code"] if recipe.model.trust_remote_code else []
-        grants += ["--allow-code"] if allow_code else []
-        only = ["--tasks", run.task] if run.task is not None else []
-        evaluate = shlex.join(["malora", "eval", str(run.folder), *only, *grants])
+        evaluate = shlex.join(run.eval_command(allow_code=allow_code))
         commands = [*([] if record.finished else [train]), *([evaluate] if phase == "report" else [])]
         found.append(" && ".join(commands))
     return found
 
 
-def print_comparison(comparison: Comparison, folder: Path, *, as_json: bool) -> None:
+def print_comparison(comparison: Comparison, *, as_json: bool) -> None:
     """The table of a comparison and what may be concluded from it, or its record as JSON."""
     if as_json:
         result_console().out(comparison.model_dump_json(indent=2), highlight=False)
         return
-    print_conclusions(comparison)
-    for failure in comparison.failures:
-        say(f"failed: {failure.method}, seed {failure.seed}: {failure.why}")
-    say(f"comparison: {folder / 'comparison.json'}")
-
-
-def print_conclusions(comparison: Comparison) -> None:
-    """The table of a comparison, and what may be concluded from it."""
     result_console().print(summary_table(comparison))
     for line in [*comparison.sentences, *comparison.notes]:
         say(line)
+    for failure in comparison.failures:
+        say(f"failed: {failure.method}, seed {failure.seed}: {failure.why}")
 
 
 def summary_table(comparison: Comparison) -> Table:

@@ -78,7 +78,7 @@ SingleOption = Annotated[
     bool, typer.Option("--single-task", help="Train the baseline on every task alone as well: shows the seesaw effect.")
 ]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Only show what would be run.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print comparison.json instead of the table.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print comparison.json, or what would be run, as JSON.")]
 
 
 def baselines(
@@ -261,7 +261,7 @@ def _carry_out(
     tell_of_code(planner.own)
     planner = matched(planner, planned)
     if dry_run:
-        print_plan(planner, planned)
+        print_plan(planner, planned, as_json=as_json)
         return
     from malora_cli.evals.choosing import check_code
 
@@ -276,8 +276,10 @@ def _carry_out(
         tell = aside if as_json or volume() is Volume.QUIET else say
         crew = Crew(lambda: view_for(console), tell, allow_code, side_by_side(jobs, cpus_on_ray, tell))
         comparison = carried_out(planner, planned, crew)
-    print_comparison(comparison, planner.folder, as_json=as_json)
-    say(f"page:       {write_comparison(planner.folder, comparison)}", err=as_json)
+    print_comparison(comparison, as_json=as_json)
+    if not as_json:
+        say(f"comparison: {planner.folder / 'comparison.json'}")
+    say(f"page:       {write_comparison(planner.folder, comparison, planner.folder.parent)}", err=as_json)
     if comparison.failures:
         raise typer.Exit(1)
 
@@ -285,22 +287,51 @@ def _carry_out(
 def runs_that_exist(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders, or their names.")],
     folder: RunsOption = Path("runs"),
+    baseline: BaselineOption = None,
+    endpoint: EndpointOption = "loss",
+    margin: MarginOption = 0.01,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Write comparison.json, comparison.csv and the page there."),
+    ] = None,
     full: FullOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of the tables.")] = False,
 ) -> None:
-    """Put finished and evaluated runs side by side.
+    """Put finished and evaluated runs side by side, and say what they allow to conclude of their methods.
+
+    There are verdicts where runs differ in method, seed and learning rate alone. Rates are as they are, not tuned.
 
     Example: malora compare runs quickstart-lora-seed0 quickstart-malora-seed0
     """
+    from malora_cli.cli._comparison import print_comparison
+    from malora_cli.cli._terminal import say
+    from malora_cli.compare.existing import comparison_of
+    from malora_cli.compare.outcome import UnlikeError
     from malora_cli.compare.table import newest_evaluation
     from malora_cli.results import find_run
 
     records = [find_run(run, folder) for run in runs]
-    _print([(record, newest_evaluation(record)) for record in records], full=full)
-    from malora_cli.cli._comparison import print_conclusions
-    from malora_cli.compare.existing import comparison_of
+    evaluated = [(record, newest_evaluation(record)) for record in records]
+    comparison, why = None, ""
+    try:
+        comparison = comparison_of(records, baseline, endpoint, margin)
+    except UnlikeError as error:
+        if as_json or out is not None:
+            raise
+        why = str(error)
+    if not as_json:
+        _print(evaluated, full=full)
+    if comparison is None:
+        say(f"no verdicts: {why}")
+        return
+    print_comparison(comparison, as_json=as_json)
+    if out is not None:
+        from malora_cli.reports import write_comparison
 
-    if (comparison := comparison_of(records)) is not None:
-        print_conclusions(comparison)
+        comparison.save(out)
+        places = {record.path.absolute().parent for record in records}
+        page = write_comparison(out, comparison, places.pop() if len(places) == 1 else None)
+        say(f"page:       {page}", err=as_json)
 
 
 def _print(evaluated: Sequence[tuple[RunRecord, EvalResult]], *, full: bool) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from malora_cli.compare.command import command_of
 from malora_cli.compare.foreseen import told_visible, visible_difference
-from malora_cli.compare.outcome import Evaluated
+from malora_cli.compare.matching import parameters_of
+from malora_cli.compare.outcome import Evaluated, check_same_rows
 from malora_cli.compare.plan import Plan
 from malora_cli.compare.planner import PlannedRun, Planner
 from malora_cli.compare.record import failures_of, recorded
+from malora_cli.compare.room import check_room, unfinished
 from malora_cli.compare.run import Crew, check_place_of, record_of, whole_evaluation
 from malora_cli.compare.tuning import grid_around, tune
 from malora_cli.errors import RunError
@@ -44,8 +48,11 @@ class Study:
         folder, plan = self.planner.folder, self.plan
         with writing(RunRecord(folder)):
             first = plan.begun(folder)
-            for run in self._foreseen():
+            foreseen = self._foreseen()
+            for run in foreseen:
                 check_place_of(run)
+            begins = not any(record_of(run).finished for run in foreseen)
+            self._check_room(self.all_runs() if begins else foreseen)
             first.keep(folder)
             tuned, trials = self._tuned(crew, folder)
             if trials and (visible := visible_difference(self.planner, plan)) is not None:
@@ -54,14 +61,14 @@ class Study:
             failed = [method for method in plan.methods if method not in tuned]
             runs = self.planner.runs([method for method in plan.methods if method in tuned], plan.seeds, rates)
             runs += self.runs_alone(rates) if plan.baseline in tuned else []
-            crew.train_side_by_side(runs)
+            self._check_room(runs)
+            crew.go_side_by_side(runs, evaluate=True)
             outcome = crew.carry_out(runs)
             for method in failed:
                 why = _why_not_tuned([trial for trial in trials if trial.method == method])
                 outcome.failures += failures_of(method, plan.seeds, why)
-            tried = [RunRecord(folder.parent / trial.run) for trial in trials]
-            there = [record for record in tried if record.exists]
-            comparison = recorded(folder.stem, plan, first, tuned, trials, outcome, there)
+            comparison = recorded(folder.stem, plan, first, tuned, trials, outcome, _runs_of(trials, folder.parent))
+            comparison = comparison.model_copy(update={"command": command_of(self.planner, plan)})
             comparison.save(folder)
         return comparison, outcome.evaluated
 
@@ -130,6 +137,15 @@ class Study:
             return planner.runs(plan.methods, plan.seeds)
         return [planner.trial(method, plan.tuning_seed, rate) for method in plan.methods for rate in self.grid(method)]
 
+    def all_runs(self) -> list[PlannedRun]:
+        """The trials that are certain and the reported runs, at rates that are not known yet."""
+        reported = self.planner.runs(self.plan.methods, self.plan.seeds) + self.runs_alone({})
+        return reported if self.plan.tuning == "none" else self._foreseen() + reported
+
+    def _check_room(self, runs: Sequence[PlannedRun]) -> None:
+        if missing := unfinished(runs):  # else nothing has to be counted
+            check_room(missing, parameters_of(self.planner, list({run.method: None for run in missing})))
+
     def grid(self, method: str) -> list[float]:
         """The learning rates that are tried first, or the one there is without tuning."""
         if self.plan.tuning == "none":
@@ -152,11 +168,13 @@ class Study:
 
         def attempt(wanted: Sequence[tuple[str, float]]) -> list[Trial]:
             runs = [planner.trial(method, plan.tuning_seed, rate) for method, rate in wanted]
-            crew.train_side_by_side([run for run, key in zip(runs, wanted, strict=True) if key not in known])
+            open_runs = [run for run, key in zip(runs, wanted, strict=True) if key not in known]
+            crew.go_side_by_side(open_runs, evaluate=False)
             for run, key in zip(runs, wanted, strict=True):
-                trials.append(crew.attempt(run, known.pop(key, None)))
+                trials.append(crew.attempt(run, known.pop(key, None) or _halted(run)))
                 kept = [*trials, *known.values()]  # those to come diverged before, which a kill does not forget
                 write_json(folder / _TUNING_FILE, [trial.model_dump(mode="json") for trial in kept])
+                check_same_rows(_runs_of(trials, folder.parent))
             return trials[-len(wanted) :]
 
         tuned = tune({method: self.grid(method) for method in plan.methods}, attempt)
@@ -169,6 +187,12 @@ class Study:
         return {method: it for method, it in tuned.items() if method in alive}, trials
 
 
+def _runs_of(trials: Sequence[Trial], folder: Path) -> list[RunRecord]:
+    """The runs of trials that are there."""
+    records = [RunRecord(folder / trial.run) for trial in trials]
+    return [record for record in records if record.exists]
+
+
 class _OpenTrialsError(Exception):
     """Trials are missing that the next ones follow from."""
 
@@ -178,8 +202,10 @@ def _halted(run: PlannedRun) -> Trial | None:
     record = record_of(run)
     if record.finished or not record.diverged_path.is_file():
         return None
-    rate = run.loaded.recipe.train.learning_rate
-    return Trial(method=run.method, learning_rate=rate, run=run.name, loss=None, why="it diverged", diverged=True)
+    rate, why = run.loaded.recipe.train.learning_rate, "it diverged"
+    with suppress(OSError, ValueError, TypeError, KeyError):  # written as a process ended
+        why = str(read_json(record.diverged_path)["why"])
+    return Trial(method=run.method, learning_rate=rate, run=run.name, loss=None, why=why, diverged=True)
 
 
 def _why_not_tuned(trials: Sequence[Trial]) -> str:

@@ -5,39 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from malora_cli.compare.outcome import Evaluated, Outcome
-from malora_cli.compare.plan import Plan
+from malora_cli.compare.outcome import Evaluated, Outcome, UnlikeError, check_same_base
+from malora_cli.compare.plan import Plan, baseline_of
 from malora_cli.compare.record import recorded
 from malora_cli.compare.table import newest_evaluation
-from malora_cli.errors import RunError
 from malora_cli.places import leave_out_places
+from malora_cli.recipe.differences import differences
+from malora_cli.recipe.problems import show
 from malora_cli.results import RunRecord
-from malora_cli.results.comparison import Comparison, Tuned
+from malora_cli.results.comparison import Comparison, Endpoint, Tuned
 
 
-def comparison_of(records: Sequence[RunRecord], margin: float = 0.01) -> Comparison | None:
-    """What runs allow to conclude of their methods; the first run's method is what the others are compared with.
+def comparison_of(
+    records: Sequence[RunRecord], baseline: str | None = None, endpoint: Endpoint = "loss", margin: float = 0.01
+) -> Comparison:
+    """What runs allow to conclude of their methods.
 
     Args:
         records: Finished runs with evaluations.
+        baseline: The method that the others are compared with; None is that of the first run.
+        endpoint: What decides.
         margin: Differences that count as none.
 
-    Returns:
-        None where they are not of several methods that differ in nothing else: two of one method and seed, one method
-        with two settings or learning rates, other rows, another base, another length, weights, remedies or optimiser.
-
     Raises:
+        UnlikeError: They are not of several methods that differ in nothing else: two of one method and seed, one
+            method with two settings or learning rates, other rows, another base, length, weights or remedies.
         RunError: A run is not finished or not evaluated, or its files are damaged.
+        RecipeError: The baseline is not among their methods.
     """
     evaluated = [_evaluated(record) for record in records]
     methods = list(dict.fromkeys(it.method for it in evaluated))
-    rates = {(it.method, _train(it.record)["learning_rate"]) for it in evaluated}
-    pairs = {(it.method, it.seed) for it in evaluated}
-    steps = {it.record.manifest.steps for it in evaluated}
-    if not _alike(evaluated):
-        return None
-    if len(methods) < 2 or len(rates) > len(methods) or len(pairs) < len(evaluated) or len(steps) > 1:
-        return None
+    if len(methods) < 2:
+        raise UnlikeError(f"all are of method {methods[0]}")
+    baseline = baseline_of(methods, baseline)
+    _check_alike(evaluated)
     plan = Plan(
         recipe={},
         methods=methods,
@@ -45,16 +46,16 @@ def comparison_of(records: Sequence[RunRecord], margin: float = 0.01) -> Compari
         seeds=sorted({it.seed for it in evaluated}),
         tuning="none",
         tuning_seed=0,
-        baseline=methods[0],
-        endpoint="loss",
+        baseline=baseline,
+        endpoint=endpoint,
         margin=margin,
     )
-    tuned = {method: Tuned(learning_rate=rate, bracketed=None) for method, rate in rates}
-    try:
-        comparison = recorded("runs", plan, plan, tuned, [], Outcome(evaluated))
-    except RunError:  # of other training rows, or without losses
-        return None
-    return comparison.model_copy(update={"plan_sha256": None})
+    rates = {it.method: _train(it.record)["learning_rate"] for it in evaluated}
+    tuned = {method: Tuned(learning_rate=rate, bracketed=None) for method, rate in rates.items()}
+    comparison = recorded("runs", plan, plan, tuned, [], Outcome(evaluated))
+    light = [record.name for record in records if record.is_light]
+    told = [f"Their weights are not here, so they cannot be evaluated again: {', '.join(light)}."] if light else []
+    return comparison.model_copy(update={"plan_sha256": None, "notes": [*comparison.notes, *told]})
 
 
 def _evaluated(record: RunRecord) -> Evaluated:
@@ -79,22 +80,46 @@ _SHARED = (
 )
 
 
-def _alike(evaluated: Sequence[Evaluated]) -> bool:
-    """Whether runs differ in method, seed and learning rate alone, and those of one method in their seeds alone."""
-
-    def same(found: list[Any]) -> bool:
-        return all(one == found[0] for one in found)
-
-    shared, own = [], dict[str, list[Any]]()
+def _check_alike(evaluated: Sequence[Evaluated]) -> None:
+    """Make sure that runs differ in method, seed and learning rate alone, and those of one method in seeds alone."""
+    first, of_method = evaluated[0], dict[str, Evaluated]()
+    seen = set[tuple[str, int]]()
     for it in evaluated:
-        recipe, manifest = it.record.recipe, it.record.manifest
-        leave_out_places(recipe)
-        train = [recipe["train"].get(name) for name in _SHARED]
-        model = {name: value for name, value in recipe["model"].items() if name not in ("device", "trust_remote_code")}
-        base = (manifest.base_model_sha256, manifest.base_model_commit)
-        shared.append([model, recipe["mix"], recipe.get("remedies"), train, base])
-        own.setdefault(it.method, []).append(recipe["method"])
-    return same(shared) and all(same(settings) for settings in own.values())
+        _check_equal(_shared(first), _shared(it), first, it)
+        check_same_base(first.record, it.record)
+        one = of_method.setdefault(it.method, it)
+        _check_equal(_own(one), _own(it), one, it)
+        if (it.method, it.seed) in seen:
+            raise UnlikeError(f"another run of {it.method} has seed {it.seed} too", where=str(it.record.path))
+        seen.add((it.method, it.seed))
+
+
+def _check_equal(was: dict[str, Any], now: dict[str, Any], first: Evaluated, it: Evaluated) -> None:
+    for name, one, other in differences(was, now):
+        raise UnlikeError(
+            f"its {name} is not that of {first.record.path} ({show(other)}, not {show(one)})",
+            where=str(it.record.path),
+        )
+
+
+def _shared(it: Evaluated) -> dict[str, Any]:
+    """What the runs of a comparison have in common."""
+    recipe = it.record.recipe
+    leave_out_places(recipe)
+    return {
+        "model": {
+            name: value for name, value in recipe["model"].items() if name not in ("device", "trust_remote_code")
+        },
+        "mix": recipe["mix"],
+        "remedies": recipe.get("remedies") or {},
+        "train": {name: recipe["train"].get(name) for name in _SHARED} | {"steps": it.record.manifest.steps},
+    }
+
+
+def _own(it: Evaluated) -> dict[str, Any]:
+    """What the runs of a method have in common besides."""
+    recipe = it.record.recipe
+    return {"method": recipe["method"], "train": {"learning_rate": recipe["train"]["learning_rate"]}}
 
 
 def _train(record: RunRecord) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from malora_cli.errors import RecipeError, StoppedError
 from malora_cli.train.stopping import StopRequest
 
 if TYPE_CHECKING:  # they take torch
-    from malora_cli.compare.planner import PlannedRun
+    from malora_cli.compare.planner import Errand
     from malora_cli.compare.run import SideBySide
 
 #: Seconds after which it is looked whether this process was told to stop.
@@ -62,48 +62,49 @@ def side_by_side(jobs: str, cpus_on_ray: int | None, tell: Callable[[str], None]
     check_jobs(jobs, cpus_on_ray)
     if cpus_on_ray is None:
         wanted = max(1, len(gpus())) if jobs == "auto" else int(jobs)
-        return partial(train_in_processes, jobs=wanted, tell=tell) if wanted > 1 else None
-    from malora_cli.compare.on_ray import train_on_ray
+        return partial(in_processes, jobs=wanted, tell=tell) if wanted > 1 else None
+    from malora_cli.compare.on_ray import on_ray
 
-    return partial(train_on_ray, cpus=cpus_on_ray, tell=tell)
+    return partial(on_ray, cpus=cpus_on_ray, tell=tell)
 
 
-def train_in_processes(runs: Sequence[PlannedRun], jobs: int, tell: Callable[[str], None]) -> None:
-    """Train runs, some of which may have begun, as many at a time as there are jobs.
+def in_processes(errands: Sequence[Errand], jobs: int, tell: Callable[[str], None]) -> None:
+    """Train and evaluate runs, some of which may have begun, as many at a time as there are jobs.
 
     Each writes what it has to say beside its run, into ``NAME.log``. A single run is left to this process, whose
     terminal shows its progress.
 
     Args:
-        runs: Runs that are not finished.
+        errands: What is missing of each run.
         jobs: How many at a time; they take turns on the GPUs, or share the cores.
         tell: Told what happens to each run.
 
     Raises:
         StoppedError: This process was told to stop, and has told the others.
     """
-    if len(runs) < 2:
+    if len(errands) < 2:
         return
     cards, running = gpus(), set[subprocess.Popen[bytes]]()
     free = SimpleQueue[int]()
     for slot in range(jobs):
         free.put(slot)
 
-    def trained(run: PlannedRun) -> None:
+    def done_by_itself(errand: Errand) -> None:
+        run = errand.run
         slot = free.get()
         try:
             place = {"CUDA_VISIBLE_DEVICES": cards[slot % len(cards)]} if cards else {}
             threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-            tell(f"{run.folder}: training; see {run.log}")
-            code = _train(run, {**threads, **os.environ, **place}, running)
-            tell(f"{run.folder}: {'trained' if code == 0 else f'ended with exit code {code}'}")
+            tell(f"{run.folder}: {errand.told}; see {run.log}")
+            code = _run(errand, {**threads, **os.environ, **place}, running)
+            tell(f"{run.folder}: {errand.done if code == 0 else f'ended with exit code {code}'}")
         finally:
             free.put(slot)
 
     pool = ThreadPoolExecutor(jobs)
     with StopRequest() as stop:
         try:
-            left = {pool.submit(trained, run) for run in runs}
+            left = {pool.submit(done_by_itself, errand) for errand in errands}
             while left and stop.signal is None:
                 done, left = wait(left, timeout=_LOOK_AGAIN, return_when=FIRST_COMPLETED)
                 for one in done:
@@ -116,15 +117,18 @@ def train_in_processes(runs: Sequence[PlannedRun], jobs: int, tell: Callable[[st
         raise StoppedError("runs under way were saved", stop.signal)
 
 
-def _train(run: PlannedRun, environment: dict[str, str], running: set[subprocess.Popen[bytes]]) -> int:
-    """The exit code of the command that trains or resumes a run."""
-    command = run.train_command(resume=(run.folder / "manifest.json").is_file())
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    with run.log.open("a", encoding="utf-8") as file:
-        arguments = [sys.executable, "-m", "malora_cli", *command[1:]]
-        process = subprocess.Popen(arguments, stdout=file, stderr=file, env=environment)
-        running.add(process)
-        try:
-            return process.wait()
-        finally:
-            running.discard(process)
+def _run(errand: Errand, environment: dict[str, str], running: set[subprocess.Popen[bytes]]) -> int:
+    """The exit code of the commands of an errand: 0, or that of the first that failed."""
+    log = errand.run.log
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        for command in errand.commands():
+            arguments = [sys.executable, "-m", "malora_cli", *command[1:]]
+            process = subprocess.Popen(arguments, stdout=file, stderr=file, env=environment)
+            running.add(process)
+            try:
+                if (code := process.wait()) != 0:
+                    return code
+            finally:
+                running.discard(process)
+    return 0

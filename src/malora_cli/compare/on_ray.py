@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
-from malora_cli.compare.planner import PlannedRun
+from malora_cli.compare.planner import Errand
+from malora_cli.compare.run import evaluate, record_of
 from malora_cli.errors import MaloraError, RecipeError, RunError, StoppedError
-from malora_cli.results import RunRecord
 from malora_cli.train.run import train
 from malora_cli.train.stopping import StopRequest
 from malora_cli.train.view import PlainView
@@ -29,14 +29,14 @@ _LOOK_AGAIN = 0.5
 _HANDED_ON = ("HF_", "TRANSFORMERS_", "DATASETS_", "TOKENIZERS_", "TQDM_", "MALORA_")
 
 
-def train_on_ray(runs: Sequence[PlannedRun], cpus: int, tell: Callable[[str], None]) -> None:
-    """Train runs, some of which may have begun, as many at a time as the cluster has room for.
+def on_ray(errands: Sequence[Errand], cpus: int, tell: Callable[[str], None]) -> None:
+    """Train and evaluate runs, some of which may have begun, as many at a time as the cluster has room for.
 
     ``RAY_ADDRESS`` names the cluster; without it Ray starts on this machine. Each run writes what it has to say beside
     its folder, into ``NAME.log``.
 
     Args:
-        runs: Runs that are not finished.
+        errands: What is missing of each run.
         cpus: Cores that each run takes; where the cluster has GPUs it takes one of these as well.
         tell: Told what happens to each run.
 
@@ -50,10 +50,10 @@ def train_on_ray(runs: Sequence[PlannedRun], cpus: int, tell: Callable[[str], No
     try:
         gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
         # Their own process each, or what one run has loaded stays in the way of the next.
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES, max_calls=1)(_trained)
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES, max_calls=1)(_done)
         with StopRequest() as stop:
-            left = {task.remote(run, Path.cwd()): run for run in runs}
-            for run in runs:
+            left = {task.remote(errand, Path.cwd()): errand.run for errand in errands}
+            for run in left.values():
                 tell(f"{run.folder}: handed to Ray; see {run.log}")
             while left and stop.signal is None:
                 done, _ = ray.wait(list(left), timeout=_LOOK_AGAIN)
@@ -97,17 +97,22 @@ def _begun(cpus: int) -> ModuleType:
     return ray
 
 
-def _trained(run: PlannedRun, workplace: Path) -> str:
-    """Train a run in a process of Ray's; what became of it."""
+def _done(errand: Errand, workplace: Path) -> str:
+    """Do what is missing of a run in a process of Ray's; what became of it."""
     os.chdir(workplace)
+    run = errand.run
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("a", encoding="utf-8") as log:
         try:
-            train(run.loaded, PlainView(Console(file=log, width=200)), resume=RunRecord(run.folder).exists)
+            record = record_of(run)
+            if not record.finished:  # a task that Ray begins again may have been
+                train(run.loaded, PlainView(Console(file=log, width=200)), resume=record.exists)
+            if errand.evaluate:
+                evaluate(run, allow_code=errand.allow_code)
         except MaloraError as error:  # which is looked at when the run's turn comes
             log.write(f"{error.kind}: {error}\n")
             return f"failed: {error}"
-    return "trained"
+    return errand.done
 
 
 def _told(ray: ModuleType, done: Any) -> str:

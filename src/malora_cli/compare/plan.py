@@ -12,6 +12,8 @@ from malora_cli.errors import RecipeError, RunError
 from malora_cli.evals.metrics._base import Metric
 from malora_cli.places import leave_out_places
 from malora_cli.recipe import MixSettings, Recipe
+from malora_cli.recipe.differences import differences
+from malora_cli.recipe.problems import show
 from malora_cli.registry import did_you_mean
 from malora_cli.results import read_json, write_json
 from malora_cli.results.comparison import Endpoint
@@ -21,7 +23,13 @@ from malora_cli.results.record import Record
 #: The seed that learning rates are tuned with, unless another is named; no reported run has it.
 TUNING_SEED = 1000
 #: What may be more than was planned; it is marked as added.
-_GROWING = ("methods", "seeds")
+_GROWING = {"methods": "--methods", "seeds": "--seeds"}
+#: Settings that say where runs are trained, how they are watched and in what portions they are evaluated.
+_LEFT_OPEN = {
+    "model": ("device", "trust_remote_code"),
+    "train": ("seed", "log_every", "checkpoint_every", "keep_checkpoints", "report_to"),
+    "eval": ("batch_size", "batch_tokens", "trust_metric_code"),
+}
 
 
 class Plan(Record):
@@ -58,18 +66,34 @@ class Plan(Record):
         if not path.is_file():
             return self
         first = Plan.load(folder)
-        before, now = first.model_dump(mode="json"), self.model_dump(mode="json")
-        for key in before:
-            grown = (key in _GROWING and set(before[key]) <= set(now[key])) or (key, now[key]) == ("single_task", True)
-            if key == "settings":  # a method that is added may have its own
-                before, now = before | {key: _of(first.methods, before)}, now | {key: _of(first.methods, now)}
-            if before[key] != now[key] and not grown:
+        before, now = first._decisive(first), self._decisive(first)
+        for key, was in before.items():
+            if key in _GROWING and (left_out := [str(one) for one in was if one not in now[key]]):
                 raise RunError(
-                    f"another comparison was begun here; '{key}' differs ({_first_difference(before[key], now[key])})",
+                    f"this comparison began with {' and '.join(left_out)} as well",
+                    where=str(path),
+                    fix=f"Name all of {_GROWING[key]} {','.join(map(str, was))}, or take another name: "
+                    "output.name=NAME.",
+                )
+            if key not in _GROWING and was != now[key] and (key, now[key]) != ("single_task", True):
+                raise RunError(
+                    f"another comparison was begun here; '{key}' differs ({_first_difference(was, now[key])})",
                     where=str(path),
                     fix="Undo that, or take another name: output.name=NAME.",
                 )
         return first
+
+    def _decisive(self, first: Plan) -> dict[str, Any]:
+        """What of it the plan that a comparison began with has to agree with."""
+        plan = self.model_dump(mode="json")
+        plan["settings"] = {method: found for method, found in self.settings.items() if method in first.methods}
+        plan["recipe"] = {  # what later versions add is compared with the recipes of the runs that are there
+            section: {name: value for name, value in found.items() if name in first.recipe[section]}
+            for section, found in self.recipe.items()
+            if section in first.recipe
+        }
+        _leave_open(plan["recipe"])
+        return plan
 
     def later(self, first: Plan) -> list[str]:
         """What came after the plan that it began with, methods aside."""
@@ -99,18 +123,20 @@ class Plan(Record):
         return folder / "plan.json"
 
 
-def _of(methods: Sequence[str], plan: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The settings of some methods in a plan."""
-    return {method: found for method, found in plan["settings"].items() if method in methods}
-
-
 def shared_settings(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe all runs of a comparison have, and another machine as well: where files lie is left out."""
     settings = recipe.model_dump(mode="json")
-    del settings["output"], settings["model"]["device"], settings["model"]["trust_remote_code"]
-    del settings["eval"]["trust_metric_code"], settings["train"]["seed"]
+    del settings["output"]
+    _leave_open(settings)
     leave_out_places(settings)
     return settings
+
+
+def _leave_open(settings: Mapping[str, Any]) -> None:
+    """Remove what may differ between the calls of a comparison; the settings are changed."""
+    for section, names in _LEFT_OPEN.items():
+        for name in names:
+            (settings.get(section) or {}).pop(name, None)
 
 
 def baseline_of(methods: Sequence[str], baseline: str | None) -> str:
@@ -188,9 +214,6 @@ def check_validation_rows(mix: MixSettings) -> None:
         )
 
 
-def _first_difference(before: Any, now: Any, path: str = "") -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys(), key=str):
-            if before.get(key) != now.get(key):
-                return _first_difference(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
-    return f"{path + ': ' if path else ''}was {json.dumps(before)}, is {json.dumps(now)}"
+def _first_difference(before: Any, now: Any) -> str:
+    path, was, is_now = next(differences(before, now))
+    return f"{path + ': ' if path else ''}was {show(was)}, is {show(is_now)}"

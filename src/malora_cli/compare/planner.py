@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import gcd, isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from malora_cli.errors import RecipeError
 from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
@@ -74,6 +74,51 @@ class PlannedRun:
     def train_command(self, *, resume: bool = False) -> list[str]:
         """The command that trains it, from where the comparison was started."""
         return ["malora", "train", str(self.loaded.path), *self.overrides, *(["--resume"] if resume else [])]
+
+    def eval_command(self, *, allow_code: bool) -> list[str]:
+        """The command that evaluates it, from there.
+
+        Args:
+            allow_code: Let it run code that models write.
+        """
+        recipe = self.loaded.recipe
+        only = ["--tasks", self.task] if self.task is not None else []
+        grants = ["eval.trust_metric_code=true"] if recipe.eval.trust_metric_code else []
+        grants += ["--trust-remote-code"] if recipe.model.trust_remote_code else []
+        grants += ["--allow-code"] if allow_code else []
+        return ["malora", "eval", str(self.folder), *only, *grants]
+
+
+class Errand(NamedTuple):
+    """What is missing of a run, for a process of its own.
+
+    Args:
+        run: The run.
+        train: Whether it is to be trained, or goes on.
+        evaluate: Whether it is to be evaluated then.
+        allow_code: Whether code that models write may run in that.
+    """
+
+    run: PlannedRun
+    train: bool
+    evaluate: bool
+    allow_code: bool = False
+
+    @property
+    def told(self) -> str:
+        """What it does, in a word."""
+        return "training" if self.train else "evaluating"
+
+    @property
+    def done(self) -> str:
+        """What is said when that is done."""
+        return "evaluated" if self.evaluate else "trained"
+
+    def commands(self) -> list[list[str]]:
+        """The commands that do it, one after another, from where the comparison was started."""
+        resume = (self.run.folder / "manifest.json").is_file()
+        train, evaluate = self.run.train_command(resume=resume), self.run.eval_command(allow_code=self.allow_code)
+        return [*([train] if self.train else []), *([evaluate] if self.evaluate else [])]
 
 
 def parse_method_overrides(texts: Sequence[str]) -> dict[str, list[str]]:

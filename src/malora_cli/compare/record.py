@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from malora_cli.compare.outcome import Evaluated, Outcome
+from malora_cli.compare.outcome import Evaluated, Outcome, check_same_rows
 from malora_cli.compare.plan import Plan
 from malora_cli.compare.sentences import notes, sentences
 from malora_cli.errors import RunError
@@ -46,7 +46,7 @@ def recorded(
     evaluated = [it for it in outcome.evaluated if it.task is None]
     if not evaluated:
         raise RunError("no run came to its end", where=name, fix="See what was said of each above.")
-    _check_same_rows([*(it.record for it in outcome.evaluated), *tried])
+    check_same_rows([*(it.record for it in outcome.evaluated), *tried])
     _check_same_tasks(evaluated)
     by_method = {method: {it.seed: it for it in evaluated if it.method == method} for method in plan.methods}
     rows = {(it.method, it.seed): rows_of(it.file, plan.endpoint) for it in evaluated}
@@ -142,6 +142,7 @@ def _run(it: Evaluated) -> MethodRun:
         scores={name: task.model.score for name, task in tasks.items()},
         seconds_per_step=seconds_a_step(it.record),
         train_seconds=it.record.manifest.train_seconds,
+        peak_bytes=it.record.manifest.peak_bytes,
     )
 
 
@@ -227,27 +228,6 @@ def _ranks(plan: Plan, rows: Mapping[tuple[str, int], RunRows], methods: Sequenc
     ]
     ranks = mean_ranks(np.asarray(values), higher_is_better=plan.endpoint == "score")
     return dict(zip(methods, ranks, strict=True))
-
-
-def _check_same_rows(records: Iterable[RunRecord]) -> None:
-    """Make sure that all runs had the same rows: training, validation and test rows, by their hashes.
-
-    Raises:
-        RunError: One did not.
-    """
-    first, *others = records
-    for record in others:
-        for which in ("train_data", "validation_data", "test_data"):
-            one, two = (
-                {name: data.sha256 for name, data in getattr(other.manifest, which).items()}
-                for other in (first, record)
-            )
-            if one != two:
-                raise RunError(
-                    f"its {which.partition('_')[0]} rows are not those of {first.path}",
-                    where=str(record.path),
-                    fix="Put the data back, and train one of them again.",
-                )
 
 
 def _check_same_tasks(evaluated: Iterable[Evaluated]) -> None:

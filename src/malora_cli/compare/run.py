@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from malora_cli.compare.outcome import Evaluated, Outcome
-from malora_cli.compare.planner import PlannedRun
+from malora_cli.compare.outcome import Evaluated, Outcome, UnlikeError, check_same_base, check_same_rows
+from malora_cli.compare.planner import Errand, PlannedRun
 from malora_cli.errors import DivergedError, MaloraError, RunError, StoppedError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.results import EvalResult, RunRecord
@@ -17,8 +17,8 @@ from malora_cli.train.resuming import check_same_recipe
 from malora_cli.train.run import train
 from malora_cli.train.view import View
 
-#: Trains runs that are not finished, several at a time, each in a process of its own.
-SideBySide = Callable[[Sequence[PlannedRun]], None]
+#: Does what is missing of runs, several at a time, each in a process of its own.
+SideBySide = Callable[[Sequence[Errand]], None]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Crew:
         new_view: Makes the view of one training run.
         tell: Told what happens to each run.
         allow_code: Run code that models write, in a sandbox.
-        side_by_side: Trains what is missing first; None trains each run when its turn comes.
+        side_by_side: Does what is missing first; None trains each run when its turn comes.
     """
 
     new_view: Callable[[], View]
@@ -42,7 +42,7 @@ class Crew:
 
         Raises:
             MaloraError: A folder holds a run of another recipe, and nothing was trained then; or a run stands on
-                another base model; or the process was told to stop.
+                other rows or another base model; or the process was told to stop.
         """
         for run in runs:
             check_place_of(run)
@@ -51,7 +51,7 @@ class Crew:
             place = f"[{number}/{len(runs)}]"
             try:
                 outcome.evaluated.append(self._evaluated(run, place, outcome))
-            except (StoppedError, _OtherBaseError):
+            except (StoppedError, UnlikeError):
                 raise
             except MaloraError as error:
                 self.tell(f"{place} {record_of(run).path}: failed: {error}")
@@ -61,15 +61,12 @@ class Crew:
     def _evaluated(self, run: PlannedRun, place: str, before: Outcome) -> Evaluated:
         record = self._trained(run, place)
         if before.evaluated:
-            _check_same_base(before.evaluated[0].record, record)
+            check_same_base(before.evaluated[0].record, record)
+            check_same_rows([before.evaluated[0].record, record])
         found = whole_evaluation(run, record)
         if found is None:
             self.tell(f"{place} {record.path}: evaluating")
-            evaluate_run(
-                record,
-                run.loaded.recipe,
-                Wanted(tasks=sorted(run.tasks) if run.task else None, allow_code=self.allow_code),
-            )
+            evaluate(run, allow_code=self.allow_code)
             found = whole_evaluation(run, record)
         if found is None:
             raise RunError("its evaluation is of other rows than were asked for", where=str(record.path))
@@ -86,13 +83,19 @@ class Crew:
             return record
         return train(run.loaded, self.new_view(), resume=record.exists)
 
-    def train_side_by_side(self, runs: Sequence[PlannedRun]) -> None:
-        """Train what is not finished in several processes; what fails there is looked at when its turn comes."""
-        waiting = [run for run in runs if not record_of(run).finished]
-        if self.side_by_side is not None and waiting:
-            for run in waiting:
-                check_place_of(run)
-            self.side_by_side(waiting)
+    def go_side_by_side(self, runs: Sequence[PlannedRun], *, evaluate: bool) -> None:
+        """Do what is missing of runs in several processes; what fails there is looked at when its turn comes."""
+        errands = [self._errand(run, evaluate=evaluate) for run in runs]
+        missing = [errand for errand in errands if errand.train or errand.evaluate]
+        if self.side_by_side is not None and missing:
+            for errand in missing:
+                check_place_of(errand.run)
+            self.side_by_side(missing)
+
+    def _errand(self, run: PlannedRun, *, evaluate: bool) -> Errand:
+        record = record_of(run)
+        evaluate = evaluate and not (record.finished and whole_evaluation(run, record))
+        return Errand(run, train=not record.finished, evaluate=evaluate, allow_code=self.allow_code)
 
     def attempt(self, run: PlannedRun, known: Trial | None = None) -> Trial:
         """Train one trial of the tuning, and take its validation loss, mean over tasks.
@@ -124,6 +127,20 @@ def record_of(run: PlannedRun) -> RunRecord:
     return RunRecord(run.folder)
 
 
+def evaluate(run: PlannedRun, *, allow_code: bool) -> None:
+    """Evaluate a finished run on the tasks that it was trained on.
+
+    Args:
+        run: The run.
+        allow_code: Run code that models write, in a sandbox.
+
+    Raises:
+        MaloraError: It cannot be evaluated.
+    """
+    tasks = sorted(run.tasks) if run.task else None
+    evaluate_run(record_of(run), run.loaded.recipe, Wanted(tasks=tasks, allow_code=allow_code))
+
+
 def check_place_of(run: PlannedRun) -> None:
     """Make sure that a run's folder is free, or holds that run.
 
@@ -145,25 +162,6 @@ def _validation_loss(record: RunRecord) -> float:
             fix="Keep validation rows (mix.validation), or compare with --tune none.",
         )
     return fmean(losses)
-
-
-class _OtherBaseError(RunError):
-    """Runs stand on different base models."""
-
-
-def _check_same_base(first: RunRecord, other: RunRecord) -> None:
-    """Make sure that two runs stand on one base model, which may be another one by now under the same name.
-
-    Raises:
-        RunError: They do not.
-    """
-    one, two = first.manifest, other.manifest
-    if (one.base_model_sha256, one.base_model_commit) != (two.base_model_sha256, two.base_model_commit):
-        raise _OtherBaseError(
-            f"it was trained on another '{two.base_model}' than {first.path} was",
-            where=str(other.path),
-            fix="Put the base model back or set model.revision, and train one of them again.",
-        )
 
 
 def whole_evaluation(run: PlannedRun, record: RunRecord) -> tuple[Path, EvalResult] | None:

@@ -38,6 +38,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID_BY)
 
 
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_bytes` speak of what comes from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Most memory that was in use on a GPU since `forget_peak`; None on other devices, which do not count it."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 class Attempt:
     """A block of work for which memory may not suffice: where it does not, the block ends and nothing is raised.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-from malora_cli.places import PLACES
+from malora_cli.places import PLACES, absolute
 from malora_cli.results import Manifest, TaskData
 
 #: Settings of a recipe that are paths.
@@ -14,9 +14,7 @@ _SETTINGS = PLACES | {"folder"}
 
 def shared(text: str, project: Path) -> str:
     """An absolute path from the project's folder, or as its name alone where it lies elsewhere; other text as it is."""
-    kinds: tuple[type[PurePath], ...] = (PurePosixPath, PureWindowsPath)
-    path = next((kind(text) for kind in kinds if kind(text).is_absolute()), None)
-    if path is None:
+    if (path := absolute(text)) is None:
         return text
     return path.relative_to(project).as_posix() if path.is_relative_to(project) else path.name
 

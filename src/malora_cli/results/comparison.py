@@ -74,6 +74,7 @@ class MethodRun(Record):
     scores: dict[str, float] = Field(description="by task")
     seconds_per_step: float | None = None
     train_seconds: float = 0.0
+    peak_bytes: int | None = Field(default=None, description="most memory of the GPU; None on a CPU")
 
 
 class Trial(Record):
@@ -153,6 +154,11 @@ class MethodResult(Record):
         return sum(found) / len(found) if found else None
 
     @property
+    def peak_bytes(self) -> int | None:
+        """Most memory of the GPU that one of its runs took."""
+        return max((run.peak_bytes for run in self.runs if run.peak_bytes is not None), default=None)
+
+    @property
     def seconds_per_step(self) -> float | None:
         """Median over its runs' medians."""
         found = sorted(run.seconds_per_step for run in self.runs if run.seconds_per_step is not None)
@@ -166,6 +172,7 @@ class Comparison(Record):
     name: str
     created: str = Field(description="UTC, ISO 8601")
     plan_sha256: str | None = Field(description="of plan.json, which was written before the first run")
+    command: list[str] = Field(default=[], description="what asks for the same comparison")
     endpoint: Endpoint
     margin: float = Field(description="differences within it count as none")
     baseline: str

@@ -69,6 +69,9 @@ class Manifest(Record):
     remedies: dict[str, str] = Field(default={}, description="what each remedy of the recipe does, as a sentence")
     task_share: dict[str, float] = Field(description="each task's share of the training examples, sums to 1")
     train_seconds: float = Field(default=0.0, description="spent training, evaluations during it included")
+    peak_bytes: int | None = Field(
+        default=None, description="most memory of the GPU since training began or went on; None on a CPU"
+    )
 
     def stands_on(self, sha256: str | None, commit: str | None) -> bool:
         """Whether the run's base model is that of a hash or commit; older versions did not note commits."""

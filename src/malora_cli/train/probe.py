@@ -21,7 +21,7 @@ from malora_cli.data.mixture import Mixture
 from malora_cli.data.statement import longest_step
 from malora_cli.modeling.adapter import balance_factor
 from malora_cli.modeling.loss import moved, token_nats
-from malora_cli.modeling.memory import Attempt, halved
+from malora_cli.modeling.memory import Attempt, forget_peak, halved, peak_bytes
 from malora_cli.modeling.modes import as_trained
 from malora_cli.recipe import Recipe, TrainSettings
 from malora_cli.results.files import WINDOWS
@@ -105,8 +105,7 @@ def _seconds(
 ) -> float:
     device = trained[0].device
     _step(model, packer(examples[-1:]), trained)  # what is compiled or chosen once is not of the step
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # nor is what an attempt before took
+    forget_peak(device)  # nor is what an attempt before took
     started = time.perf_counter()
     _step(model, packer(examples), trained)
     return time.perf_counter() - started
@@ -128,8 +127,8 @@ def _step(model: nn.Module, batches: Sequence[Batch], trained: Sequence[nn.Param
 
 
 def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if (of_gpu := peak_bytes(device)) is not None:
+        return of_gpu
     if WINDOWS:
         return int(psutil.Process().memory_info().peak_wset)
     import resource  # which Windows does not have

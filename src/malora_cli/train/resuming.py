@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from malora_cli.characters import plural
 from malora_cli.errors import RunError
 from malora_cli.places import PLACES
 from malora_cli.recipe import COMMAND_LINE, LoadedRecipe
+from malora_cli.recipe.differences import differences
 from malora_cli.recipe.problems import show
 from malora_cli.results import Manifest, RunRecord, TaskData, check_not_written, why_unwritable
 from malora_cli.train.ranks import world_size
@@ -200,7 +200,7 @@ def check_same_recipe(
     allowed = {"model.device", *(f"train.{setting}" for setting in may_change)}
     changed = [
         f"{path} (was {show(before)}, is {show(now)})"
-        for path, before, now in _differences(record.recipe, loaded.recipe.model_dump(mode="json"))
+        for path, before, now in differences(record.recipe, loaded.recipe.model_dump(mode="json"))
         if path not in allowed
         and not path.startswith(("eval.", "output."))
         and not (may_move and path.rpartition(".")[2] in PLACES)
@@ -211,11 +211,3 @@ def check_same_recipe(
             where=str(record.recipe_path),
             fix="Undo that, or start another run: output.name=NAME.",
         )
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
-    elif old != new:
-        yield path, old, new

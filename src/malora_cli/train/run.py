@@ -20,6 +20,7 @@ from malora_cli.data.splits import Split
 from malora_cli.errors import DivergedError, StoppedError
 from malora_cli.modeling import count_parameters, known_commit, save_adapter
 from malora_cli.modeling.device import dtype_of
+from malora_cli.modeling.memory import forget_peak, peak_bytes
 from malora_cli.modeling.reason import first_line
 from malora_cli.recipe import LoadedRecipe, Recipe
 from malora_cli.results import EvalEvent, Event, Manifest, RunRecord, RunStatus, TaskData, utc_now, write_json
@@ -111,8 +112,11 @@ def _train(
     with told_of_the_disk(record):
         past = _open(record, loaded, manifest, checkpoint)
         trainer = _trainer(record, recipe, manifest, materials, model, view, past=past, checkpoint=checkpoint)
+        device = next(model.parameters()).device
+        forget_peak(device)
         steps = _go_through(trainer, record, view, past=past, checkpoint=checkpoint)
-        done = {"status": RunStatus.FINISHED, "steps": steps, "train_seconds": trainer.seconds}
+        took = {"train_seconds": trainer.seconds, "peak_bytes": peak_bytes(device)}
+        done = {"status": RunStatus.FINISHED, "steps": steps, **took}
         _close(record, model, manifest.model_copy(update=done))
 
 

@@ -36,12 +36,13 @@ def render_comparison(comparison: Comparison, runs: Path | None = None) -> str:
     return document(view, SECTIONS, name=comparison.name, about=about, origin="comparison.json", style=style)
 
 
-def write_comparison(folder: Path, comparison: Comparison) -> Path:
+def write_comparison(folder: Path, comparison: Comparison, runs: Path | None = None) -> Path:
     """Write ``FOLDER/report/index.html``, in place of an older one.
 
     Args:
         folder: Where the comparison lies.
         comparison: What the page shows; one whose runs have all failed gets a page that says so.
+        runs: As for `render_comparison`.
 
     Returns:
         Where the page lies.
@@ -50,7 +51,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> Path:
         RunError: The page cannot be written.
     """
     page = folder / "report" / "index.html"
-    text = render_comparison(comparison, folder.absolute().parent)
+    text = render_comparison(comparison, runs)
     try:
         write_text(page, text)
     except OSError as error:

@@ -61,6 +61,28 @@ def routing_of(runs: Sequence[MethodRun], folder: Path) -> Routing | None:
     )
 
 
+#: By step the mean cosine of two tasks' gradients, over pairs of tasks and over runs.
+Conflict = dict[int, float]
+
+
+def conflict_of(runs: Sequence[MethodRun], folder: Path) -> Conflict:
+    """How far tasks pulled against each other in runs of one method; empty where these did not measure it.
+
+    Of each run the measurements that its report shows are taken. A run that is gone or damaged is left out.
+
+    Args:
+        runs: The runs.
+        folder: Where their folders lie.
+    """
+    found = dict[int, list[float]]()
+    for run in runs:
+        with suppress(RunError):
+            for measured in Digest(RunRecord(folder / run.run).metrics).conflicts.with_last():
+                if "all" in measured.cosine:
+                    found.setdefault(measured.step, []).append(measured.cosine["all"])
+    return {step: fmean(found[step]) for step in sorted(found)}
+
+
 def _mean(shares: Sequence[Sequence[float]]) -> list[float]:
     return [fmean(values) for values in zip(*shares, strict=True)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from malora_cli.reports.charts import Axis
-from malora_cli.reports.comparison.runs import Routing, routing_of
+from malora_cli.reports.comparison.runs import Conflict, Routing, conflict_of, routing_of
 from malora_cli.reports.html import MINUS, percent, points, signed
 from malora_cli.reports.paths import shared
 from malora_cli.reports.view import COLOURS
@@ -172,6 +173,18 @@ class ComparisonView:
     def run(path: str) -> str:
         """A run's folder; its name alone where the path is absolute, since pages are passed on."""
         return shared(path, Path())
+
+    def told(self, why: str) -> str:
+        """Why a run failed, without the place of the runs' folder on somebody's machine."""
+        return why if self.runs is None else why.replace(f"{self.runs.absolute()}{os.sep}", "")
+
+    @cached_property
+    def conflict(self) -> dict[Method, Conflict]:
+        """How far tasks pulled against each other, of the methods whose runs measured it."""
+        if self.runs is None:
+            return {}
+        found = {method: conflict_of(result.runs, self.runs) for method, result in self.known}
+        return {method: conflict for method, conflict in found.items() if conflict}
 
     @property
     def is_score(self) -> bool:

@@ -13,7 +13,7 @@ _TEMPLATE = """
 <thead><tr><th>Method</th><th class="num">seed</th><th>why</th><th>run</th></tr></thead><tbody>
 {% for it in failures %}
 <tr><th scope="row">{{ m.chip(view.methods[it.method]) }}</th><td class="num">{{ it.seed }}</td>
-<td class="long">{{ it.why }}</td><td class="long">{{ view.run(it.run) }}</td></tr>
+<td class="long">{{ view.told(it.why) }}</td><td class="long">{{ view.run(it.run) }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 """

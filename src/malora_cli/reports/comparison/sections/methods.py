@@ -20,7 +20,8 @@ interval.</p>
 {% if not view.is_score %}<th class="num">mean score</th>{% endif %}
 <th class="num" title="tasks on which it is better, neither and worse">tasks +&nbsp;/&nbsp;=&nbsp;/&nbsp;−</th>
 <th class="num" title="mean of the middle half of all tasks and seeds">interquartile mean</th>
-<th class="num">mean rank</th><th class="num">seconds a step</th></tr></thead>
+<th class="num">mean rank</th><th class="num">seconds a step</th>
+{% if of_gpu %}<th class="num" title="most memory of the GPU while training">peak GiB</th>{% endif %}</tr></thead>
 <tbody>
 {% for method, it in view.known %}
 <tr><th scope="row">{{ m.chip(method) }}{% if it.added %}<span class="flag">added after the plan</span>{% endif %}
@@ -45,7 +46,9 @@ interval.</p>
 {{- "–" if score is none else score|percent }}</td>{% endif %}
 <td class="num">{{ tally(it) }}</td><td class="num">{{ view.written(it.interquartile) }}</td>
 <td class="num">{{ "–" if it.rank is none else "%.2f"|format(it.rank) }}</td>
-<td class="num">{% set pace = it.seconds_per_step %}{{ "–" if pace is none else "%.3g"|format(pace) }}</td></tr>
+<td class="num">{% set pace = it.seconds_per_step %}{{ "–" if pace is none else "%.3g"|format(pace) }}</td>
+{% if of_gpu %}<td class="num">{% set peak = it.peak_bytes %}
+{{- "–" if peak is none else "%.2f"|format(peak / 2**30) }}</td>{% endif %}</tr>
 {% endfor %}
 </tbody></table></div>
 <p class="note">
@@ -101,6 +104,7 @@ def _render(view: ComparisonView) -> str | None:
         bold=wins,
         tied={method.name for method, _ in best} if len(best) > 1 else set(),
         tally=tally,
+        of_gpu=any(it.peak_bytes is not None for _, it in view.known),
         lacking=any(view.lacks(it) for _, it in view.known),
         edges=any(it.tuned.bracketed is False for _, it in view.known),
     )

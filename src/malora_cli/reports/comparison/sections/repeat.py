@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from malora_cli.reports.comparison.view import ComparisonView
 from malora_cli.reports.html import render
 from malora_cli.reports.section import Section
@@ -32,6 +34,9 @@ are corrected by Holm’s method, over all methods and over all tasks of all met
 {{- it.domains[task] }}</span>{% endif %}</dt><dd>{{ it.rows[task]|count }}</dd></div>
 {% endfor %}</dl></div>
 </div>
+{% if command %}<h3>Command</h3>
+<p class="note">Where the recipe and its data are, or shipped ones; runs that are finished there are kept.</p>
+<pre>{{ command }}</pre>{% endif %}
 {{ c.download("comparison.csv", "all figures", csv) }}
 """
 
@@ -43,7 +48,8 @@ def _render(view: ComparisonView) -> str:
     margin = view.around(it.margin)[1:]
     trained = sum(run.train_seconds for method in it.methods for run in method.runs)
     tried = sum(trial.seconds for trial in it.trials)
-    return render(_TEMPLATE, view=view, it=it, margin=margin, csv=csv, trained=trained, tried=tried)
+    command = shlex.join(it.command)
+    return render(_TEMPLATE, view=view, it=it, margin=margin, csv=csv, trained=trained, tried=tried, command=command)
 
 
 SECTION = Section(title="Repeat", order=80, render=_render)

@@ -38,7 +38,7 @@ _TEMPLATE = """
 <td class="num">
 {%- if trial.loss is not none %}{{ "%.4f"|format(trial.loss) }}
 {%- else %}{{ "diverged" if trial.diverged else "failed" }}{% endif %}</td>
-<td class="long">{{ "taken" if taken }}{{ trial.why or "" }}</td>
+<td class="long">{{ "taken" if taken }}{{ view.told(trial.why or "") }}</td>
 <td class="long">{{ view.run(trial.run) }}</td></tr>
 {% endfor %}
 </tbody></table></div></details>
