@@ -35,8 +35,8 @@ are corrected by Holm’s method, over all methods and over all tasks of all met
 {% endfor %}</dl></div>
 </div>
 {% if command %}<h3>Command</h3>
-<p class="note">Where the recipe and its data are, or shipped ones; runs that are finished there are kept.</p>
-<pre>{{ command }}</pre>{% endif %}
+<p class="note">Run it where the recipe and its data are. Runs that are finished there are kept.</p>
+<pre class="commands">{{ command }}</pre>{% endif %}
 {{ c.download("comparison.csv", "all figures", csv) }}
 """
 
