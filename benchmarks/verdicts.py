@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from malora_cli.processor import processor
 from malora_cli.results import write_json
 from malora_cli.results.comparison import Effect, Verdict
 from malora_cli.results.statistics import resampling
@@ -99,7 +100,7 @@ def speed(_plans: int) -> dict[str, object]:
             effect(other, methods[0], task)
     seconds = time.perf_counter() - since
     console.print(f"all effects in {seconds:.1f} s")
-    return {"seconds": seconds}
+    return {"seconds": seconds, "processor": processor()}
 
 
 def main() -> None:

@@ -164,8 +164,10 @@ class Pair:
             exchanged = np.arange(2 ** len(gaps))[:, None] >> np.arange(len(gaps)) & 1
             return self._moved(first, second, exchanged @ gaps)
         chance = self.sample.generator(stream or 0)
-        blocks = self.sample.blocks(resampling.DRAWS)
-        moved = [chance.integers(2, size=(block, len(gaps)), dtype=np.int8) @ gaps for block in blocks]
+        moved, near = list[FloatArray](), max(1, resampling.NEAR // max(1, len(gaps)))
+        for block in self.sample.blocks(resampling.DRAWS):
+            exchanged = chance.integers(2, size=(block, len(gaps)), dtype=np.int8)
+            moved += [exchanged[at : at + near].astype(np.float64) @ gaps for at in range(0, block, near)]
         return self._moved(first, second, np.concatenate(moved))
 
     def _moved(self, first: FloatArray, second: FloatArray, shift: FloatArray) -> FloatArray:
