@@ -427,8 +427,29 @@ def test_runs_that_exist_get_the_record_and_the_page_of_a_comparison(
     assert command("runs", *asked, "--json") == 0
     printed = Comparison.model_validate_json(capsys.readouterr().out)
     assert printed.methods == found.methods
+    (out / "plan.json").write_text("{}", encoding="utf-8")
+    assert command("runs", *asked, "--out", str(out)) == 2
+    assert "it holds a comparison with a plan. Name another folder." in capsys.readouterr().err
     assert command("runs", *asked[:3], "--baseline", "dora") == 2
     assert "--baseline: 'dora' is not among the methods compared" in capsys.readouterr().err
+
+
+def test_runs_have_a_table_where_their_rows_do_not_allow_verdicts(
+    compared: list[tuple[RunRecord, EvalResult]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora, other = (RunRecord(Path(shutil.copytree(record.path, tmp_path / record.name))) for record, _ in compared[:2])
+    [result] = other.eval_dir.glob("*[0-9].json")
+    rewrite(result, lambda found: found["tasks"]["copy"]["model"].update(score=0.5))
+    runs = [str(lora.path), str(other.path)]
+    assert command("runs", *runs, "--endpoint", "score") == 0
+    assert re.search(r"no verdicts: .*: the exact-match of task 'copy' is of all its answers", capsys.readouterr().out)
+    for file in other.eval_dir.glob("*.predictions.jsonl"):
+        file.unlink()
+    assert command("runs", *runs) == 0
+    out = capsys.readouterr().out
+    assert "held-out loss" in out
+    assert "predictions.jsonl: " in out
+    assert command("runs", *runs, "--json") == 2
 
 
 def test_runs_that_cannot_be_compared(

@@ -7,20 +7,24 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from json_output import assert_documented
-from malora_cli.cli import main
+from malora_cli.cli import _application, main
 from malora_cli.compare import room
 from malora_cli.compare import run as run_module
 from malora_cli.compare.asked import Asked
 from malora_cli.compare.baselines import Study
+from malora_cli.compare.command import command_of
 from malora_cli.compare.matching import parameters_of
 from malora_cli.compare.room import bytes_missing, bytes_of
 from malora_cli.errors import RunError
+from malora_cli.recipe import LoadedRecipe, shipped_files
 from malora_cli.results import RunRecord, read_json
 from malora_cli.results.comparison import COLUMNS, Comparison
 from malora_cli.results.predictions import hashed
@@ -156,6 +160,14 @@ def test_another_plan_is_not_mixed_with_the_one_begun(tuned: Path, capsys: pytes
         line = refused(["compare", "baselines", str(tuned), *QUICK, *asked], capsys)
         assert "another comparison was begun here" in line
         assert named in line
+    remedy = refused(["compare", "baselines", str(tuned), *QUICK, *TUNED, "remedies.pcgrad={}"], capsys)
+    assert "'recipe' differs (remedies.pcgrad: was null, is {" in remedy
+    template = tuned.parent / "template.jinja"
+    template.write_text("{{ messages }}", encoding="utf-8")
+    named = refused(
+        ["compare", "baselines", str(tuned), *QUICK, *TUNED, f"model.chat_template={template.absolute()}"], capsys
+    )
+    assert "'recipe' differs (a file is named there that was not, or no longer is)" in named
     fewer = ["--methods", "lora,dora", "--seeds", "0,1", "--tune", "none"]
     line = refused(["compare", "baselines", str(tuned), *QUICK, *fewer], capsys)
     assert "this comparison began with malora as well. Name all of --methods lora,malora, or take another name" in line
@@ -312,7 +324,7 @@ def test_a_dry_run_shows_the_grid_and_how_much_there_is_to_do(recipe: Path, caps
 
 
 def test_the_room_that_runs_take_is_there_before_they_begin(
-    tuned: Path, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tuned: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planner, plan = Asked(tuned, QUICK, "0,1", "lr=0.001,0.003,0.01", None, "loss", 0.01, []).of_methods(METHODS)
     counted = parameters_of(planner, METHODS)
@@ -321,17 +333,27 @@ def test_the_room_that_runs_take_is_there_before_they_begin(
     for run in runs:
         weights = sum(file.stat().st_size for file in run.folder.rglob("*.safetensors"))
         assert 0.8 * weights < bytes_of(run, counted[run.method]) < weights, "heads and random states are the rest"
+    recipe_of_killed = moved(tuned, tmp_path / "killed")
+    killed = [replace(run, loaded=at(run.loaded, recipe_of_killed.parent / "runs")) for run in runs]
+    for run in killed:
+        rewrite(RunRecord(run.folder).manifest_path, lambda found: found.update(status="running"))
+    assert bytes_missing(killed, counted) == 0, "what they have written counts"
     monkeypatch.setattr(room, "free_bytes", lambda _: 2**20)
     assert baselines(tuned, *TUNED) == 0, "nothing is missing there"
-    capsys.readouterr()
+    assert baselines(tuned, *TUNED, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["disk_bytes"] == 0
     line = refused(["compare", "baselines", str(recipe), *QUICK, *TUNED], capsys)
-    assert re.search(
-        r"runs: the runs take about [0-9.]+ GiB with their checkpoints, and 0\.0 GiB are free\. Free", line
-    )
+    assert re.search(r"runs: the runs take about [0-9.]+ MB with their checkpoints, and 1\.0 MB are free\. Free", line)
     assert not folder_of(recipe).exists()
 
 
 # ---------------------------------------------------------------- elsewhere, side by side, and without weights
+
+
+def at(loaded: LoadedRecipe, folder: Path) -> LoadedRecipe:
+    """A recipe whose run lies in another folder."""
+    output = loaded.recipe.output.model_copy(update={"folder": folder})
+    return replace(loaded, recipe=loaded.recipe.model_copy(update={"output": output}))
 
 
 def run_lines(lines: list[str]) -> None:
@@ -380,6 +402,55 @@ def test_jobs_side_by_side_make_the_same_comparison(
     assert not list((here.parent / "runs").glob("*.log"))
     two, one = (figures(Comparison.load(folder_of(path))) for path in (recipe, here))
     assert two == one
+
+
+def test_a_run_that_fails_before_its_turn_stops_no_others(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--methods", "lora,malora,dora", "--seeds", "0", "--tune", "none"]
+    impossible = ["--for", "dora:method.target_modules=[nope]"]
+    assert baselines(recipe, *asked, *impossible) == 1, "a method that cannot be built"
+    found = Comparison.load(folder_of(recipe))
+    assert [failure.method for failure in found.failures] == ["dora"]
+    assert {it.method for it in found.methods} == {"lora", "malora"}
+    [evaluation] = (recipe.parent / "runs").glob("tiny-malora-seed0/eval/*.json")
+    evaluation.write_text("{", encoding="utf-8")
+    for jobs in ("1", "2"):
+        capsys.readouterr()
+        assert baselines(recipe, *asked, *impossible, "--jobs", jobs) == 1, "an evaluation that cannot be read"
+        assert "failed: malora, seed 0: " in capsys.readouterr().out
+        found = Comparison.load(folder_of(recipe))
+        assert {failure.method for failure in found.failures} == {"malora", "dora"}
+        assert [it.method for it in found.methods] == ["lora"]
+
+
+def test_the_command_of_a_comparison_asks_for_it_again(recipe: Path) -> None:
+    overrides = [*QUICK, f"model={{base: {recipe.parent / 'base'}, dtype: float32}}"]
+    by_method = ["lora:method={name: lora, r: 4}"]
+    asked = Asked(
+        recipe, overrides, "0,1", "lr=0.001,0.003", "malora", "score", 0.01234567, by_method, single_task=True
+    )
+    command = command_of(*asked.of_methods(METHODS), allow_code=True)
+    assert command[:4] == ["malora", "compare", "baselines", "tiny.yaml"]
+    assert not any(str(recipe.parent) in part for part in command)
+    assert "model={base: base, dtype: float32}" in command
+    again = typer_command("compare", "baselines", *command[3:])
+    assert (again["margin"], again["seeds"], again["tune"]) == (0.01234567, "0,1", "lr=0.001,0.003")
+    assert (again["baseline"], again["endpoint"], again["single_task"]) == ("malora", "score", True)
+    assert again["methods"] == "lora,malora"
+    assert again["for_method"] == by_method
+    assert again["allow_code"] is True
+    assert again["overrides"][: len(QUICK)] == list(QUICK)
+    shipped = Asked(shipped_files("recipes")["compare-smoke"], [], "0", "none", None, "loss", 0.01, [])
+    assert command_of(*shipped.of_set("ablations"), allow_code=False)[:4] == [
+        *("malora", "compare", "ablations", "compare-smoke")
+    ]
+
+
+def typer_command(*arguments: str) -> dict[str, Any]:
+    """What a command line is understood as."""
+    group = typer.main.get_command(_application())
+    context = group.make_context("malora", list(arguments[:2]), resilient_parsing=True)
+    compare = group.commands["compare"]  # type: ignore[attr-defined]
+    return dict(compare.commands["baselines"].make_context("baselines", list(arguments[2:]), parent=context).params)
 
 
 def test_runs_without_their_weights_still_count(tuned: Path, tmp_path: Path) -> None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from malora_cli.cli import main
 from malora_cli.cli._comparison import missing_lines
 from malora_cli.compare import jobs
 from malora_cli.compare.asked import Asked
 from malora_cli.compare.baselines import Study
 from malora_cli.compare.matching import matched_ranks
-from malora_cli.compare.planner import Errand, Planner
-from malora_cli.compare.run import Crew
+from malora_cli.compare.outcome import UnlikeError
+from malora_cli.compare.planner import Errand, PlannedRun, Planner
+from malora_cli.compare.run import Crew, whole_evaluation
 from malora_cli.errors import StoppedError
 from malora_cli.named import vocabulary
 from malora_cli.results import RunRecord, write_json
-from train_runs import SilentView, train_run, workplace
+from malora_cli.train.run import train
+from train_runs import SilentView, rewrite, train_run, workplace
 
 QUICK = ("train.steps=3", "train.eval_every=3", "train.checkpoint_every=1", "eval.rows=4")
 LORA_AND_MALORA = ["lora", "malora"]
@@ -70,16 +73,72 @@ def test_a_trial_that_diverged_in_a_process_of_its_own_is_not_tried_again(recipe
     planner, plan = Asked(recipe, [*QUICK], "0", "lr=0.001,0.003", None, "loss", 0.01, []).of_methods(LORA_AND_MALORA)
     halted, told = RunRecord(planner.trial("lora", plan.tuning_seed, 0.003).folder), list[str]()
 
-    def elsewhere(errands: Sequence[Errand]) -> None:
-        if any(errand.run.folder == halted.path for errand in errands):
-            write_json(halted.diverged_path, {"why": "NaN in step 2"})
+    handed: list[str] = []
 
-    crew = Crew(SilentView, told.append, side_by_side=elsewhere)
+    def elsewhere(errands: Sequence[Errand], look_at: Callable[[PlannedRun], None]) -> None:
+        for errand in errands:
+            handed.append(errand.run.name)
+            if errand.run.folder == halted.path:
+                write_json(halted.diverged_path, {"why": "NaN in step 2"})
+            elif handed[-1] == "tiny-malora-rate0.001-seed1000":
+                raise StoppedError("in the middle", signal.SIGTERM)
+            look_at(errand.run)
+
+    with pytest.raises(StoppedError):
+        Study(planner, plan).carried_out(Crew(SilentView, told.append, side_by_side=elsewhere))
+    assert handed[-1] == "tiny-malora-rate0.001-seed1000"
+    crew = Crew(SilentView, told.append, side_by_side=lambda errands, _: handed.extend(it.run.name for it in errands))
     comparison, _ = Study(planner, plan).carried_out(crew)
     [trial] = [trial for trial in comparison.trials if trial.run == halted.name]
     assert (trial.loss, trial.why, trial.diverged) == (None, "NaN in step 2", True)
+    assert handed.count(halted.name) == 1
     assert not any(halted.name in line for line in told)
     assert not halted.exists
+
+
+def test_a_reported_run_that_diverged_in_a_process_of_its_own_is_not_gone_on_with_here(recipe: Path) -> None:
+    planner, plan = Asked(recipe, [*QUICK], "0", "none", None, "loss", 0.01, []).of_methods(LORA_AND_MALORA)
+    told = list[str]()
+
+    def elsewhere(errands: Sequence[Errand], look_at: Callable[[PlannedRun], None]) -> None:
+        write_json(RunRecord(errands[1].run.folder).diverged_path, {"why": "NaN in step 2"})
+        look_at(errands[1].run)
+
+    comparison, _ = Study(planner, plan).carried_out(Crew(SilentView, told.append, side_by_side=elsewhere))
+    [failure] = comparison.failures
+    assert (failure.method, failure.why) == ("malora", "NaN in step 2")
+
+
+def test_runs_side_by_side_end_at_the_first_of_other_rows(recipe: Path) -> None:
+    planner, plan = Asked(recipe, [*QUICK], "0,1", "none", None, "loss", 0.01, []).of_methods(LORA_AND_MALORA)
+    done: list[str] = []
+
+    def elsewhere(errands: Sequence[Errand], look_at: Callable[[PlannedRun], None]) -> None:
+        for errand in errands:
+            record = train(errand.run.loaded, SilentView())
+            done.append(record.name)
+            if len(done) == 2:
+                rewrite(record.manifest_path, lambda found: found["train_data"]["add"].update(sha256="0" * 64))
+            look_at(errand.run)
+
+    with pytest.raises(UnlikeError, match=r"tiny-malora-seed0: its train rows are not those of .*tiny-lora-seed0"):
+        Study(planner, plan).carried_out(Crew(SilentView, lambda _: None, side_by_side=elsewhere))
+    assert done == ["tiny-lora-seed0", "tiny-malora-seed0"]
+
+
+def test_what_runs_are_evaluated_by_is_said_to_their_processes(recipe: Path) -> None:
+    [lora, _] = planner_of(recipe).runs(LORA_AND_MALORA, [0])
+    assert lora.eval_command(allow_code=False) == ["malora", "eval", str(lora.folder)]
+    train(lora.loaded, SilentView())
+    assert lora.eval_command(allow_code=False) == ["malora", "eval", str(lora.folder)]
+    [other, _] = planner_of(recipe, "eval.rows=2", "eval.batch_size=1").runs(LORA_AND_MALORA, [0])
+    command = other.eval_command(allow_code=True)
+    assert command == ["malora", "eval", str(lora.folder), "eval.rows=2", "eval.batch_size=1", "--allow-code"]
+    with pytest.raises(SystemExit) as caught:
+        main(command[1:])
+    assert not caught.value.code
+    assert whole_evaluation(other, RunRecord(other.folder)) is not None
+    assert whole_evaluation(lora, RunRecord(lora.folder)) is None
 
 
 def test_a_run_that_diverges_says_so_in_its_folder(recipe: Path) -> None:
@@ -102,6 +161,30 @@ def test_the_scale_stays_where_the_rank_is_matched(recipe: Path, method: str, po
     assert int(changed["r"]) != own["r"]
 
 
+def unseen(_run: PlannedRun) -> None:
+    raise AssertionError("it was told to stop")
+
+
+def test_no_evaluation_is_begun_of_a_run_that_ended_as_it_was_told_to_stop(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = tmp_path / "process"
+    process.write_text("#!/bin/sh\ntrap 'kill $!; exit 0' TERM\necho \"$3\" >> $0.began\nsleep 60 & wait\n")
+    process.chmod(0o755)
+    monkeypatch.setattr(jobs.sys, "executable", str(process))
+    begun: list[str] = []
+
+    def tell(line: str) -> None:
+        begun.append(line)
+        if len(begun) == 2:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    runs = planner_of(recipe).runs(LORA_AND_MALORA, [0])
+    with pytest.raises(StoppedError):
+        jobs.in_processes([Errand(run, train=True, evaluate=True) for run in runs], unseen, jobs=2, tell=tell)
+    assert Path(f"{process}.began").read_text() == "train\n" * 2
+
+
 def test_a_signal_ends_the_runs_side_by_side(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = tmp_path / "training"
     training.write_text("#!/bin/sh\ntrap 'kill $!; echo told >> $0.told; exit 143' TERM\nsleep 60 & wait\n")
@@ -116,7 +199,7 @@ def test_a_signal_ends_the_runs_side_by_side(recipe: Path, tmp_path: Path, monke
 
     runs = planner_of(recipe).runs(["lora", "malora", "dora"], [0])
     with pytest.raises(StoppedError) as caught:
-        jobs.in_processes([Errand(run, train=True, evaluate=True) for run in runs], 2, tell)
+        jobs.in_processes([Errand(run, train=True, evaluate=True) for run in runs], unseen, jobs=2, tell=tell)
     assert caught.value.exit_code == 128 + signal.SIGTERM
     assert Path(f"{training}.told").read_text() == "told\n" * 2
     assert not any("dora" in line for line in begun), "no other is begun"

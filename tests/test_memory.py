@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import weakref
@@ -11,7 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import memory_processes
 from malora_cli.adapters.routing import let_go_of_gates
@@ -32,6 +33,7 @@ from malora_cli.modeling.memory import Attempt, fitting, forget_peak, out_of_mem
 from malora_cli.modeling.modes import evaluating
 from malora_cli.train import conflict as conflict_module
 from malora_cli.train import measuring, probe
+from malora_cli.train import run as run_module
 from malora_cli.train.conflict import gradient_conflict
 from malora_cli.train.probe import measure_longest_step
 from presets import routed
@@ -352,3 +354,24 @@ def test_the_peak_of_a_gpu_is_what_pytorch_counted(monkeypatch: pytest.MonkeyPat
         forget_peak(torch.device(device))
         assert peak_bytes(torch.device(device)) == peak
     assert asked == ["cuda:1"]
+
+
+def test_a_model_that_nobody_holds_makes_room_before_the_next_is_loaded(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = workplace(tmp_path, tiny_model)
+    there: list[int] = []
+
+    def models(_device: torch.device) -> None:
+        there.append(sum(isinstance(it, LlamaForCausalLM) for it in gc.get_objects()))
+
+    monkeypatch.setattr(run_module, "forget_peak", models)
+    gc.collect()
+    before = sum(isinstance(it, LlamaForCausalLM) for it in gc.get_objects())
+    gc.disable()
+    try:
+        for seed in range(2):
+            train_run(recipe, "train.steps=1", f"train.seed={seed}", f"output.name=seed{seed}")
+    finally:
+        gc.enable()
+    assert there == [before + 1] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +28,6 @@ def print_plan(planner: Planner, plan: Plan, *, as_json: bool) -> None:
     """What a comparison is going to do, how long that takes and what it can find, as far as that is known."""
     from malora_cli.compare.dry_run import dry_run_of
     from malora_cli.compare.foreseen import told_visible
-    from malora_cli.compare.room import gib
 
     known = dry_run_of(planner, plan)
     if as_json:
@@ -43,7 +43,8 @@ def print_plan(planner: Planner, plan: Plan, *, as_json: bool) -> None:
     say(f"parameters against {plan.baseline}: " + ", ".join(f"{m} {share:+.1%}" for m, share in deviation.items()))
     say(_amount(planner, plan, known))
     say(f"time:     {_time(known.hours, planner)}")
-    say(f"disk:     about {gib(known.bytes_missing)} with the kept checkpoints; {gib(known.bytes_free)} are free")
+    needed, free = decimal(known.bytes_missing), decimal(known.bytes_free)
+    say(f"disk:     about {needed} with the checkpoints that are kept; {free} are free")
     say(f"power:    {told_visible(plan, known.visible, planner.folder.parent)}")
     say(f"endpoint: {plan.endpoint} of test rows, mean over tasks; baseline: {plan.baseline}; margin: {plan.margin:g}")
     say(f"plan:     sha256 {plan.sha256[:16]}, to be kept in {planner.folder}")

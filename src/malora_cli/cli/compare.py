@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from malora_cli.compare.asked import Asked
     from malora_cli.compare.plan import Plan
     from malora_cli.compare.planner import Planner
-    from malora_cli.results import EvalResult, RunRecord
     from malora_cli.results.comparison import Endpoint
 
 #: Sets of contenders, each with its command.
@@ -304,23 +303,30 @@ def runs_that_exist(
     Example: malora compare runs quickstart-lora-seed0 quickstart-malora-seed0
     """
     from malora_cli.cli._comparison import print_comparison
-    from malora_cli.cli._terminal import say
+    from malora_cli.cli._tables import comparison_table
+    from malora_cli.cli._terminal import result_console, say
     from malora_cli.compare.existing import comparison_of
-    from malora_cli.compare.outcome import UnlikeError
-    from malora_cli.compare.table import newest_evaluation
+    from malora_cli.compare.plan import Plan
+    from malora_cli.compare.table import compare, newest_evaluation
+    from malora_cli.errors import RunError
     from malora_cli.results import find_run
 
+    if out is not None and Plan.path(out).is_file():
+        raise RunError("it holds a comparison with a plan", where=str(out), fix="Name another folder.")
     records = [find_run(run, folder) for run in runs]
     evaluated = [(record, newest_evaluation(record)) for record in records]
+    table = compare(evaluated)
     comparison, why = None, ""
     try:
         comparison = comparison_of(records, baseline, endpoint, margin)
-    except UnlikeError as error:
+    except RunError as error:
         if as_json or out is not None:
             raise
         why = str(error)
     if not as_json:
-        _print(evaluated, full=full)
+        console = result_console(full=full)
+        console.print(comparison_table(table, console.most))
+        console.tell_left_out(len(evaluated[0][1].tasks), "tasks")
     if comparison is None:
         say(f"no verdicts: {why}")
         return
@@ -332,13 +338,3 @@ def runs_that_exist(
         places = {record.path.absolute().parent for record in records}
         page = write_comparison(out, comparison, places.pop() if len(places) == 1 else None)
         say(f"page:       {page}", err=as_json)
-
-
-def _print(evaluated: Sequence[tuple[RunRecord, EvalResult]], *, full: bool) -> None:
-    from malora_cli.cli._tables import comparison_table
-    from malora_cli.cli._terminal import result_console
-    from malora_cli.compare.table import compare
-
-    console = result_console(full=full)
-    console.print(comparison_table(compare(evaluated), console.most))
-    console.tell_left_out(len(evaluated[0][1].tasks), "tasks")

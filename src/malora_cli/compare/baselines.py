@@ -15,10 +15,10 @@ from malora_cli.compare.outcome import Evaluated, check_same_rows
 from malora_cli.compare.plan import Plan
 from malora_cli.compare.planner import PlannedRun, Planner
 from malora_cli.compare.record import failures_of, recorded
-from malora_cli.compare.room import check_room, unfinished
-from malora_cli.compare.run import Crew, check_place_of, record_of, whole_evaluation
+from malora_cli.compare.room import check_room
+from malora_cli.compare.run import Crew, check_place_of, record_of, whole_evaluation, why_diverged
 from malora_cli.compare.tuning import grid_around, tune
-from malora_cli.errors import RunError
+from malora_cli.errors import MaloraError, RunError
 from malora_cli.results import RunRecord, read_json, write_json, writing
 from malora_cli.results.comparison import Comparison, Trial, Tuned
 from malora_cli.train.view import View
@@ -68,7 +68,9 @@ class Study:
                 why = _why_not_tuned([trial for trial in trials if trial.method == method])
                 outcome.failures += failures_of(method, plan.seeds, why)
             comparison = recorded(folder.stem, plan, first, tuned, trials, outcome, _runs_of(trials, folder.parent))
-            comparison = comparison.model_copy(update={"command": command_of(self.planner, plan)})
+            comparison = comparison.model_copy(
+                update={"command": command_of(self.planner, plan, allow_code=crew.allow_code)}
+            )
             comparison.save(folder)
         return comparison, outcome.evaluated
 
@@ -138,13 +140,21 @@ class Study:
         return [planner.trial(method, plan.tuning_seed, rate) for method in plan.methods for rate in self.grid(method)]
 
     def all_runs(self) -> list[PlannedRun]:
-        """The trials that are certain and the reported runs, at rates that are not known yet."""
-        reported = self.planner.runs(self.plan.methods, self.plan.seeds) + self.runs_alone({})
+        """The trials that are certain and the reported runs, at the rates that were found before, or none yet."""
+        rates = dict[str, float]()
+        with suppress(RunError):  # there is no record yet
+            for it in Comparison.load(self.planner.folder).methods:
+                rates |= {} if it.tuned.bracketed is None else {it.method: it.tuned.learning_rate}
+        reported = self.planner.runs(self.plan.methods, self.plan.seeds, rates) + self.runs_alone(rates)
         return reported if self.plan.tuning == "none" else self._foreseen() + reported
 
     def _check_room(self, runs: Sequence[PlannedRun]) -> None:
-        if missing := unfinished(runs):  # else nothing has to be counted
-            check_room(missing, parameters_of(self.planner, list({run.method: None for run in missing})))
+        """Make sure that the disk has room for what is missing; a method that cannot be built takes none."""
+        counted = dict[str, int]()
+        for method in dict.fromkeys(run.method for run in runs if not record_of(run).finished):
+            with suppress(MaloraError):  # its runs are going to fail, and the others go on
+                counted |= parameters_of(self.planner, [method])
+        check_room([run for run in runs if run.method in counted], counted)
 
     def grid(self, method: str) -> list[float]:
         """The learning rates that are tried first, or the one there is without tuning."""
@@ -168,10 +178,12 @@ class Study:
 
         def attempt(wanted: Sequence[tuple[str, float]]) -> list[Trial]:
             runs = [planner.trial(method, plan.tuning_seed, rate) for method, rate in wanted]
-            open_runs = [run for run, key in zip(runs, wanted, strict=True) if key not in known]
-            crew.go_side_by_side(open_runs, evaluate=False)
+            diverged = [key in known and known[key].diverged for key in wanted]
+            left = [run for run, ended in zip(runs, diverged, strict=True) if not ended and _halted(run) is None]
+            crew.go_side_by_side(left, evaluate=False)
             for run, key in zip(runs, wanted, strict=True):
-                trials.append(crew.attempt(run, known.pop(key, None) or _halted(run)))
+                before = known.pop(key, None)
+                trials.append(crew.attempt(run, _halted(run) or before))
                 kept = [*trials, *known.values()]  # those to come diverged before, which a kill does not forget
                 write_json(folder / _TUNING_FILE, [trial.model_dump(mode="json") for trial in kept])
                 check_same_rows(_runs_of(trials, folder.parent))
@@ -198,13 +210,10 @@ class _OpenTrialsError(Exception):
 
 
 def _halted(run: PlannedRun) -> Trial | None:
-    """A trial that ended in a NaN or infinite loss, as its folder shows; its line would end so again."""
-    record = record_of(run)
-    if record.finished or not record.diverged_path.is_file():
+    """A trial that diverged, as its folder shows; it would do so again."""
+    if (why := why_diverged(record_of(run))) is None:
         return None
-    rate, why = run.loaded.recipe.train.learning_rate, "it diverged"
-    with suppress(OSError, ValueError, TypeError, KeyError):  # written as a process ended
-        why = str(read_json(record.diverged_path)["why"])
+    rate = run.loaded.recipe.train.learning_rate
     return Trial(method=run.method, learning_rate=rate, run=run.name, loss=None, why=why, diverged=True)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from malora_cli.compare.outcome import Evaluated, Outcome, UnlikeError, check_same_base
 from malora_cli.compare.plan import Plan, baseline_of
-from malora_cli.compare.record import recorded
+from malora_cli.compare.record import recorded, rows_of
 from malora_cli.compare.table import newest_evaluation
 from malora_cli.places import leave_out_places
 from malora_cli.recipe.differences import differences
@@ -39,6 +40,8 @@ def comparison_of(
         raise UnlikeError(f"all are of method {methods[0]}")
     baseline = baseline_of(methods, baseline)
     _check_alike(evaluated)
+    if endpoint == "score":
+        _check_means(evaluated)
     plan = Plan(
         recipe={},
         methods=methods,
@@ -64,6 +67,8 @@ def _evaluated(record: RunRecord) -> Evaluated:
     return Evaluated(record.manifest.method, record.manifest.seeds["train"], record, result, file)
 
 
+#: Between a score that is written down and the mean of its rows.
+_ROUNDING = 1e-6
 #: Settings of ``train`` that change what is learned and that methods of a comparison share.
 _SHARED = (
     "steps",
@@ -92,6 +97,20 @@ def _check_alike(evaluated: Sequence[Evaluated]) -> None:
         if (it.method, it.seed) in seen:
             raise UnlikeError(f"another run of {it.method} has seed {it.seed} too", where=str(it.record.path))
         seen.add((it.method, it.seed))
+
+
+def _check_means(evaluated: Sequence[Evaluated]) -> None:
+    """Make sure that scores are means over rows, which verdicts are made of; a run does not say whether they are."""
+    for it in evaluated:
+        for task, rows in rows_of(it.file, "score").items():
+            score = it.result.tasks[task].model.score
+            if abs(fmean(rows.scores) - score) > _ROUNDING:
+                raise UnlikeError(
+                    f"the {it.result.tasks[task].metric} of task '{task}' is of all its answers together, no mean over "
+                    "rows",
+                    where=str(it.record.path),
+                    fix="Compare losses: leave --endpoint out.",
+                )
 
 
 def _check_equal(was: dict[str, Any], now: dict[str, Any], first: Evaluated, it: Evaluated) -> None:

@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from signal import SIGTERM
+from threading import Lock
+from typing import IO, TYPE_CHECKING
 
 from malora_cli.errors import RecipeError, StoppedError
 from malora_cli.train.stopping import StopRequest
 
 if TYPE_CHECKING:  # they take torch
-    from malora_cli.compare.planner import Errand
+    from malora_cli.compare.planner import Errand, PlannedRun
     from malora_cli.compare.run import SideBySide
 
 #: Seconds after which it is looked whether this process was told to stop.
@@ -68,7 +70,9 @@ def side_by_side(jobs: str, cpus_on_ray: int | None, tell: Callable[[str], None]
     return partial(on_ray, cpus=cpus_on_ray, tell=tell)
 
 
-def in_processes(errands: Sequence[Errand], jobs: int, tell: Callable[[str], None]) -> None:
+def in_processes(
+    errands: Sequence[Errand], look_at: Callable[[PlannedRun], None], *, jobs: int, tell: Callable[[str], None]
+) -> None:
     """Train and evaluate runs, some of which may have begun, as many at a time as there are jobs.
 
     Each writes what it has to say beside its run, into ``NAME.log``. A single run is left to this process, whose
@@ -76,30 +80,33 @@ def in_processes(errands: Sequence[Errand], jobs: int, tell: Callable[[str], Non
 
     Args:
         errands: What is missing of each run.
+        look_at: Given each run that was not told to stop, when its process has ended; what it raises ends the others.
         jobs: How many at a time; they take turns on the GPUs, or share the cores.
         tell: Told what happens to each run.
 
     Raises:
         StoppedError: This process was told to stop, and has told the others.
+        MaloraError: As ``look_at`` raises.
     """
     if len(errands) < 2:
         return
-    cards, running = gpus(), set[subprocess.Popen[bytes]]()
+    cards, processes = gpus(), _Processes()
     free = SimpleQueue[int]()
     for slot in range(jobs):
         free.put(slot)
 
-    def done_by_itself(errand: Errand) -> None:
+    def done_by_itself(errand: Errand) -> PlannedRun:
         run = errand.run
         slot = free.get()
         try:
             place = {"CUDA_VISIBLE_DEVICES": cards[slot % len(cards)]} if cards else {}
             threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
             tell(f"{run.folder}: {errand.told}; see {run.log}")
-            code = _run(errand, {**threads, **os.environ, **place}, running)
+            code = _run(errand, {**threads, **os.environ, **place}, processes)
             tell(f"{run.folder}: {errand.done if code == 0 else f'ended with exit code {code}'}")
         finally:
             free.put(slot)
+        return run
 
     pool = ThreadPoolExecutor(jobs)
     with StopRequest() as stop:
@@ -108,27 +115,49 @@ def in_processes(errands: Sequence[Errand], jobs: int, tell: Callable[[str], Non
             while left and stop.signal is None:
                 done, left = wait(left, timeout=_LOOK_AGAIN, return_when=FIRST_COMPLETED)
                 for one in done:
-                    one.result()
+                    look_at(one.result())
         finally:  # no other is begun, and those under way save their step
-            for process in list(running):
-                process.terminate()
+            processes.stop()
             pool.shutdown(cancel_futures=True)
     if stop.signal is not None:
         raise StoppedError("runs under way were saved", stop.signal)
 
 
-def _run(errand: Errand, environment: dict[str, str], running: set[subprocess.Popen[bytes]]) -> int:
+class _Processes:
+    """Processes that are running, until all of them are told to stop: then none is begun any more."""
+
+    def __init__(self) -> None:
+        self._lock, self._stopped = Lock(), False
+        self._running = set[subprocess.Popen[bytes]]()
+
+    def run(self, arguments: Sequence[str], log: IO[bytes], environment: dict[str, str]) -> int:
+        """The exit code of a process; that of a stopped one where none is begun any more."""
+        with self._lock:
+            if self._stopped:
+                return -SIGTERM
+            process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment)
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def stop(self) -> None:
+        """Tell all of them to save their step and to end."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+
+def _run(errand: Errand, environment: dict[str, str], processes: _Processes) -> int:
     """The exit code of the commands of an errand: 0, or that of the first that failed."""
     log = errand.run.log
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
+    with log.open("ab") as file:
         for command in errand.commands():
-            arguments = [sys.executable, "-m", "malora_cli", *command[1:]]
-            process = subprocess.Popen(arguments, stdout=file, stderr=file, env=environment)
-            running.add(process)
-            try:
-                if (code := process.wait()) != 0:
-                    return code
-            finally:
-                running.discard(process)
+            code = processes.run([sys.executable, "-m", "malora_cli", *command[1:]], file, environment)
+            if code != 0:
+                return code
     return 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from malora_cli.compare.planner import Errand
+from malora_cli.compare.planner import Errand, PlannedRun
 from malora_cli.compare.run import evaluate, record_of
 from malora_cli.errors import MaloraError, RecipeError, RunError, StoppedError
 from malora_cli.train.run import train
@@ -29,7 +29,9 @@ _LOOK_AGAIN = 0.5
 _HANDED_ON = ("HF_", "TRANSFORMERS_", "DATASETS_", "TOKENIZERS_", "TQDM_", "MALORA_")
 
 
-def on_ray(errands: Sequence[Errand], cpus: int, tell: Callable[[str], None]) -> None:
+def on_ray(
+    errands: Sequence[Errand], look_at: Callable[[PlannedRun], None], *, cpus: int, tell: Callable[[str], None]
+) -> None:
     """Train and evaluate runs, some of which may have begun, as many at a time as the cluster has room for.
 
     ``RAY_ADDRESS`` names the cluster; without it Ray starts on this machine. Each run writes what it has to say beside
@@ -37,6 +39,7 @@ def on_ray(errands: Sequence[Errand], cpus: int, tell: Callable[[str], None]) ->
 
     Args:
         errands: What is missing of each run.
+        look_at: Given each run when its task has ended; what it raises ends the others.
         cpus: Cores that each run takes; where the cluster has GPUs it takes one of these as well.
         tell: Told what happens to each run.
 
@@ -44,6 +47,7 @@ def on_ray(errands: Sequence[Errand], cpus: int, tell: Callable[[str], None]) ->
         RecipeError: Ray is not installed.
         RunError: The cluster cannot be reached, or has no room for a single run.
         StoppedError: This process was told to stop, and has told the runs.
+        MaloraError: As ``look_at`` raises.
     """
     tell(f"Ray: connecting to {os.environ.get('RAY_ADDRESS', 'this machine')}")
     ray = _begun(cpus)
@@ -55,14 +59,19 @@ def on_ray(errands: Sequence[Errand], cpus: int, tell: Callable[[str], None]) ->
             left = {task.remote(errand, Path.cwd()): errand.run for errand in errands}
             for run in left.values():
                 tell(f"{run.folder}: handed to Ray; see {run.log}")
-            while left and stop.signal is None:
-                done, _ = ray.wait(list(left), timeout=_LOOK_AGAIN)
-                for one in done:
-                    tell(f"{left.pop(one).folder}: {_told(ray, one)}")
-            if stop.signal is not None:
+            try:
+                while left and stop.signal is None:
+                    done, _ = ray.wait(list(left), timeout=_LOOK_AGAIN)
+                    for one in done:
+                        run = left.pop(one)
+                        tell(f"{run.folder}: {_told(ray, one)}")
+                        look_at(run)
+            finally:
                 for one in left:
                     ray.cancel(one)  # as Ctrl-C: those under way save their step
-                ray.wait(list(left), num_returns=len(left))
+                if left:
+                    ray.wait(list(left), num_returns=len(left))
+            if stop.signal is not None:
                 raise StoppedError("runs under way were saved", stop.signal)
     finally:
         ray.shutdown()

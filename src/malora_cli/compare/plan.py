@@ -30,6 +30,8 @@ _LEFT_OPEN = {
     "train": ("seed", "log_every", "checkpoint_every", "keep_checkpoints", "report_to"),
     "eval": ("batch_size", "batch_tokens", "trust_metric_code"),
 }
+#: Sections that have all of their settings in every plan: one that is missing was not there yet.
+_WHOLE = ("model", "train", "eval")
 
 
 class Plan(Record):
@@ -62,7 +64,7 @@ class Plan(Record):
         Raises:
             RunError: Another was begun there.
         """
-        path = self._path(folder)
+        path = self.path(folder)
         if not path.is_file():
             return self
         first = Plan.load(folder)
@@ -89,7 +91,9 @@ class Plan(Record):
         plan["settings"] = {method: found for method, found in self.settings.items() if method in first.methods}
         plan["recipe"] = {  # what later versions add is compared with the recipes of the runs that are there
             section: {name: value for name, value in found.items() if name in first.recipe[section]}
-            for section, found in self.recipe.items()
+            if section in _WHOLE
+            else found
+            for section, found in plan["recipe"].items()
             if section in first.recipe
         }
         _leave_open(plan["recipe"])
@@ -107,7 +111,7 @@ class Plan(Record):
         Raises:
             RunError: It is not there or damaged.
         """
-        path = cls._path(folder)
+        path = cls.path(folder)
         try:
             return cls.model_validate(read_json(path))
         except (OSError, ValueError, TypeError) as error:
@@ -115,11 +119,12 @@ class Plan(Record):
 
     def keep(self, folder: Path) -> None:
         """Write it down where none is yet."""
-        if not self._path(folder).is_file():
-            write_json(self._path(folder), self.model_dump(mode="json"))
+        if not self.path(folder).is_file():
+            write_json(self.path(folder), self.model_dump(mode="json"))
 
     @staticmethod
-    def _path(folder: Path) -> Path:
+    def path(folder: Path) -> Path:
+        """Where the plan of a comparison lies."""
         return folder / "plan.json"
 
 
@@ -215,5 +220,6 @@ def check_validation_rows(mix: MixSettings) -> None:
 
 
 def _first_difference(before: Any, now: Any) -> str:
-    path, was, is_now = next(differences(before, now))
-    return f"{path + ': ' if path else ''}was {show(was)}, is {show(is_now)}"
+    for path, was, is_now in differences(before, now):
+        return f"{path + ': ' if path else ''}was {show(was)}, is {show(is_now)}"
+    return "a file is named there that was not, or no longer is"  # absolute paths are left out

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from malora_cli.errors import RecipeError
 from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
 from malora_cli.registry import unknown
+from malora_cli.results import RunRecord
 
 _LOG = logging.getLogger(__name__)
 #: Validation rows of each task that a trial of the tuning measures at least, where there are as many.
@@ -31,6 +32,8 @@ _BUDGET = (
     "init_seed",
     "dropout_seed",
 )
+#: Settings of ``eval`` that say which rows are evaluated and how many at once.
+_EVALUATING = ("rows", "batch_size", "batch_tokens")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,19 @@ class PlannedRun:
         grants = ["eval.trust_metric_code=true"] if recipe.eval.trust_metric_code else []
         grants += ["--trust-remote-code"] if recipe.model.trust_remote_code else []
         grants += ["--allow-code"] if allow_code else []
-        return ["malora", "eval", str(self.folder), *only, *grants]
+        return ["malora", "eval", str(self.folder), *self._changed(), *only, *grants]
+
+    def _changed(self) -> list[str]:
+        """What was set otherwise when it was trained, of what an evaluation goes by."""
+        if not (record := RunRecord(self.folder)).exists:
+            return []
+        before, now = record.recipe, self.loaded.recipe.model_dump(mode="json")
+        names = [("model", "base"), ("model", "device"), *(("eval", name) for name in _EVALUATING)]
+        return [
+            f"{section}.{name}={json.dumps(now[section][name])}"
+            for section, name in names
+            if now[section][name] != (before.get(section) or {}).get(name)
+        ]
 
 
 class Errand(NamedTuple):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.filesize import decimal
+
 from malora_cli.compare.planner import PlannedRun
 from malora_cli.errors import RunError
 from malora_cli.results import RunRecord, free_bytes
@@ -28,22 +30,22 @@ def bytes_of(run: PlannedRun, parameters: int) -> int:
 
 
 def bytes_missing(runs: Sequence[PlannedRun], parameters: Mapping[str, int]) -> int:
-    """What those of some runs are going to take that are not finished.
+    """What some runs are going to take beyond what they have written.
 
     Args:
         runs: The runs.
         parameters: That each method trains.
     """
-    return sum(bytes_of(run, parameters[run.method]) for run in unfinished(runs))
+    return sum(_missing(run, parameters) for run in runs if not RunRecord(run.folder).finished)
 
 
-def unfinished(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Those of some runs that are not finished."""
-    return [run for run in runs if not RunRecord(run.folder).finished]
+def _missing(run: PlannedRun, parameters: Mapping[str, int]) -> int:
+    there = sum(file.stat().st_size for file in run.folder.rglob("*.safetensors"))
+    return max(0, bytes_of(run, parameters[run.method]) - there)
 
 
 def check_room(runs: Sequence[PlannedRun], parameters: Mapping[str, int]) -> None:
-    """Make sure that the disk has room for those of some runs that are not finished.
+    """Make sure that the disk has room for what is missing of some runs.
 
     Args:
         runs: The runs.
@@ -52,15 +54,10 @@ def check_room(runs: Sequence[PlannedRun], parameters: Mapping[str, int]) -> Non
     Raises:
         RunError: It has not.
     """
-    needed, place = bytes_missing(runs, parameters), runs[0].folder.parent
-    if (free := free_bytes(place)) < needed:
+    needed = bytes_missing(runs, parameters)
+    if needed and (free := free_bytes(place := runs[0].folder.parent)) < needed:
         raise RunError(
-            f"the runs take about {gib(needed)} with their checkpoints, and {gib(free)} are free",
+            f"the runs take about {decimal(needed)} with their checkpoints, and {decimal(free)} are free",
             where=str(place),
             fix="Free some space, name another disk by output.folder=FOLDER, or keep fewer: train.keep_checkpoints=1.",
         )
-
-
-def gib(size: int) -> str:
-    """Bytes as they are told of disks."""
-    return f"{size / 2**30:,.1f} GiB"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -11,14 +12,14 @@ from malora_cli.compare.outcome import Evaluated, Outcome, UnlikeError, check_sa
 from malora_cli.compare.planner import Errand, PlannedRun
 from malora_cli.errors import DivergedError, MaloraError, RunError, StoppedError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
-from malora_cli.results import EvalResult, RunRecord
+from malora_cli.results import EvalResult, RunRecord, read_json
 from malora_cli.results.comparison import Failure, Trial
 from malora_cli.train.resuming import check_same_recipe
 from malora_cli.train.run import train
 from malora_cli.train.view import View
 
-#: Does what is missing of runs, several at a time, each in a process of its own.
-SideBySide = Callable[[Sequence[Errand]], None]
+#: Does what is missing of runs, several at a time, each in a process of its own, and has each looked at in the end.
+SideBySide = Callable[[Sequence[Errand], Callable[[PlannedRun], None]], None]
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Crew:
         tell: Told what happens to each run.
         allow_code: Run code that models write, in a sandbox.
         side_by_side: Does what is missing first; None trains each run when its turn comes.
+        diverged: Names of runs that did so in processes of their own, which they would do here again.
     """
 
     new_view: Callable[[], View]
     tell: Callable[[str], None]
     allow_code: bool = False
     side_by_side: SideBySide | None = None
+    diverged: set[str] = field(default_factory=set)
 
     def carry_out(self, runs: Sequence[PlannedRun]) -> Outcome:
         """Train and evaluate every run that is not there yet; where one fails, the others go on.
@@ -81,21 +84,42 @@ class Crew:
             if not record.is_light:
                 record.adapter_at(None)  # which its evaluations are of
             return record
+        if run.name in self.diverged and (why := why_diverged(record)) is not None:
+            raise DivergedError(why)
         return train(run.loaded, self.new_view(), resume=record.exists)
 
     def go_side_by_side(self, runs: Sequence[PlannedRun], *, evaluate: bool) -> None:
-        """Do what is missing of runs in several processes; what fails there is looked at when its turn comes."""
+        """Do what is missing of runs in several processes; what fails there is looked at when its turn comes.
+
+        Raises:
+            MaloraError: A folder holds a run of another recipe; or a run stands on other rows or another base model
+                than those before it; or the process was told to stop.
+        """
+        if self.side_by_side is None:
+            return
         errands = [self._errand(run, evaluate=evaluate) for run in runs]
         missing = [errand for errand in errands if errand.train or errand.evaluate]
-        if self.side_by_side is not None and missing:
-            for errand in missing:
-                check_place_of(errand.run)
-            self.side_by_side(missing)
+        for errand in missing:
+            check_place_of(errand.run)
+        finished = [record for run in runs if (record := record_of(run)).finished]
+
+        def look_at(run: PlannedRun) -> None:
+            if (record := record_of(run)).finished:
+                finished.append(record)
+                check_same_base(finished[0], record)
+                check_same_rows([finished[0], record])
+            elif why_diverged(record) is not None:
+                self.diverged.add(run.name)
+
+        if missing:
+            self.side_by_side(missing, look_at)
 
     def _errand(self, run: PlannedRun, *, evaluate: bool) -> Errand:
         record = record_of(run)
-        evaluate = evaluate and not (record.finished and whole_evaluation(run, record))
-        return Errand(run, train=not record.finished, evaluate=evaluate, allow_code=self.allow_code)
+        with suppress(MaloraError):  # what is damaged fails when its turn comes
+            evaluate = evaluate and not (record.finished and whole_evaluation(run, record))
+            return Errand(run, train=not record.finished, evaluate=evaluate, allow_code=self.allow_code)
+        return Errand(run, train=False, evaluate=False)
 
     def attempt(self, run: PlannedRun, known: Trial | None = None) -> Trial:
         """Train one trial of the tuning, and take its validation loss, mean over tasks.
@@ -125,6 +149,15 @@ class Crew:
 def record_of(run: PlannedRun) -> RunRecord:
     """The folder of a planned run, which may not be there yet."""
     return RunRecord(run.folder)
+
+
+def why_diverged(record: RunRecord) -> str | None:
+    """How training ended in a NaN or infinite loss, as a run's folder says; None where it did not."""
+    if record.finished or not record.diverged_path.is_file():
+        return None
+    with suppress(OSError, ValueError, TypeError, KeyError):  # written as a process ended
+        return str(read_json(record.diverged_path)["why"])
+    return "it diverged"
 
 
 def evaluate(run: PlannedRun, *, allow_code: bool) -> None:
