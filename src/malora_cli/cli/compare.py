@@ -302,21 +302,21 @@ def runs_that_exist(
 
     Example: malora compare runs quickstart-lora-seed0 quickstart-malora-seed0
     """
+    from malora_cli.compare.table import compare, newest_evaluation
     from malora_cli.errors import RunError
     from malora_cli.results import find_run
 
     records = [find_run(run, folder) for run in runs]
+    evaluated = [(record, newest_evaluation(record)) for record in records]
 
     from malora_cli.cli._comparison import print_comparison
     from malora_cli.cli._tables import comparison_table
     from malora_cli.cli._terminal import result_console, say
     from malora_cli.compare.existing import comparison_of
     from malora_cli.compare.plan import Plan
-    from malora_cli.compare.table import compare, newest_evaluation
 
     if out is not None and Plan.path(out).is_file():
         raise RunError("it holds a comparison with a plan", where=str(out), fix="Name another folder.")
-    evaluated = [(record, newest_evaluation(record)) for record in records]
     table = compare(evaluated)
     comparison, why = None, ""
     try:
