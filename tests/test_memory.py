@@ -16,29 +16,33 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import memory_processes
 from malora_cli.adapters.routing import let_go_of_gates
+from malora_cli.compare.planner import Planner
+from malora_cli.compare.run import Crew
 from malora_cli.data.batch import Packer, collate
 from malora_cli.data.encoding import Encoder
 from malora_cli.errors import RunError
 from malora_cli.evals import predict as predict_module
+from malora_cli.evals import subject
 from malora_cli.evals.evaluate import Wanted, evaluate_run
 from malora_cli.evals.predict import Generated, predict
 from malora_cli.evals.store import answers_root
 from malora_cli.export import cost as cost_module
 from malora_cli.export.measuring import costs_of, uniform_gates
 from malora_cli.export.static import static_lora
+from malora_cli.modeling import load_base
 from malora_cli.modeling import loss as loss_module
 from malora_cli.modeling.heldout import held_out
 from malora_cli.modeling.loss import target_logits, token_nats
 from malora_cli.modeling.memory import Attempt, fitting, forget_peak, out_of_memory, peak_bytes
 from malora_cli.modeling.modes import evaluating
+from malora_cli.named import vocabulary
 from malora_cli.train import conflict as conflict_module
-from malora_cli.train import measuring, probe
-from malora_cli.train import run as run_module
+from malora_cli.train import materials, measuring, probe
 from malora_cli.train.conflict import gradient_conflict
 from malora_cli.train.probe import measure_longest_step
 from presets import routed
 from test_loss import examples
-from train_runs import load, train_run, workplace
+from train_runs import SilentView, load, train_run, workplace
 
 ACCELERATOR = getattr(torch, "AcceleratorError", RuntimeError)  # since PyTorch 2.8
 
@@ -346,32 +350,42 @@ def test_two_processes_halve_together_and_a_spread_head_runs_in_chunks(tmp_path:
         assert found["norms"] == pytest.approx(norms, rel=1e-3)
 
 
+class Ring:
+    """What refers to itself, as a model does by way of its hooks."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
 def test_the_peak_of_a_gpu_is_what_pytorch_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(str(device)))
+    asked: list[object] = []
+    left = weakref.ref(Ring())
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append((str(device), left())))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 if str(device) == "cuda:1" else 7)
     for device, peak in (("cpu", None), ("cuda:1", 5)):
         forget_peak(torch.device(device))
         assert peak_bytes(torch.device(device)) == peak
-    assert asked == ["cuda:1"]
+    assert asked == [("cuda:1", None)], "nothing is counted that nobody holds"
 
 
-def test_a_model_that_nobody_holds_makes_room_before_the_next_is_loaded(
+def test_a_model_that_nobody_holds_makes_room_for_that_of_the_next_run(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = workplace(tmp_path, tiny_model)
+    planner = Planner(workplace(tmp_path, tiny_model), ["train.steps=1", "eval.rows=1"], {}, vocabulary())
     there: list[int] = []
 
-    def models(_device: torch.device) -> None:
+    def counted(*arguments: Any, **options: Any) -> Any:
         there.append(sum(isinstance(it, LlamaForCausalLM) for it in gc.get_objects()))
+        return load_base(*arguments, **options)
 
-    monkeypatch.setattr(run_module, "forget_peak", models)
+    for module in (materials, subject):
+        monkeypatch.setattr(module, "load_base", counted)
     gc.collect()
     before = sum(isinstance(it, LlamaForCausalLM) for it in gc.get_objects())
     gc.disable()
     try:
-        for seed in range(2):
-            train_run(recipe, "train.steps=1", f"train.seed={seed}", f"output.name=seed{seed}")
+        Crew(SilentView, lambda _: None).carry_out(planner.runs(["lora", "malora"], [0]))
     finally:
         gc.enable()
-    assert there == [before + 1] * 2
+    assert there == [before] * len(there)
+    assert len(there) == 4

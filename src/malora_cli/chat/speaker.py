@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria
@@ -19,7 +18,7 @@ from malora_cli.data.encoding import Encoder
 from malora_cli.data.formats._base import RowError, Turn
 from malora_cli.errors import DataError, RunError
 from malora_cli.evals.predict import Generated, Stop, as_answer, generating_by, generation, stops_of
-from malora_cli.modeling.memory import Attempt
+from malora_cli.modeling.memory import Attempt, make_room
 from malora_cli.modeling.modes import as_trained
 from malora_cli.modeling.positions import most_positions
 
@@ -256,7 +255,7 @@ class Speaker:
 
     def _out_of_memory(self) -> RunError:
         let_go_of_gates(self.model)
-        clear_device_cache(garbage_collection=True)
+        make_room()
         fix = "Ask something shorter, or in a new conversation, or lower --max-new-tokens."
         return RunError("out of memory while answering", where="conversation", fix=fix)
 

@@ -12,6 +12,7 @@ from malora_cli.compare.outcome import Evaluated, Outcome, UnlikeError, check_sa
 from malora_cli.compare.planner import Errand, PlannedRun
 from malora_cli.errors import DivergedError, MaloraError, RunError, StoppedError
 from malora_cli.evals.evaluate import Wanted, evaluate_run
+from malora_cli.modeling.memory import make_room
 from malora_cli.results import EvalResult, RunRecord, read_json
 from malora_cli.results.comparison import Failure, Trial
 from malora_cli.train.resuming import check_same_recipe
@@ -86,6 +87,7 @@ class Crew:
             return record
         if run.name in self.diverged and (why := why_diverged(record)) is not None:
             raise DivergedError(why)
+        make_room()
         return train(run.loaded, self.new_view(), resume=record.exists)
 
     def go_side_by_side(self, runs: Sequence[PlannedRun], *, evaluate: bool) -> None:
@@ -171,6 +173,7 @@ def evaluate(run: PlannedRun, *, allow_code: bool) -> None:
         MaloraError: It cannot be evaluated.
     """
     tasks = sorted(run.tasks) if run.task else None
+    make_room()
     evaluate_run(record_of(run), run.loaded.recipe, Wanted(tasks=tasks, allow_code=allow_code))
 
 

@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -68,7 +67,6 @@ def load_base(base: BaseModel, settings: ModelSettings, *, quick: bool = True) -
         ModelError: It cannot be had, lacks weights, or cannot tell the examples of a row apart.
     """
     where = f"model '{base.name}'"
-    clear_device_cache(garbage_collection=True)  # a model before it, of which nobody holds anything, makes room
     try:
         base.check_weights()
         model, found = AutoModelForCausalLM.from_pretrained(

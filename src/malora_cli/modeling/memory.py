@@ -38,9 +38,15 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID_BY)
 
 
+def make_room() -> None:
+    """Let go of a model that nobody holds any more: its parts refer to each other, so that Python may keep it long."""
+    clear_device_cache(garbage_collection=True)
+
+
 def forget_peak(device: torch.device) -> None:
-    """Let `peak_bytes` speak of what comes from here on."""
+    """Let `peak_bytes` speak of what comes from here on, and of nothing that nobody holds any more."""
     if device.type == "cuda":
+        make_room()
         torch.cuda.reset_peak_memory_stats(device)
 
 
@@ -79,7 +85,7 @@ def halved(size: H, where: str, *, fix: str) -> H:
     Raises:
         RunError: It was one row.
     """
-    clear_device_cache(garbage_collection=True)
+    make_room()
     half = size.half
     if half is None:
         raise RunError("a micro-batch of one row does not fit into memory", where=where, fix=fix)
