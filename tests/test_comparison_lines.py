@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from malora_cli.cli import main
 from malora_cli.cli._comparison import missing_lines
@@ -159,6 +160,18 @@ def test_the_scale_stays_where_the_rank_is_matched(recipe: Path, method: str, po
     scale = own["lora_alpha"] / own["r"] ** power
     assert float(changed["lora_alpha"]) / float(changed["r"]) ** power == pytest.approx(scale)
     assert int(changed["r"]) != own["r"]
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [(None, ["0", "1", "2"]), ("", []), ("0, 2,", ["0", "2"]), ("1,-1,0", ["1"]), ("MIG-a,GPU-b", ["MIG-a", "GPU-b"])],
+)
+def test_gpus_are_those_that_cuda_sees(named: str | None, found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert jobs.gpus() == found
 
 
 def unseen(_run: PlannedRun) -> None:

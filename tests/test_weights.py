@@ -185,6 +185,9 @@ def test_weights_go_straight_to_the_gpu_of_the_process(folder: Path, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert own_device() == torch.device("cuda:0"), "a launcher may show each process its own GPU alone"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert own_device() == torch.device("cuda:1")
     _refusal(folder)
     assert asked["device_map"] == {"": "cuda:1"}

@@ -28,8 +28,11 @@ def gpus() -> list[str]:
     """What each GPU is called that may be used, as CUDA_VISIBLE_DEVICES has it."""
     import torch
 
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    named = named[: named.index("-1")] if "-1" in named else named  # CUDA reads no further
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in named if name]
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def check_jobs(jobs: str, cpus_on_ray: int | None) -> None:

@@ -118,7 +118,12 @@ def load_adapter(
         empty = isinstance(config, MixtureConfig)
         empty &= not getattr(model, "is_quantized", False)  # PEFT moves what stands on 8-bit linears, values or not
         wrapped = PeftModel.from_pretrained(
-            model, folder, config=config, is_trainable=trainable, low_cpu_mem_usage=empty
+            model,
+            folder,
+            config=config,
+            is_trainable=trainable,
+            low_cpu_mem_usage=empty,
+            torch_device=str(next(model.parameters()).device),  # PEFT would read it onto the first GPU
         )
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
         if out_of_memory(error):

@@ -26,7 +26,8 @@ def own_device(wanted: str = "auto") -> torch.device:
     if not there.get(wanted, True):
         raise ModelError(f"got {wanted}, and PyTorch finds none here", where="model.device", fix="Set it to auto.")
     if wanted == "cuda" or (wanted == "auto" and there["cuda"]):
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # A launcher may show each process a GPU of its own; so does accelerate reckon.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
     return torch.device("mps" if wanted == "mps" else "cpu")
 
 
