@@ -178,41 +178,36 @@ def unseen(_run: PlannedRun) -> None:
     raise AssertionError("it was told to stop")
 
 
-def test_no_evaluation_is_begun_of_a_run_that_ended_as_it_was_told_to_stop(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    process = tmp_path / "process"
-    process.write_text("#!/bin/sh\ntrap 'kill $!; exit 0' TERM\necho \"$3\" >> $0.began\nsleep 60 & wait\n")
+def told_to_stop(process: Path, script: str, runs: list[PlannedRun]) -> tuple[StoppedError, list[str]]:
+    """What comes of runs in two processes that a script stands for, stopped when both are under way; what was said."""
+    process.write_text(f"#!/bin/sh\n{script}\nsleep 60 & wait\n")
     process.chmod(0o755)
-    monkeypatch.setattr(jobs.sys, "executable", str(process))
-    begun: list[str] = []
+    said: list[str] = []
 
     def tell(line: str) -> None:
-        begun.append(line)
-        if len(begun) == 2:
+        said.append(line)
+        if len(said) == 2:
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
-    runs = planner_of(recipe).runs(LORA_AND_MALORA, [0])
-    with pytest.raises(StoppedError):
-        jobs.in_processes([Errand(run, train=True, evaluate=True) for run in runs], unseen, jobs=2, tell=tell)
+    errands = [Errand(run, train=True, evaluate=True) for run in runs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs.sys, "executable", str(process))
+        with pytest.raises(StoppedError) as caught:
+            jobs.in_processes(errands, unseen, jobs=2, tell=tell)
+    return caught.value, said
+
+
+def test_no_evaluation_is_begun_of_a_run_that_ended_as_it_was_told_to_stop(recipe: Path, tmp_path: Path) -> None:
+    process = tmp_path / "process"
+    script = "trap 'kill $!; exit 0' TERM\necho \"$3\" >> $0.began"
+    told_to_stop(process, script, planner_of(recipe).runs(LORA_AND_MALORA, [0]))
     assert Path(f"{process}.began").read_text() == "train\n" * 2
 
 
-def test_a_signal_ends_the_runs_side_by_side(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_ends_the_runs_side_by_side(recipe: Path, tmp_path: Path) -> None:
     training = tmp_path / "training"
-    training.write_text("#!/bin/sh\ntrap 'kill $!; echo told >> $0.told; exit 143' TERM\nsleep 60 & wait\n")
-    training.chmod(0o755)
-    monkeypatch.setattr(jobs.sys, "executable", str(training))
-    begun: list[str] = []
-
-    def tell(line: str) -> None:
-        begun.append(line)
-        if len(begun) == 2:
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-
-    runs = planner_of(recipe).runs(["lora", "malora", "dora"], [0])
-    with pytest.raises(StoppedError) as caught:
-        jobs.in_processes([Errand(run, train=True, evaluate=True) for run in runs], unseen, jobs=2, tell=tell)
-    assert caught.value.exit_code == 128 + signal.SIGTERM
+    script = "trap 'kill $!; echo told >> $0.told; exit 143' TERM"
+    stopped, said = told_to_stop(training, script, planner_of(recipe).runs(["lora", "malora", "dora"], [0]))
+    assert stopped.exit_code == 128 + signal.SIGTERM
     assert Path(f"{training}.told").read_text() == "told\n" * 2
-    assert not any("dora" in line for line in begun), "no other is begun"
+    assert not any("dora" in line for line in said), "no other is begun"

@@ -13,7 +13,7 @@ from malora_cli.characters import plural
 from malora_cli.cli._statement import duration
 from malora_cli.cli._terminal import plain_table, result_console, say, say_json
 from malora_cli.compare.plan import Plan
-from malora_cli.compare.planner import Planner
+from malora_cli.compare.planner import Errand, Planner
 from malora_cli.results import RunRecord
 from malora_cli.results.comparison import Comparison, Effect, MethodResult, Verdict
 
@@ -117,14 +117,11 @@ def missing_lines(
     """
     from malora_cli.compare.baselines import Study
 
-    found = []
-    for run in Study(planner, plan).missing(phase):
-        record = RunRecord(run.folder)
-        train = shlex.join(run.train_command(resume=record.exists))
-        evaluate = shlex.join(run.eval_command(allow_code=allow_code))
-        commands = [*([] if record.finished else [train]), *([evaluate] if phase == "report" else [])]
-        found.append(" && ".join(commands))
-    return found
+    errands = [
+        Errand(run, train=not RunRecord(run.folder).finished, evaluate=phase == "report", allow_code=allow_code)
+        for run in Study(planner, plan).missing(phase)
+    ]
+    return [" && ".join(map(shlex.join, errand.commands())) for errand in errands]
 
 
 def print_comparison(comparison: Comparison, *, as_json: bool) -> None:

@@ -53,7 +53,7 @@ def comparison_of(
         endpoint=endpoint,
         margin=margin,
     )
-    rates = {it.method: _train(it.record)["learning_rate"] for it in evaluated}
+    rates = {it.method: it.record.recipe["train"]["learning_rate"] for it in evaluated}
     tuned = {method: Tuned(learning_rate=rate, bracketed=None) for method, rate in rates.items()}
     comparison = recorded("runs", plan, plan, tuned, [], Outcome(evaluated))
     light = [record.name for record in records if record.is_light]
@@ -88,9 +88,9 @@ _SHARED = (
 def _check_alike(evaluated: Sequence[Evaluated]) -> None:
     """Make sure that runs differ in method, seed and learning rate alone, and those of one method in seeds alone."""
     first, of_method = evaluated[0], dict[str, Evaluated]()
-    seen = set[tuple[str, int]]()
+    shared, seen = _shared(first), set[tuple[str, int]]()
     for it in evaluated:
-        _check_equal(_shared(first), _shared(it), first, it)
+        _check_equal(shared, _shared(it), first, it)
         check_same_base(first.record, it.record)
         one = of_method.setdefault(it.method, it)
         _check_equal(_own(one), _own(it), one, it)
@@ -139,7 +139,3 @@ def _own(it: Evaluated) -> dict[str, Any]:
     """What the runs of a method have in common besides."""
     recipe = it.record.recipe
     return {"method": recipe["method"], "train": {"learning_rate": recipe["train"]["learning_rate"]}}
-
-
-def _train(record: RunRecord) -> dict[str, Any]:
-    return dict(record.recipe["train"])

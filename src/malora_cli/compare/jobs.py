@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import partial
+from itertools import takewhile
 from queue import SimpleQueue
 from signal import SIGTERM
 from threading import Lock
@@ -28,11 +29,10 @@ def gpus() -> list[str]:
     """What each GPU is called that may be used, as CUDA_VISIBLE_DEVICES has it."""
     import torch
 
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    named = named[: named.index("-1")] if "-1" in named else named  # CUDA reads no further
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in named if name]
-    return [str(number) for number in range(torch.cuda.device_count())]
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    read = takewhile(lambda name: name != "-1", map(str.strip, named.split(",")))  # CUDA reads no further
+    return [name for name in read if name]
 
 
 def check_jobs(jobs: str, cpus_on_ray: int | None) -> None:
