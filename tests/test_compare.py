@@ -13,9 +13,12 @@ import yaml
 from malora_cli.adapters.methods import METHODS
 from malora_cli.cli import main
 from malora_cli.compare.asked import Asked
+from malora_cli.compare.command import command_of
 from malora_cli.compare.existing import comparison_of
+from malora_cli.compare.options import parse_method_overrides, parse_seeds, parse_variants
 from malora_cli.compare.outcome import UnlikeError
-from malora_cli.compare.planner import PlannedRun, Planner, parse_method_overrides, parse_seeds
+from malora_cli.compare.plan import Plan
+from malora_cli.compare.planner import PlannedRun, Planner
 from malora_cli.compare.run import Crew
 from malora_cli.compare.table import Row, compare, newest_evaluation
 from malora_cli.errors import RecipeError, RunError
@@ -539,3 +542,51 @@ def test_contenders_of_a_set_may_be_given_settings(home: Path) -> None:
     assert {name for name, dropout in dropouts.items() if dropout == 0.2} == {"molora-r8"}
     with pytest.raises(RecipeError, match=r"--for: unknown method 'molora-r9'; did you mean 'molora-r8'\?"):
         asked("molora-r9:method.lora_dropout=0.2").of_set("ranks")
+
+
+def test_variants_of_a_method_are_compared_under_their_own_names(home: Path) -> None:
+    def asked(methods: str, *options: str) -> tuple[Planner, Plan]:
+        return Asked(home, [*QUICK], "0", "none", None, "loss", 0.01, options).of_methods(methods.split(","))
+
+    own = load(home).recipe.method
+    assert own.name == "malora"
+    plain, _ = asked("lora,malora")
+    options = ("wide:method.r=32", "half:method.beta=0.5")
+    planner, plan = asked("lora,malora,wide=lora,half = malora", *options)
+    assert (plan.methods, plan.variants) == (["lora", "malora", "wide", "half"], {"wide": "lora", "half": "malora"})
+    assert planner.folder == plain.folder, "it may be added to a comparison that was begun without it"
+    methods = {run.method: run.loaded.recipe.method for run in planner.runs(plan.methods, [0])}
+    assert methods["lora"] == plain.run("lora", 0).loaded.recipe.method
+    assert methods["wide"] == methods["lora"].model_copy(update={"r": 32})
+    assert methods["half"] == own.model_copy(update={"beta": 0.5}), "of the recipe's own method it has the settings"
+    assert planner.run("wide", 0).name == "tiny-wide-seed0"
+    command = command_of(planner, plan, allow_code=False)
+    assert command[command.index("--methods") + 1] == "lora,malora,wide=lora,half=malora"
+
+
+def test_variants_may_be_added_to_a_comparison_and_not_become_others(home: Path, tmp_path: Path) -> None:
+    def plan(methods: str, *options: str) -> Plan:
+        return Asked(home, [*QUICK], "0", "none", None, "loss", 0.01, options).of_methods(methods.split(","))[1]
+
+    began = plan("lora,malora")
+    began.keep(tmp_path)
+    assert plan("lora,malora,wide=lora", "wide:method.r=32").begun(tmp_path) == began
+    Plan.path(tmp_path).unlink()
+    plan("lora,wide=lora").keep(tmp_path)
+    with pytest.raises(RunError, match=r"'variants' differs \(wide: was 'lora', is 'molora'\)"):
+        plan("lora,wide=molora").begun(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("methods", "why"),
+    [
+        ("lora,wide=lroa", "unknown method 'lroa'; did you mean 'lora'?"),
+        ("lora,malora=lora", "'malora' is a method. Take another name in 'malora=lora'."),
+        ("lora,wide=lora,wide=malora", "'wide' stands there twice. Take another name in 'wide=malora'."),
+        ("lora,../wide=lora", "'../wide' cannot be a name of '../wide=lora'. Write it as NAME=METHOD; "),
+        ("lora,=lora", "'' cannot be a name of '=lora'. Write it as NAME=METHOD; "),
+    ],
+)
+def test_names_of_variants_that_cannot_be_are_refused(methods: str, why: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(f"--methods: {why}")):
+        parse_variants(methods.split(","), METHODS)

@@ -287,6 +287,15 @@ def test_methods_are_matched_to_the_size_of_the_baseline(recipe: Path, capsys: p
     assert not (recipe.parent / "runs").exists(), "nothing is run"
 
 
+def test_a_rank_that_was_set_is_not_matched(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--methods", "lora,twice=lora,malora", "--for", "lora:method.r=48", "--for", "twice:method.r=96"]
+    assert baselines(recipe, *asked, "--match", "parameters", "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    sizes = {method["method"]: method["parameters"] for method in plan["methods"]}
+    assert sizes["twice"] == 2 * sizes["lora"]
+    assert abs(sizes["malora"] / sizes["lora"] - 1) <= 0.03
+
+
 def test_subspaces_that_experts_divide_are_matched_by_ranks_that_they_can_divide(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

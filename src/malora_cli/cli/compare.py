@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from malora_cli.compare.planner import Planner
     from malora_cli.results.comparison import Endpoint
 
+#: What ``--methods`` says.
+_METHODS = "Methods to compare; NAME=METHOD is one once more, under a name for --for."
 #: Sets of contenders, each with its command.
 _SETS = {
     "ablations": "MALoRA without one of its parts (the paper's Table 3).",
@@ -84,7 +86,7 @@ def baselines(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     methods: Annotated[
-        str, typer.Option(metavar="A,B", help="Methods to compare.", autocompletion=_completion.methods)
+        str, typer.Option(metavar="A,B", help=_METHODS, autocompletion=_completion.methods)
     ] = "lora,molora,malora",
     seeds: SeedsOption = "0,1,2",
     tune: TuneOption = "auto",
@@ -135,7 +137,7 @@ def plan(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the lines here, not on standard output.")
     ] = None,
-    methods: Annotated[str, typer.Option(metavar="A,B", help="Methods to compare.")] = "lora,molora,malora",
+    methods: Annotated[str, typer.Option(metavar="A,B", help=_METHODS)] = "lora,molora,malora",
     seeds: SeedsOption = "0,1,2",
     tune: TuneOption = "auto",
     baseline: BaselineOption = None,

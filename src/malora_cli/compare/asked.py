@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from malora_cli.compare.options import parse_method_overrides, parse_seeds, parse_tuning, parse_variants
 from malora_cli.compare.plan import (
     TUNING_SEED,
     Plan,
@@ -18,7 +19,7 @@ from malora_cli.compare.plan import (
     check_validation_rows,
     shared_settings,
 )
-from malora_cli.compare.planner import Planner, parse_method_overrides, parse_seeds, parse_tuning
+from malora_cli.compare.planner import Planner
 from malora_cli.compare.sets import SETS
 from malora_cli.named import vocabulary
 from malora_cli.recipe import ModelSettings
@@ -59,10 +60,19 @@ class Asked:
     def of_methods(self, methods: Sequence[str]) -> tuple[Planner, Plan]:
         """The plan of a comparison of methods, checked before anything slow happens.
 
+        Args:
+            methods: Their names; ``NAME=METHOD`` is a method once more, under a name that settings can be given to.
+
         Raises:
             RecipeError: An option or the recipe is wrong.
         """
-        plan = self._plan(planner := self._planner, methods, self.baseline)
+        plain = self._planner
+        variants = parse_variants(methods, plain.vocabulary.methods)
+        own = plain.read.recipe.method.name
+        contenders = {name: [] if of == own else [f"method={{name: {of}}}"] for name, of in variants.items()}
+        planner = replace(plain, contenders=contenders)
+        names = [method.partition("=")[0].strip() for method in methods]
+        plan = self._plan(planner, names, self.baseline, variants)
         if plan.single_task:
             for task in planner.own.recipe.mix.tasks:
                 planner.alone(plan.baseline, task, plan.seeds[0])
@@ -84,7 +94,9 @@ class Asked:
     def _planner(self) -> Planner:
         return Planner(self.recipe, self.overrides, parse_method_overrides(self.for_method), vocabulary())
 
-    def _plan(self, planner: Planner, methods: Sequence[str], baseline: str | None) -> Plan:
+    def _plan(
+        self, planner: Planner, methods: Sequence[str], baseline: str | None, variants: Mapping[str, str] | None = None
+    ) -> Plan:
         seeds, tuning = parse_seeds(self.seeds), parse_tuning(self.tune)
         planner.check_names(methods)
         baseline = baseline_of(methods, baseline)
@@ -98,6 +110,7 @@ class Asked:
             recipe=shared_settings(planner.own.recipe),
             methods=list(methods),
             settings={method: list(found) for method, found in planner.by_method.items()},
+            variants=dict(variants or {}),
             match=self.match,
             single_task=self.single_task,
             seeds=seeds,

@@ -27,7 +27,7 @@ def command_of(planner: Planner, plan: Plan, *, allow_code: bool) -> list[str]:
     recipe = shipped.get(planner.path) or _passed_on(str(planner.path))
     what, rates = planner.suffix.lstrip("-") or "baselines", plan.tuning
     command = ["malora", "compare", what, recipe, *(_setting(override) for override in planner.overrides)]
-    command += [] if planner.contenders else ["--methods", ",".join(plan.methods)]
+    command += [] if planner.suffix else ["--methods", ",".join(_spelled(plan, method) for method in plan.methods)]
     command += ["--seeds", ",".join(map(str, plan.seeds)), "--baseline", plan.baseline]
     command += ["--tune", rates if isinstance(rates, str) else f"lr={','.join(map(repr, rates))}"]
     command += ["--endpoint", plan.endpoint, "--margin", repr(plan.margin)]
@@ -36,6 +36,10 @@ def command_of(planner: Planner, plan: Plan, *, allow_code: bool) -> list[str]:
     for method, overrides in plan.settings.items():
         command += [part for override in overrides for part in ("--for", f"{method}:{_setting(override)}")]
     return command
+
+
+def _spelled(plan: Plan, method: str) -> str:
+    return f"{method}={plan.variants[method]}" if method in plan.variants else method
 
 
 def _setting(override: str) -> str:

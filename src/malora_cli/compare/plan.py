@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.evals.metrics._base import Metric
 from malora_cli.places import leave_out_places
@@ -41,6 +43,7 @@ class Plan(Record):
     recipe: dict[str, Any]
     methods: list[str]
     settings: dict[str, list[str]]
+    variants: dict[str, str] = Field(default_factory=dict)
     match: Literal["parameters", "none"] = "none"
     single_task: bool = False
     seeds: list[int]
@@ -88,7 +91,8 @@ class Plan(Record):
     def _decisive(self, first: Plan) -> dict[str, Any]:
         """What of it the plan that a comparison began with has to agree with."""
         plan = self.model_dump(mode="json")
-        plan["settings"] = {method: found for method, found in self.settings.items() if method in first.methods}
+        for key in ("settings", "variants"):
+            plan[key] = {method: found for method, found in plan[key].items() if method in first.methods}
         plan["recipe"] = {  # what later versions add is compared with the recipes of the runs that are there
             section: {name: value for name, value in found.items() if name in first.recipe[section]}
             if section in _WHOLE

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import gcd, isfinite
+from math import gcd
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from malora_cli.errors import RecipeError
 from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
@@ -136,62 +136,6 @@ class Errand(NamedTuple):
         return [*([train] if self.train else []), *([evaluate] if self.evaluate else [])]
 
 
-def parse_method_overrides(texts: Sequence[str]) -> dict[str, list[str]]:
-    """``["lora:train.learning_rate=1e-3"]`` as ``{"lora": ["train.learning_rate=1e-3"]}``.
-
-    Raises:
-        RecipeError: One has no method in front.
-    """
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        method, colon, override = text.partition(":")
-        if not colon or "=" in method:
-            raise RecipeError(
-                f"'{text}' names no method", where="--for", fix="Write it as METHOD:section.setting=value."
-            )
-        found.setdefault(method, []).append(override)
-    return found
-
-
-def parse_seeds(text: str) -> list[int]:
-    """``"0,1,2"`` as numbers.
-
-    Raises:
-        RecipeError: It is something else, or one stands there twice.
-    """
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise RecipeError(f"'{text}' is not a list of seeds", where="--seeds", fix="Write it as 0,1,2.") from None
-    if len(set(seeds)) < len(seeds):
-        raise RecipeError(f"a seed stands twice in '{text}'", where="--seeds", fix="Name each once.")
-    return seeds
-
-
-def parse_tuning(text: str) -> tuple[float, ...] | Literal["auto", "none"]:
-    """``"lr=1e-4,3e-4"`` as rates from low to high; ``auto`` and ``none`` as they are.
-
-    Raises:
-        RecipeError: It is something else, or not a grid.
-    """
-    if text == "auto":
-        return "auto"
-    if text == "none":
-        return "none"
-    kind, equals, listed = text.partition("=")
-    try:
-        rates = sorted({float(part) for part in listed.split(",")}) if kind == "lr" and equals else None
-    except ValueError:
-        rates = None
-    if rates is None or not all(isfinite(rate) for rate in rates):
-        raise RecipeError(f"'{text}' is not a tuning", where="--tune", fix="Write auto, none or lr=1e-4,3e-4,1e-3.")
-    if len(rates) < 2 or rates[0] <= 0:
-        raise RecipeError(
-            f"got {text}; a grid has two learning rates at least, all above 0", where="--tune", fix="Or leave it out."
-        )
-    return tuple(rates)
-
-
 @dataclass(frozen=True)
 class Planner:
     """Makes the recipes of a comparison's runs; nothing is run.
@@ -204,7 +148,7 @@ class Planner:
         by_method: Further overrides for single methods, which change how it learns, never what from or how long.
         vocabulary: The names a recipe may use.
         contenders: What is compared that is not just a method's name, with the overrides that make it.
-        suffix: Behind the recipe's name in that of the comparison.
+        suffix: Behind the recipe's name in that of the comparison, where nothing but the contenders is compared.
     """
 
     path: Path
@@ -238,7 +182,8 @@ class Planner:
         Raises:
             RecipeError: One is not.
         """
-        _check_methods(methods, self.by_method, self.contenders or self.vocabulary.methods)
+        known = self.contenders if self.suffix else {**self.vocabulary.methods, **self.contenders}
+        _check_methods(methods, self.by_method, known)
 
     def check(self, methods: Sequence[str], seeds: Sequence[int]) -> None:
         """Make sure that the methods and what is set for each can be compared, with these seeds.
