@@ -49,6 +49,7 @@ from malora_cli.data.batch import TrainExample, collate
 from malora_cli.modeling import load_base, resolve_base, wrap
 from malora_cli.modeling.attention import PACKED_SDPA
 from malora_cli.modeling.loss import moved, token_nats
+from malora_cli.modeling.memory import forget_peak, peak_bytes
 from malora_cli.modeling.modes import as_trained
 from malora_cli.processor import processor
 from malora_cli.recipe import ModelSettings
@@ -96,13 +97,12 @@ class Place:
     def measured(self, figures: dict[str, Any]) -> Iterator[None]:
         """Adds the block's seconds, and on a GPU its peak memory."""
         self.wait()
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        forget_peak(torch.device(self.device))
         started = time.perf_counter()
         yield
         self.wait()
         figures["seconds"] = time.perf_counter() - started
-        figures["peak_bytes"] = torch.cuda.max_memory_allocated() if self.device == "cuda" else None
+        figures["peak_bytes"] = peak_bytes(torch.device(self.device))
 
     def recipe(self) -> str:
         """The quickstart's, or one of a model of a few numbers."""

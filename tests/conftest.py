@@ -52,6 +52,16 @@ def _no_phases() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _the_same_bits_again() -> None:
+    """A GPU adds up in the same order each time where it can, since many tests compare bits; a CPU does so anyway."""
+    import torch
+
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _quick_collections() -> None:
     """Collections of garbage, as accelerate makes before each training, leave out what was imported until now."""
     gc.collect()

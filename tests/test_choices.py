@@ -37,7 +37,7 @@ PRIOR = [4, 5]
 @torch.no_grad()
 def alone(model: nn.Module, prompt: list[int], choice: list[int]) -> float:
     """A choice behind its prompt, with nothing else in the batch."""
-    ids = torch.tensor([[*prompt, *choice]])
+    ids = torch.tensor([[*prompt, *choice]], device=next(model.parameters()).device)
     nats = -model(input_ids=ids).logits[0].double().log_softmax(-1)
     return sum(float(nats[len(prompt) + at - 1, token]) for at, token in enumerate(choice))
 

@@ -171,7 +171,8 @@ def test_gpus_are_those_that_cuda_sees(named: str | None, found: list[str], monk
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert jobs.gpus() == found
+    assert jobs.gpus() == jobs.gpus("cuda") == found
+    assert jobs.gpus("cpu") == []
 
 
 def unseen(_run: PlannedRun) -> None:

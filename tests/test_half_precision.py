@@ -17,11 +17,14 @@ from malora_cli.adapters import fused as fused_module
 from malora_cli.adapters import layer as layer_module
 from malora_cli.adapters import logits as logits_module
 from malora_cli.adapters.config import MixtureConfig
-from malora_cli.adapters.dropout import Drawn, drop_again, drop_by_device
+from malora_cli.adapters.dropout import Drawn, draw_kept, drop_again, drop_by_device
 from malora_cli.adapters.fused import can_fuse
 from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.logits import halves, router_logits, sum_of, terms_of
+from malora_cli.adapters.methods import METHODS
 from malora_cli.adapters.routing import Routing
+from malora_cli.modeling import round_experts
+from malora_cli.modeling.modes import as_trained
 from presets import ROUTED, config, routed
 from reference import PlainDropout
 from tiny_models import tiny
@@ -46,6 +49,19 @@ def _fused_calls() -> Iterator[list[bool]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer_module, "can_fuse", lambda *given: (calls.append(can_fuse(*given)), calls[-1])[1])
         yield calls
+
+
+@contextmanager
+def _drawn_as_plainly() -> Iterator[None]:
+    """A dropout draws as `PlainDropout` does within the block: a GPU's own kernel would take other numbers."""
+
+    def drop(x: Tensor, p: float) -> tuple[Tensor, Drawn]:
+        kept, factor = draw_kept(x, p)
+        return x * kept, Drawn(kept, 1.0, factor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_module, "drop", drop)
+        yield
 
 
 def _layer(settings: MixtureConfig, dtype: torch.dtype) -> MixtureLinear:
@@ -99,7 +115,7 @@ def test_is_as_near_to_float32_as_the_format_allows(method: str, dtype: torch.dt
     if dropout:
         made.malora_dropout["default"] = nn.Dropout(dropout)
     made.base_layer.to(dtype)
-    with _fused_calls() as calls:
+    with _fused_calls() as calls, _drawn_as_plainly():
         ours = _outcome(made, x)
     assert calls == [True]
     assert ours["output"].dtype == dtype
@@ -239,3 +255,27 @@ def test_a_step_in_two_parts_has_the_gradient_of_the_whole(method: str) -> None:
     whole, parted = _step(model, parts=1), _step(model, parts=2)
     for name, value in whole.items():
         assert (parted[name] - value).norm() < 0.02 * value.norm() + 1e-6, name
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@pytest.mark.parametrize("tokens", [1, 24])
+@pytest.mark.parametrize("method", METHODS)
+def test_experts_are_held_as_they_are_multiplied_and_answers_stay_the_same(method: str, tokens: int) -> None:
+    model = routed(method, tiny("llama", dtype=torch.bfloat16).to(DEVICE)).eval()
+    ids = torch.arange(3, 3 + tokens, device=DEVICE).unsqueeze(0)
+    with torch.no_grad(), as_trained(model):
+        before = model(input_ids=ids).logits
+        round_experts(model)
+        assert torch.equal(model(input_ids=ids).logits, before)
+    in_float32 = [name for name, p in model.named_parameters() if p.dtype == torch.float32]
+    kept = "lora_" if method == "dora" else "malora_router"  # PEFT computes DoRA's norms in the format of its weights
+    assert all(kept in name for name in in_float32)
+    assert bool(in_float32) == (method in ("dora", *ROUTED))
+
+
+def test_experts_on_a_float32_base_stay_as_they_are() -> None:
+    model = routed("malora").eval()
+    round_experts(model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}

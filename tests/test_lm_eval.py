@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from malora_cli.cli._common import read_recipe
@@ -80,6 +81,23 @@ def weighed(place: Path, model: Any, encoder: Encoder) -> list[Answer]:
         Answer("", question.references, question.prompt, question.facts, nats=weights.nats)
         for question, weights in zip(questions, found, strict=True)
     ]
+
+
+def test_half_precision_is_mixed_as_in_training(place: Path) -> None:
+    model = read_recipe(str(place / "tiny.yaml"), ["model.dtype=bfloat16"]).recipe.model
+    base = resolve_base(model)
+    wrapped = wrap(load_base(base, model), settings("malora")).eval()
+    randomise(wrapped)
+    formats = set[tuple[bool, torch.dtype]]()
+
+    def look(*_: Any) -> None:
+        formats.add((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+
+    wrapped.get_base_model().register_forward_pre_hook(look)
+    [found] = lm_eval_task(task_file(place), wrapped, Encoder(load_tokenizer(base, model)))
+    assert formats == {(True, torch.bfloat16)}
+    nats = [value for answer in found.answers for value in answer.nats]
+    assert any(value != torch.tensor(value).bfloat16().item() for value in nats), "they are summed in float32"
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

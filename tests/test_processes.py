@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,9 +11,11 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 import dying
 from forked import together
@@ -20,6 +23,7 @@ from malora_cli.cli import main
 from malora_cli.errors import RecipeError, RunError
 from malora_cli.results import RunRecord
 from malora_cli.train import checkpoints, processes
+from malora_cli.train import launch as launch_module
 from train_runs import adapter, losses, refused, same_weights, train_run, workplace
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -50,7 +54,15 @@ def start(recipe: Path) -> RunRecord:
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> RunRecord:
     """What two processes make of the recipe as it is, dropout and all, with a bandit."""
-    ended = together(lambda: main(["train", str(recipe), BANDIT, "output.name=whole"]), recipe.parent)
+    plain = DistributedDataParallel.__init__
+
+    def written_down(self: DistributedDataParallel, *args: Any, **settings: Any) -> None:
+        kept = {name: settings[name] for name in ("gradient_as_bucket_view", "broadcast_buffers")}
+        (recipe.parent / f"wrapped-{os.environ['RANK']}.json").write_text(json.dumps(kept))
+        plain(self, *args, **settings)
+
+    with patch.object(DistributedDataParallel, "__init__", written_down):
+        ended = together(lambda: main(["train", str(recipe), BANDIT, "output.name=whole"]), recipe.parent)
     assert [one.code for one in ended] == [0, 0], ended
     return record_of(recipe, "whole")
 
@@ -208,6 +220,23 @@ def test_processes_wait_for_hours_while_one_fetches_and_encodes(monkeypatch: pyt
     with pytest.raises(RunError):  # it has met nobody
         processes.meet()
     assert met[0]["timeout"] >= timedelta(hours=6)
+
+
+def test_more_processes_than_gpus_are_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (processes, launch_module):
+        monkeypatch.setattr(module, "own_device", lambda _device: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(RunError, match=r"--nproc: got 3, and there are 2 GPUs, one for each process\. Take 2 at most"):
+        launch_module.launch(3, ["train", str(recipe)])
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(RunError, match=r"LOCAL_WORLD_SIZE: got 3, and there are 2 GPUs, one for each process"):
+        processes.meet()
+
+
+def test_gradients_are_kept_once_in_each_process(recipe: Path, whole: RunRecord) -> None:
+    wrapped = [json.loads((recipe.parent / f"wrapped-{rank}.json").read_text()) for rank in (0, 1)]
+    assert wrapped == [{"gradient_as_bucket_view": True, "broadcast_buffers": False}] * 2
 
 
 def test_what_one_process_cannot_do_is_a_line(

@@ -303,7 +303,7 @@ def compare(
     check_base(asked.model)
     check_code(planner.own.recipe.mix, allowed=allow_code)
     planner = matched(planner, plan)
-    trained = side_by_side("auto" if cpus_on_ray else str(jobs), cpus_on_ray, on_line)
+    trained = side_by_side("auto" if cpus_on_ray else str(jobs), cpus_on_ray, on_line, asked.model.device)
     crew = Crew(lambda: _Listener(on_event), on_line, allow_code, trained)
     comparison = carried_out(planner, plan, crew)
     write_comparison(planner.folder, comparison, planner.folder.parent)

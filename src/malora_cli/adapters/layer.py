@@ -144,8 +144,12 @@ class MixtureLinear(nn.Module, BaseTunerLayer):
                 parameters[adapter_name].data = parameters[adapter_name].data.to(target)
 
     def match_base_dtype(self, adapter_name: str) -> None:
-        """Bring one adapter's experts to the base layer's dtype. The router stays float32: it would pick others."""
+        """Bring one adapter's experts to the base layer's dtype, as `round_experts`."""
         _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        self.round_experts(adapter_name, dtype)
+
+    def round_experts(self, adapter_name: str, dtype: torch.dtype | None) -> None:
+        """Bring one adapter's experts to a dtype. The router stays float32: it would pick others."""
         if dtype in _EXPERT_DTYPES and adapter_name in self.malora_structure:
             for part in self.malora_structure[adapter_name].parts:
                 weight = getattr(self, MIXTURE_PREFIX + part)[adapter_name]

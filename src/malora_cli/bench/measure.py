@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -18,7 +17,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from malora_cli.bench.workload import PEER, Workload
+from malora_cli.modeling import round_experts
 from malora_cli.modeling.loss import token_nats
+from malora_cli.modeling.modes import as_trained
 
 #: Every so many positions are supervised, as where answers are a quarter of the text.
 _SUPERVISED_EVERY = 4
@@ -71,7 +72,7 @@ class Stepper:
     def __call__(self) -> tuple[float, ...]:
         """One step; seconds of its parts."""
         marks = [_now(self.workload)]
-        with self._autocast():
+        with as_trained(self.model):
             loss = token_nats(self.model, self.batch).mean()
         marks.append(_now(self.workload))
         loss.backward()
@@ -81,10 +82,6 @@ class Stepper:
             self.optimiser.zero_grad()
         marks.append(_now(self.workload))
         return tuple(after - before for before, after in itertools.pairwise(marks))
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        half = self.workload.dtype != "float32"
-        return torch.autocast(self.workload.device, dtype=torch.bfloat16) if half else nullcontext()
 
     def peak_bytes(self) -> int:
         """Weights, optimiser state and the most that one step holds beside them."""
@@ -202,6 +199,7 @@ def decode_costs(
 class _Decoder:
     def __init__(self, model: Any, workload: Workload, batch: int, new_tokens: int) -> None:
         self.model, self.workload, self.new_tokens = model.eval(), workload, new_tokens
+        round_experts(self.model)  # as `malora eval` and `malora chat` do
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, _vocabulary(model), (batch, workload.tokens), generator=generator)
         self.ids = ids.to(workload.device)
@@ -214,12 +212,13 @@ class _Decoder:
 
     def _seconds(self, new_tokens: int) -> float:
         started = _now(self.workload)
-        self.model.generate(
-            input_ids=self.ids,
-            attention_mask=torch.ones_like(self.ids),
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
+        with as_trained(self.model):
+            self.model.generate(
+                input_ids=self.ids,
+                attention_mask=torch.ones_like(self.ids),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
         return _now(self.workload) - started

@@ -275,7 +275,8 @@ def _carry_out(
     console = progress_console(err=as_json)
     with interruptible():
         tell = aside if as_json or volume() is Volume.QUIET else say
-        crew = Crew(lambda: view_for(console), tell, allow_code, side_by_side(jobs, cpus_on_ray, tell))
+        jobs_there = side_by_side(jobs, cpus_on_ray, tell, asked.model.device)
+        crew = Crew(lambda: view_for(console), tell, allow_code, jobs_there)
         comparison = carried_out(planner, planned, crew)
     print_comparison(comparison, as_json=as_json)
     if not as_json:

@@ -51,7 +51,7 @@ def train(
 
         flags = {"--resume": resume, "--no-step": not step, "--full": full}
         again = [*again_so(), "train", recipe, *overrides, *(flag for flag, given in flags.items() if given)]
-        raise typer.Exit(launch(nproc, again))
+        raise typer.Exit(launch(nproc, again, loaded.recipe.model.device))
     if dry_run:
         from malora_cli.cli._dry_run import print_plan
 

@@ -25,8 +25,14 @@ if TYPE_CHECKING:  # they take torch
 _LOOK_AGAIN = 0.2
 
 
-def gpus() -> list[str]:
-    """What each GPU is called that may be used, as CUDA_VISIBLE_DEVICES has it."""
+def gpus(device: str = "auto") -> list[str]:
+    """What each GPU is called that may be used, as CUDA_VISIBLE_DEVICES has it.
+
+    Args:
+        device: The recipe's ``model.device``; on a CPU none is used.
+    """
+    if device not in ("auto", "cuda"):
+        return []
     import torch
 
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
@@ -53,20 +59,23 @@ def check_jobs(jobs: str, cpus_on_ray: int | None) -> None:
         )
 
 
-def side_by_side(jobs: str, cpus_on_ray: int | None, tell: Callable[[str], None]) -> SideBySide | None:
+def side_by_side(
+    jobs: str, cpus_on_ray: int | None, tell: Callable[[str], None], device: str = "auto"
+) -> SideBySide | None:
     """How several runs are trained at a time; None where it is one after another, here.
 
     Args:
         jobs: A number of processes on this machine; ``auto`` is one a GPU, one in all on a CPU.
         cpus_on_ray: Cores for each run on Ray; None does without Ray.
         tell: Told what happens to each run.
+        device: The recipe's ``model.device``.
 
     Raises:
         RecipeError: Jobs are no number, or are counted where Ray counts them.
     """
     check_jobs(jobs, cpus_on_ray)
     if cpus_on_ray is None:
-        wanted = max(1, len(gpus())) if jobs == "auto" else int(jobs)
+        wanted = max(1, len(gpus(device))) if jobs == "auto" else int(jobs)
         return partial(in_processes, jobs=wanted, tell=tell) if wanted > 1 else None
     from malora_cli.compare.on_ray import on_ray
 
@@ -93,7 +102,7 @@ def in_processes(
     """
     if len(errands) < 2:
         return
-    cards, processes = gpus(), _Processes()
+    cards, processes = gpus(errands[0].run.loaded.recipe.model.device), _Processes()
     free = SimpleQueue[int]()
     for slot in range(jobs):
         free.put(slot)

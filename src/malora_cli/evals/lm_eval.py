@@ -27,7 +27,7 @@ from malora_cli.data.formats._base import Turn
 from malora_cli.data.order import Shuffle
 from malora_cli.errors import DataError, RecipeError, RunError
 from malora_cli.evals.metrics._base import Answer, Mark
-from malora_cli.modeling.modes import as_trained, evaluating
+from malora_cli.modeling.modes import autocast_dtype, evaluating
 from malora_cli.modeling.reason import first_line
 from malora_cli.registry import did_you_mean
 
@@ -97,7 +97,7 @@ def lm_eval_task(
         for task_name, task in loaded["tasks"].items():
             _prepare(task, shots)
             samples[task_name] = _sample(task_name, len(task.eval_docs), limit)
-        with evaluating(model), as_trained(model):
+        with evaluating(model):
             found = evaluate(
                 lm=_harnessed(model, encoder, batch_size, system),
                 task_dict=loaded,
@@ -248,7 +248,14 @@ def _harnessed(model: Any, encoder: Encoder, batch_size: int, system: str | None
             return ids[: whole.prompt_tokens], ids[whole.prompt_tokens :]
 
     tokenizer = copy.deepcopy(encoder.tokenizer)  # it may be given a token for padding
-    return Harnessed(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+    return Harnessed(
+        pretrained=model,
+        backend="causal",
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        softmax_dtype="float32",  # as our own losses are
+        mixed_precision_dtype=autocast_dtype(model.dtype, model.device.type),  # it switches off what it is called in
+    )
 
 
 # ---------------------------------------------------------------- what it found

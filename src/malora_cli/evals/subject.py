@@ -18,7 +18,15 @@ from transformers import PreTrainedModel
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.errors import ModelError, RunError
 from malora_cli.evals.store import key_of
-from malora_cli.modeling import BaseModel, base_of_run, check_adapter, load_adapter, load_base, resolve_base
+from malora_cli.modeling import (
+    BaseModel,
+    base_of_run,
+    check_adapter,
+    load_adapter,
+    load_base,
+    resolve_base,
+    round_experts,
+)
 from malora_cli.modeling.device import dtype_of, own_device
 from malora_cli.recipe import ModelSettings, Recipe
 from malora_cli.results import RunRecord, file_sha256, read_json
@@ -98,6 +106,7 @@ class Models:
         key, loaded = self.adapter_key, load_adapter(model, self.adapter, self.method)
         if key != self._adapter_hash(self.adapter):
             raise RunError("the adapter was rewritten in the meantime", where=str(self.adapter), fix="Evaluate again.")
+        round_experts(loaded)
         return loaded
 
     @property

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         count_parameters,
         load_adapter,
         parameter_table,
+        round_experts,
         save_adapter,
         wrap,
     )
@@ -34,6 +35,7 @@ __all__ = [
     "load_tokenizer",
     "parameter_table",
     "resolve_base",
+    "round_experts",
     "save_adapter",
     "wrap",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors import SafetensorError, safe_open
@@ -16,11 +17,13 @@ from transformers.pytorch_utils import Conv1D
 
 from malora_cli.adapters import tuner  # noqa: F401 - tells PEFT about our methods
 from malora_cli.adapters.config import MIXTURE_PREFIX, MixtureConfig, MixtureType
+from malora_cli.adapters.layer import MixtureLinear
 from malora_cli.adapters.methods._base import AdapterSettings
 from malora_cli.adapters.quick import quicken
 from malora_cli.adapters.targets import PAPER_TARGETS
 from malora_cli.errors import ModelError
 from malora_cli.modeling.memory import out_of_memory
+from malora_cli.modeling.modes import autocast_dtype
 from malora_cli.modeling.quantised import values_in
 from malora_cli.modeling.reason import does_not_fit, first_line
 from malora_cli.results import read_json
@@ -141,6 +144,25 @@ def load_adapter(
         return wrapped.eval()
     _freeze(wrapped, method.frozen if method is not None else ())
     return wrapped
+
+
+def round_experts(model: PeftModel) -> None:
+    """Hold low-rank weights in the number format that they are multiplied in, where `as_trained` mixes formats.
+
+    What is computed stays the same: autocast would round them again in each call, which in decoding is each token.
+    Routers stay in float32, and so does DoRA, whose norms PEFT computes in the format of these weights.
+
+    Args:
+        model: The wrapped model, which is trained no further.
+    """
+    dtype = autocast_dtype(model.dtype, next(model.parameters()).device.type)
+    for layer in model.modules() if dtype is not None else ():
+        if isinstance(layer, MixtureLinear):
+            for adapter in layer.malora_up:
+                layer.round_experts(adapter, dtype)
+        elif isinstance(layer, LoraLayer) and not layer.lora_magnitude_vector:
+            layer.lora_A.to(dtype)
+            layer.lora_B.to(dtype)
 
 
 def save_adapter(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:

@@ -268,10 +268,10 @@ def packed_mask(
 
 def _band(row: PackedRow, sees: Callable[..., Tensor], device: torch.device) -> Tensor:
     """What tokens see of the longest example's length from the beginning of their own on."""
-    lengths = torch.tensor(row.lengths)
-    start_T = torch.tensor(row.starts[:-1]).repeat_interleave(lengths).to(device, non_blocking=True)
-    query_T = torch.arange(row.tokens, device=device)
-    key_TN = start_T[:, None] + torch.arange(row.longest, device=device)
+    lengths, small = torch.tensor(row.lengths), torch.int32  # there is a number for every pair of tokens
+    start_T = torch.tensor(row.starts[:-1], dtype=small).repeat_interleave(lengths).to(device, non_blocking=True)
+    query_T = torch.arange(row.tokens, dtype=small, device=device)
+    key_TN = start_T[:, None] + torch.arange(row.longest, dtype=small, device=device)
     first = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=device)  # the only row, and any head
     # What lies behind the row's end is cut off with the rest behind an example's end.
     return sees(first, first, query_T[None, None, :, None], key_TN.clamp(max=row.tokens - 1)[None, None])

@@ -34,6 +34,7 @@ def training_arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed
         # The trainer itself parts it into micro-batches.
         per_device_train_batch_size=train.batch_size // processes.world_size(),
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # of frozen models they are the same everywhere
         learning_rate=train.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(train.schedule, train.schedule),
         warmup_steps=math.ceil(train.warmup_ratio * steps),

@@ -9,26 +9,37 @@ import sys
 import uuid
 from collections.abc import Sequence
 
+import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from malora_cli.characters import plural
 from malora_cli.errors import RunError
+from malora_cli.modeling.device import own_device
 
 
-def launch(processes: int, arguments: Sequence[str]) -> int:
+def launch(processes: int, arguments: Sequence[str], device: str = "auto") -> int:
     """Run the command line in several processes of this machine, which train on one batch together.
 
     Args:
         processes: How many; on a machine with GPUs, one for each.
         arguments: Of the command line, without ``--nproc``.
+        device: The recipe's ``model.device``.
 
     Returns:
         The exit code: 0, or that of the process that failed first, which has said why itself.
 
     Raises:
-        RunError: A process died without a word; the others were ended.
+        RunError: There are fewer GPUs; or a process died without a word, and the others were ended.
+        ModelError: The device is not there.
     """
+    if own_device(device).type == "cuda" and processes > (there := torch.cuda.device_count()):
+        raise RunError(
+            f"got {processes}, and there {'is' if there == 1 else 'are'} {plural(there, 'GPU')}, one for each process",
+            where="--nproc",
+            fix=f"Take {there} at most.",
+        )
     # Several processes would each take every core otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

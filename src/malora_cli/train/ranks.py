@@ -22,6 +22,11 @@ def rank() -> int:
     return _given("RANK", 0)
 
 
+def processes_here() -> int:
+    """How many of them are on this machine, or in what the launcher takes for one."""
+    return _given("LOCAL_WORLD_SIZE", 1)
+
+
 def writes() -> bool:
     """Whether this is the one process that writes and shows things."""
     return rank() == 0

@@ -19,7 +19,7 @@ from malora_cli.data.batch import Batch, Packer, TrainExample, collate
 from malora_cli.data.mixture import Mixture
 from malora_cli.data.tasks import Task
 from malora_cli.modeling.adapter import balance_factor
-from malora_cli.modeling.loss import token_nats
+from malora_cli.modeling.loss import moved, token_nats
 from malora_cli.modeling.memory import Attempt, halved
 from malora_cli.recipe import RemediesSettings
 from malora_cli.results import Event, TrainEvent
@@ -71,6 +71,8 @@ class MaloraTrainer(SavingTrainer):
             eval_dataset=tasks,
             callbacks=[EachStep(self._done, may_end=may_end)],
         )
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True  # or DDP keeps every gradient a second time
         self.remove_callback(PrinterCallback)
         keep_in(Path(args.output_dir).parent / "tensorboard", self.callback_handler.callbacks)
         # The model is spread already, so that neither DDP nor anything else is to be put around it.
@@ -174,7 +176,8 @@ class MaloraTrainer(SavingTrainer):
             last = number == len(parts)
             sharding.exchange_gradients(model, last)
             with nullcontext() if last else self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, collate(part), num_items_in_batch))
+                batch = moved(collate(part), self.args.device)  # transformers itself would wait for a GPU
+                losses.append(super().training_step(model, batch, num_items_in_batch))
         return torch.stack(losses).sum()
 
     def _operate(
