@@ -2,6 +2,8 @@
 
     python benchmarks/compare.py honesty    LoRA against itself under other seeds, and against a tenth of its rate
     python benchmarks/compare.py overhead   `malora compare baselines` against its runs' own seconds, and a shell loop
+    python benchmarks/compare.py trl        LoRA with three rates, the best by validation loss, then test losses of two
+                                            seeds: against a script of TRL's SFTTrainer (packed) with PEFT's LoRA
 
 On the mix `quickstart_pairs` and the tiny model of the tests. With `--base NAME` the overhead is that of two runs of a
 real model, without the loop. Figures are printed and kept in ``benchmarks/results/compare.json``.
@@ -36,7 +38,7 @@ from malora_cli.compare.run import Crew
 from malora_cli.named import vocabulary
 from malora_cli.processor import processor
 from malora_cli.results import runs_under, write_json
-from malora_cli.results.comparison import Verdict
+from malora_cli.results.comparison import Comparison, Verdict
 from malora_cli.results.verdicts import RunRows, SeveralRuns, decided, effect
 from train_runs import SilentView
 
@@ -45,6 +47,11 @@ RESULTS = Path(__file__).parent / "results" / "compare.json"
 SEEDS, PAIRS, MOST = 12, 20, 3
 RATE, STEPS = 1e-2, 60
 SEVERAL = ("lora", "malora")
+#: Of the comparison that a script does as well; nothing is generated.
+SCRIPT_STEPS, SCRIPT_SEEDS, RATES = 20, (0, 1), (1e-3, 3e-3, 9e-3)
+SCRIPT = ["method={name: lora, r: 64, lora_alpha: 128}"]
+TASKS = ("numbers_ascending", "numbers_descending", "words_reversed", "words_sorted")
+SCRIPT += [f"mix.tasks.{task}.metric=likelihood" for task in TASKS]
 console = Console(width=120)
 
 
@@ -144,6 +151,67 @@ def overhead(rounds: int, base: str | None) -> dict[str, Any]:
     }
 
 
+# ---------------------------------------------------------------- against a script
+
+
+def trl(rounds: int, base: str | None) -> dict[str, Any]:
+    """Wall of a comparison of LoRA with itself, which is all of it twice, against twice that of the script."""
+    ours, theirs, losses = [], [], dict[str, Any]()
+    for number in range(rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            recipe = write_recipe(folder, base, steps=SCRIPT_STEPS)
+            asked = ["--methods", "lora,again=lora", "--seeds", ",".join(map(str, SCRIPT_SEEDS))]
+            asked += ["--tune", f"lr={','.join(map(repr, RATES))}", *SCRIPT]
+            ours.append(timed(["compare", "baselines", str(recipe), *asked], folder / "cache"))
+            found = Comparison.load(recipe.parent / "runs" / "tiny.compare").of("lora")
+            since = time.perf_counter()
+            script = [sys.executable, __file__, "script", "--recipe", str(recipe)]
+            done = subprocess.run(script, check=True, capture_output=True, text=True, env=os.environ)
+            theirs.append(time.perf_counter() - since)
+            again = json.loads(done.stdout.splitlines()[-1])
+            losses = {"malora": [found.tuned.learning_rate, found.value], "trl": again}
+            console.print(f"{number + 1}: compare {ours[-1]:.1f} s, the script once {theirs[-1]:.1f} s; {losses}")
+    return {
+        "base": base or "tiny",
+        "steps": SCRIPT_STEPS,
+        "compare_seconds": ours,
+        "script_seconds": theirs,
+        "rate and test loss": losses,
+        "times_as_fast": median(2 * b / a for a, b in zip(ours, theirs, strict=True)),
+    }
+
+
+def script(recipe: str) -> None:
+    """What somebody writes with TRL: three rates, the best by validation loss, then two seeds and their test losses."""
+    from peer import rows_of, sft_trainer
+
+    from malora_cli.cli._common import read_recipe
+    from malora_cli.train.materials import gather
+
+    prepare_libraries()
+
+    def trained(rate: float, seed: int, split: str) -> float:
+        asked = read_recipe(recipe, [*SCRIPT, f"train.learning_rate={rate}", f"train.seed={seed}"]).recipe
+        materials = gather(asked)
+        rows = rows_of(materials.mixture.__getitems__(list(range(len(materials.mixture)))))
+        held_out = {}
+        for task in materials.tasks:
+            own, most = (task.validation, 200) if split == "validation" else (task.test, asked.eval.rows)
+            held_out[task.name] = rows_of(own.examples(own.sample(most), 0))
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = sft_trainer(
+                asked, materials, rows, Path(folder), steps=SCRIPT_STEPS, packed=True, evaluated=held_out
+            )
+            trainer.train()
+            found = trainer.evaluate()
+        return sum(found[f"eval_{name}_loss"] for name in held_out) / len(held_out)
+
+    losses = {rate: trained(rate, 1000, "validation") for rate in RATES}
+    best = min(losses, key=losses.__getitem__)
+    print(json.dumps([best, sum(trained(best, seed, "test") for seed in SCRIPT_SEEDS) / len(SCRIPT_SEEDS)]))
+
+
 def make(folder: Path) -> Path:
     folder.mkdir()
     return folder
@@ -175,12 +243,16 @@ def seconds_of(runs: Path) -> float:
 
 def main() -> None:
     """Run one scenario."""
-    scenarios = {"honesty": honesty, "overhead": overhead}
+    scenarios = {"honesty": honesty, "overhead": overhead, "trl": trl}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenario", choices=scenarios)
+    parser.add_argument("scenario", choices=[*scenarios, "script"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--base", help="of the overhead; the tiny model without it")
+    parser.add_argument("--base", help="of the runs, but those of honesty; the tiny model without it")
+    parser.add_argument("--recipe", help="of the script that `trl` calls")
     arguments = parser.parse_args()
+    if arguments.scenario == "script":
+        script(arguments.recipe)
+        return
     if arguments.base:
         os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
     found = scenarios[arguments.scenario](arguments.rounds, arguments.base)

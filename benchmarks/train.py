@@ -38,7 +38,6 @@ from malora_cli.results import RunRecord, checkpoint_name, write_json
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, BATCH, WARM = 8, 16, 2
-TARGETS = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
 CONTENDERS = ("trl", "trl-packed", "lora", "malora")
 GIB = 2**30
 console = Console(width=160)
@@ -78,45 +77,13 @@ def ours(method: str, recipe: str, folder: Path) -> dict[str, Any]:
 
 def trl(packed: bool, recipe: str, folder: Path) -> dict[str, Any]:
     """TRL's SFTTrainer with PEFT's LoRA on the same tokens, the same of them supervised, in the same order."""
-    import numpy as np
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from peer import rows_of, sft_trainer
+    from transformers import TrainerCallback
 
-    from malora_cli.modeling.device import dtype_of
     from malora_cli.train.materials import gather
 
     asked = read_recipe(recipe, settings()).recipe
-    materials, dtype = gather(asked), dtype_of(asked.model)
-    rows = []
-    for example in materials.mixture.__getitems__(list(range(len(materials.mixture)))):
-        supervised = {at for first, last in example.spans for at in range(first, last)}
-        mask = [int(at in supervised) for at in range(len(example.input_ids))]
-        rows.append({"input_ids": list(example.input_ids), "completion_mask": mask})
-    batch = {"per_device_train_batch_size": BATCH}
-    if packed:  # as many packs of 1,024 tokens as hold the rows of a step, on average
-        lengths = materials.mixture.lengths(np.arange(len(materials.mixture)))
-        batch = {"per_device_train_batch_size": max(1, round(float(lengths.sum()) / STEPS / 1024)), "packing": True}
-    arguments = SFTConfig(
-        output_dir=str(folder),
-        max_steps=STEPS,
-        learning_rate=2e-4,
-        warmup_steps=1,
-        lr_scheduler_type="cosine",
-        logging_steps=1,
-        max_length=1024,
-        bf16=dtype == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False,
-        completion_only_loss=True,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        train_sampling_strategy="sequential",
-        **batch,
-    )
+    materials = gather(asked)
     marks: list[float] = []
 
     class Clock(TrainerCallback):
@@ -126,15 +93,8 @@ def trl(packed: bool, recipe: str, folder: Path) -> dict[str, Any]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             marks.append(time.perf_counter())
 
-    model = AutoModelForCausalLM.from_pretrained(materials.base.location, dtype=getattr(torch, dtype))
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=materials.tokenizer,
-        peft_config=LoraConfig(r=64, lora_alpha=128, lora_dropout=0.05, target_modules=TARGETS, task_type="CAUSAL_LM"),
-        callbacks=[Clock()],
-    )
+    rows = rows_of(materials.mixture.__getitems__(list(range(len(materials.mixture)))))
+    trainer = sft_trainer(asked, materials, rows, folder, steps=STEPS, packed=packed, callbacks=[Clock()])
     counts: list[tuple[int, int]] = []
     plain = trainer.data_collator
 

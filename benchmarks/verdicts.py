@@ -4,6 +4,9 @@
     python benchmarks/verdicts.py power     how often a true difference of the size that is said to be seen is seen:
                                             of one method of three beside the baseline, corrected by Holm as always
     python benchmarks/verdicts.py speed     seconds for all effects of 7 methods, 3 seeds, 8 tasks of 1,000 rows
+    python benchmarks/verdicts.py middle    the interval of the interquartile mean: its coverage and that of rliable's
+                                            bootstrap, and the time of both for 7 methods, 3 seeds, 8 tasks; needs
+                                            ``pip install rliable 'arch<8' 'pandas<3'``
 
 A plan has four methods, four tasks of 60 rows and 2, 3 or 5 seeds. A row's loss is its own, plus the method's, plus
 what a run adds to a task (new in every run), plus noise of run and row.
@@ -103,8 +106,53 @@ def speed(_plans: int) -> dict[str, object]:
     return {"seconds": seconds, "processor": processor()}
 
 
+def middle(plans: int) -> dict[str, object]:
+    """Coverage of the interquartile mean's interval over seeds, and that of rliable's bootstrap."""
+    from rliable.library import get_interval_estimates
+    from rliable.metrics import aggregate_iqm
+
+    def theirs(methods: dict[str, np.ndarray], draws: int) -> dict[str, np.ndarray]:
+        _, ends = get_interval_estimates(methods, lambda of: np.array([aggregate_iqm(of)]), reps=draws)
+        return {name: both[:, 0] for name, both in ends.items()}
+
+    def drawn(seeds: int, shared: float, chance: np.random.Generator, levels: np.ndarray) -> np.ndarray:
+        each = chance.normal(0, RUN, (seeds, len(levels)))
+        return np.asarray(levels + chance.normal(0, shared, (seeds, 1)) + each)
+
+    def ours(values: np.ndarray) -> tuple[float, float]:
+        several = SeveralRuns(
+            [{f"task{n}": TaskRows([float(v)], [1], [0.0], ["a"]) for n, v in enumerate(row)} for row in values], "loss"
+        )
+        _, interval = several.interquartile()
+        assert interval is not None
+        return interval.low, interval.high
+
+    found: dict[str, object] = {}
+    for seeds in (2, 3, 5):
+        for shared in (0.0, RUN):
+            chance = np.random.default_rng([seeds, int(shared * 100), 2])
+            covered = []
+            for _ in range(plans):
+                levels = chance.gamma(4, 0.25, 8)
+                true = aggregate_iqm(drawn(20_000, shared, chance, levels))
+                values = drawn(seeds, shared, chance, levels)
+                both = [ours(values), theirs({"it": values}, resampling.DRAWS)["it"]]
+                covered.append([low <= true <= high for low, high in both])
+            own, peer = map(float, np.mean(covered, axis=0))
+            found[f"{seeds} seeds, shared {shared:g}"] = {"covered": own, "rliable": peer}
+            console.print(f"{seeds} seeds, shared spread {shared:g}: covered {own:.3f}, by rliable {peer:.3f}")
+    methods = {f"method{n}": drawn(3, RUN, chance, levels) for n in range(7)}
+    seconds = []
+    for work in (lambda: [ours(values) for values in methods.values()], lambda: theirs(methods, 10_000)):
+        since = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - since)
+    console.print(f"7 methods, 3 seeds, 8 tasks: {seconds[0]:.4f} s, rliable with 10,000 draws {seconds[1]:.1f} s")
+    return found | {"seconds": seconds[0], "rliable_seconds": seconds[1], "processor": processor()}
+
+
 def main() -> None:
-    scenarios = {"honesty": honesty, "power": power, "speed": speed}
+    scenarios = {"honesty": honesty, "power": power, "speed": speed, "middle": middle}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=scenarios)
     parser.add_argument("--plans", type=int, default=1000)

@@ -77,6 +77,7 @@ def result(method: str, seeds: tuple[int, ...], tasks: dict[str, str], endpoint:
         low=value - 0.02,
         high=value + 0.021,
         interquartile=value - 0.003,
+        interquartile_half=0.017 if len(seeds) > 1 else None,
         effect=None if verdict is None or not whole else effect(gap, verdict, seeds),
         tasks={}
         if verdict is None or not whole

@@ -119,6 +119,7 @@ def test_the_record_holds_what_the_runs_measured(tuned: Path) -> None:
     for it in (lora, malora):
         values = sorted(loss for run in it.runs for loss in run.losses.values())
         assert it.interquartile == pytest.approx(sum(values[1:5]) / 4)
+        assert it.interquartile_half is not None
     assert (lora.rank or 0) + (malora.rank or 0) == pytest.approx(3)
     [sentence] = comparison.sentences
     assert sentence.startswith("malora ")

@@ -160,7 +160,7 @@ def test_numbers_of_table_1_are_those_of_the_record(full: Page) -> None:
         score = found.mean("scores")
         assert score is not None
         assert row[6] == f"{100 * score:.1f}%"
-        assert row[8] == f"{found.interquartile:.4f}"
+        assert row[8] == f"{found.interquartile:.4f} ±0.0170"
         assert row[9] == ("–" if found.rank is None else f"{found.rank:.2f}")
         assert row[10] == f"{found.seconds_per_step:.3g}"
     assert full.row("methods", "beta")[1].endswith("not bracketed")
@@ -199,7 +199,7 @@ def test_a_method_that_was_not_tuned_or_has_no_runs_says_so() -> None:
     shown = Page(render_comparison(changed("beta", tuned=Tuned(learning_rate=2e-4, bracketed=None))))
     assert shown.row("methods", "beta")[1] == "2e-4 not tuned"
     lost = {"runs": [], "value": None, "low": None, "high": None, "effect": None, "tasks": {}, "rank": None}
-    lost["interquartile"] = None
+    lost |= {"interquartile": None, "interquartile_half": None}
     empty = Page(render_comparison(changed("zeta", **lost)))
     assert empty.row("methods", "zeta 0 of 3 seeds")[2:] == ["–", "", "–", "not compared", *"–––––"]
 

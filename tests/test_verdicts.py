@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import ttest_rel
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
@@ -61,8 +62,34 @@ def test_the_interquartile_mean_is_that_of_the_middle_half_of_tasks_and_seeds() 
     several = runs([0.0, 0.1, 5.0, 0.3])
     values = sorted(several.values.ravel())
     assert len(values) == 8
-    assert several.interquartile() == pytest.approx(np.mean(values[2:6]))
-    assert several.interquartile() < several.level()[0] / 2, "one run that stands out does not move it"
+    middle, _ = several.interquartile()
+    assert middle == pytest.approx(np.mean(values[2:6]))
+    assert middle < several.level()[0] / 2, "one run that stands out does not move it"
+
+
+def test_its_interval_is_that_of_the_jackknife_over_seeds() -> None:
+    several = runs([0.0, 0.1, 0.25])
+    middle, interval = several.interquartile()
+    assert interval is not None
+    # By hand: two tasks, so that with two seeds the middle two of four values count, with three the middle four of six.
+    values = several.values
+    without = [np.mean(np.sort(np.delete(values, seed, axis=0).ravel())[1:3]) for seed in range(3)]
+    pseudo = [3 * middle - 2 * float(left) for left in without]
+    half = stats.t.ppf(0.975, 2) * np.std(pseudo, ddof=1) / np.sqrt(3)
+    assert (interval.low, interval.high) == (pytest.approx(middle - half), pytest.approx(middle + half))
+    assert runs([0.3]).interquartile()[1] is None
+
+
+def test_a_mean_that_no_seed_is_trimmed_of_has_students_interval() -> None:
+    """Of three values a quarter, rounded down, is none: the jackknife of a plain mean is Student's interval."""
+    rows = {"task": TaskRows([1.0], [1], [0.0], ["a"])}
+    several = SeveralRuns(
+        [rows, {"task": TaskRows([1.5], [1], [0.0], ["a"])}, {"task": TaskRows([3.0], [1], [0.0], ["a"])}], "loss"
+    )
+    middle, interval = several.interquartile()
+    low, high = stats.t.interval(0.95, 2, loc=np.mean([1, 1.5, 3]), scale=stats.sem([1, 1.5, 3]))
+    assert interval is not None
+    assert (middle, interval.low, interval.high) == pytest.approx((5.5 / 3, low, high))
 
 
 def test_a_difference_is_that_of_means_over_tasks_rows_and_seeds() -> None:

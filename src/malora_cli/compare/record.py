@@ -120,6 +120,7 @@ def _method(
 ) -> MethodResult:
     runs = SeveralRuns([rows[method, seed] for seed in found], plan.endpoint)
     value, interval = runs.level()
+    middle, around = runs.interquartile()
     return MethodResult(
         method=method,
         parameters=next(iter(found.values())).record.manifest.trainable_parameters,
@@ -128,7 +129,8 @@ def _method(
         value=value,
         low=None if interval is None else interval.low,
         high=None if interval is None else interval.high,
-        interquartile=runs.interquartile(),
+        interquartile=middle,
+        interquartile_half=None if around is None else (around.high - around.low) / 2,
         added=added,
     )
 

@@ -118,6 +118,9 @@ class MethodResult(Record):
     interquartile: float | None = Field(
         default=None, description="mean of the middle half of the endpoint's values, one a task and seed"
     )
+    interquartile_half: float | None = Field(
+        default=None, description="half of its 95% interval over seeds; None of one seed"
+    )
     effect: Effect | None = Field(default=None, description="against the baseline; None for that itself")
     tasks: dict[str, Effect] = Field(default={}, description="the same of every task, for the endpoint")
     rank: float | None = Field(default=None, description="mean over tasks and seeds, 1 is best; ties share")
@@ -244,8 +247,10 @@ class Comparison(Record):
             total = sum(self.rows.values())
             yield (it.method, "", "report", rate, "", self.endpoint, it.value, it.low, it.high, total, "")
             if it.interquartile is not None:
-                middle = f"{self.endpoint}, interquartile mean"
-                yield (it.method, "", "report", rate, "", middle, it.interquartile, "", "", total, "")
+                middle, half = it.interquartile, it.interquartile_half
+                around = ("", "") if half is None else (middle - half, middle + half)
+                metric = f"{self.endpoint}, interquartile mean"
+                yield (it.method, "", "report", rate, "", metric, middle, *around, total, "")
             for task, gap in it.alone.items():
                 against = "loss less that of the task alone"
                 ends = (_plus(gap, -1), _plus(gap, 1))

@@ -44,7 +44,9 @@ interval.</p>
 {% endif %}
 {% if not view.is_score %}<td class="num">{% set score = it.mean("scores") %}
 {{- "–" if score is none else score|percent }}</td>{% endif %}
-<td class="num">{{ tally(it) }}</td><td class="num">{{ view.written(it.interquartile) }}</td>
+<td class="num">{{ tally(it) }}</td><td class="num">{{ view.written(it.interquartile) }}
+{%- if it.interquartile_half is not none %} <span class="about">{{ view.around(it.interquartile_half) }}</span>
+{%- endif %}</td>
 <td class="num">{{ "–" if it.rank is none else "%.2f"|format(it.rank) }}</td>
 <td class="num">{% set pace = it.seconds_per_step %}{{ "–" if pace is none else "%.3g"|format(pace) }}</td>
 {% if of_gpu %}<td class="num">{% set peak = it.peak_bytes %}
@@ -69,7 +71,7 @@ Verdicts are against {{ m.broken(view.comparison.baseline) }} alone; other pairs
 {% if beyond %}‹ and › lie beyond the ends of the line.
 {% endif %}
 + / = / − are tasks on which it is better, neither and worse. The interquartile mean is that of the middle half of the
-{{ view.measure }}{{ "s" if view.is_score else "es" }} of all tasks and seeds; no verdict goes by it.</p>
+{{ view.measure }}{{ "s" if view.is_score else "es" }} of all tasks and seeds, ± over seeds; no verdict goes by it.</p>
 """
 
 
