@@ -126,6 +126,15 @@ def test_the_record_holds_what_the_runs_measured(tuned: Path) -> None:
     assert "2 seeds, 3 tasks" in sentence
 
 
+def test_trials_measure_validation_rows_at_their_end_alone(tuned: Path) -> None:
+    comparison = Comparison.load(folder_of(tuned))
+    for trial in comparison.trials:
+        record = RunRecord(folder_of(tuned).parent / trial.run)
+        assert [event.step for event in record.metrics.evals()] == [record.manifest.steps]
+    reported = RunRecord(folder_of(tuned).parent / comparison.of("lora").runs[0].run)
+    assert [event.step for event in reported.metrics.evals()] == [0, reported.manifest.steps]
+
+
 def test_every_figure_is_in_the_csv(tuned: Path) -> None:
     comparison = Comparison.load(folder_of(tuned))
     with (folder_of(tuned) / "comparison.csv").open(encoding="utf-8") as file:

@@ -64,6 +64,7 @@ TRAIN: dict[str, tuple[str, Look]] = {
     "seed": ("1", _weights),
     "log_every": ("2", lambda record: [event.step for event in record.metrics.train()]),
     "eval_every": ("2", lambda record: [event.step for event in record.metrics.evals()]),
+    "eval_on_start": ("false", lambda record: [event.step for event in record.metrics.evals()]),
     "eval_rows": ("1", lambda record: record.metrics.evals()[0].tasks["add"].examples),
     "checkpoint_every": ("5", _checkpoints),
     "keep_checkpoints": ("1", _checkpoints),

@@ -219,11 +219,11 @@ class Planner:
         return self._planned(method, seed, _name(method, rate, seed), _rate(rate))
 
     def trial(self, method: str, seed: int, rate: float) -> PlannedRun:
-        """One run of the tuning, which measures all validation rows, at its end."""
+        """One run of the tuning, which measures all validation rows, at its end alone: before, all trials are alike."""
         train = self.own.recipe.train
         watched = ["train.keep_best=0"]
         if not _goes_by_evaluations(self.own.recipe):
-            watched.append(f"train.eval_rows={max(train.eval_rows, TRIAL_ROWS)}")
+            watched += [f"train.eval_rows={max(train.eval_rows, TRIAL_ROWS)}", "train.eval_on_start=false"]
             watched += [] if train.steps is None else [f"train.eval_every={train.steps}"]
         return self._planned(method, seed, _name(method, rate, seed), [*watched, *_rate(rate)])
 

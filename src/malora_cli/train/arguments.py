@@ -49,7 +49,7 @@ def training_arguments(recipe: Recipe, record: RunRecord, steps: int, *, resumed
         logging_steps=train.log_every,
         eval_strategy="steps",
         eval_steps=train.eval_every,
-        eval_on_start=not resumed,
+        eval_on_start=train.eval_on_start and not resumed,
         save_strategy="steps",
         save_steps=train.checkpoint_every,
         report_to=list(train.report_to),

@@ -21,6 +21,7 @@ WATCHING = frozenset(
     {
         "log_every",
         "eval_every",
+        "eval_on_start",
         "eval_rows",
         "conflict_rows",
         "conflict_every",
@@ -34,7 +35,7 @@ WATCHING = frozenset(
     }
 )
 #: What of these is learned by after all where a remedy goes by validation losses.
-_WATCHED = frozenset(("eval_every", "eval_rows"))
+_WATCHED = frozenset(("eval_every", "eval_on_start", "eval_rows"))
 #: What a resumed run may change besides: how long it is, and with that the course of its learning rate.
 _LENGTH = frozenset(("steps", "epochs"))
 
