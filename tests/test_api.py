@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 
 from malora_cli.api import Recipe, Run, compare, evaluate, load, train
+from malora_cli.cli._common import read_recipe
 from malora_cli.errors import RecipeError, RunError
+from malora_cli.evals.subject import Models
 from malora_cli.results import Event
-from train_runs import same_weights, train_run, workplace
+from train_runs import adapter, same_weights, train_run, workplace
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,17 @@ def test_a_run_is_loaded_with_its_adapter(run: Run) -> None:
         ours = model(input_ids=ids).logits
         with model.disable_adapter():
             assert not torch.equal(model(input_ids=ids).logits, ours)
+
+
+def test_an_adapter_is_loaded_as_it_was_saved_and_rounded_only_to_be_asked(recipe: Path) -> None:
+    half = train(recipe, ["train.steps=1", "output.name=half", "model.dtype=bfloat16"])
+    model, _ = load(half.path)
+    saved = adapter(half._record)
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
+    kept = get_peft_model_state_dict(model, save_embedding_layers=False)
+    assert all(torch.equal(kept[name], weight) for name, weight in saved.items())
+    asked = Models.of_run(half._record, read_recipe(str(half._record.recipe_path), []).recipe).computing
+    assert {p.dtype for name, p in asked.named_parameters() if "malora_up" in name} == {torch.bfloat16}
 
 
 def test_methods_are_compared(

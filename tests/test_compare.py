@@ -564,6 +564,30 @@ def test_variants_of_a_method_are_compared_under_their_own_names(home: Path) -> 
     assert command[command.index("--methods") + 1] == "lora,malora,wide=lora,half=malora"
 
 
+def test_a_variant_that_is_named_twice_is_compared_once(home: Path) -> None:
+    asked = Asked(home, [*QUICK], "0", "none", None, "loss", 0.01, [])
+    assert asked.of_methods(["lora", "wide=lora", "wide", "lora"])[1].methods == ["lora", "wide"]
+
+
+def test_a_whole_method_for_one_contender_keeps_the_linears_of_all(home: Path) -> None:
+    def linears(*options: str) -> list[str] | str | None:
+        overrides = [*QUICK, "method.target_modules=[q_proj]"]
+        planner, _ = Asked(home, overrides, "0", "none", None, "loss", 0.01, options).of_methods(["malora", "own=lora"])
+        return planner.run("own", 0).loaded.recipe.method.target_modules
+
+    assert linears() == linears("own:method={name: lora, r: 4}") == ("q_proj",)
+    assert linears("own:method.target_modules=[v_proj]") == ("v_proj",)
+    assert linears("own:method={name: lora, target_modules: [v_proj]}") == ("v_proj",)
+
+
+@pytest.mark.parametrize("name", ["comparison", "laptop", "long", "remedies"])
+def test_plans_that_were_kept_have_their_hash(name: str) -> None:
+    """What is added to plans later must not change those that were made before."""
+    kept = Path(__file__).parents[1] / "benchmarks" / "results" / name
+    folder = kept if (kept / "plan.json").is_file() else kept / "compare.compare"
+    assert Plan.load(folder).sha256 == Comparison.load(folder).plan_sha256
+
+
 def test_variants_may_be_added_to_a_comparison_and_not_become_others(home: Path, tmp_path: Path) -> None:
     def plan(methods: str, *options: str) -> Plan:
         return Asked(home, [*QUICK], "0", "none", None, "loss", 0.01, options).of_methods(methods.split(","))[1]
@@ -581,8 +605,11 @@ def test_variants_may_be_added_to_a_comparison_and_not_become_others(home: Path,
     ("methods", "why"),
     [
         ("lora,wide=lroa", "unknown method 'lroa'; did you mean 'lora'?"),
-        ("lora,malora=lora", "'malora' is a method. Take another name in 'malora=lora'."),
-        ("lora,wide=lora,wide=malora", "'wide' stands there twice. Take another name in 'wide=malora'."),
+        ("lora,malora=lora", "'malora' is taken. Use another name in 'malora=lora'."),
+        ("lora,Lora=lora", "'Lora' is taken. Use another name in 'Lora=lora'."),
+        ("lora,wide=lora,wide=malora", "'wide' is taken. Use another name in 'wide=malora'."),
+        ("lora,lora-only-copy=lora", "'lora-only-copy' cannot be a name of 'lora-only-copy=lora'. Write it as "),
+        ("lora,wide.=lora", "'wide.' cannot be a name of 'wide.=lora'. Write it as NAME=METHOD; "),
         ("lora,../wide=lora", "'../wide' cannot be a name of '../wide=lora'. Write it as NAME=METHOD; "),
         ("lora,=lora", "'' cannot be a name of '=lora'. Write it as NAME=METHOD; "),
     ],

@@ -298,11 +298,12 @@ def test_methods_are_matched_to_the_size_of_the_baseline(recipe: Path, capsys: p
 
 
 def test_a_rank_that_was_set_is_not_matched(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--methods", "lora,twice=lora,malora", "--for", "lora:method.r=48", "--for", "twice:method.r=96"]
+    asked = ["--methods", "lora,twice=lora,half=lora,malora", "--for", "lora:method.r=48", "--for", "twice:method.r=96"]
+    asked += ["--for", "half:method={name: lora, r: 24}"]
     assert baselines(recipe, *asked, "--match", "parameters", "--dry-run", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     sizes = {method["method"]: method["parameters"] for method in plan["methods"]}
-    assert sizes["twice"] == 2 * sizes["lora"]
+    assert (sizes["twice"], sizes["half"]) == (2 * sizes["lora"], sizes["lora"] / 2)
     assert abs(sizes["malora"] / sizes["lora"] - 1) <= 0.03
 
 

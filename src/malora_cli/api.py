@@ -268,7 +268,7 @@ def compare(
     Args:
         recipe: A recipe, a file, or the name of a shipped recipe.
         overrides: Settings over the recipe's, for every run.
-        methods: What is compared.
+        methods: What is compared; ``NAME=METHOD`` adds a method again under a name for ``for_method``.
         seeds: Each method is trained once with each.
         rates: Learning rates to begin with; ``"auto"`` takes four around the recipe's, ``"none"`` the recipe's alone.
         baseline: Whom the others are compared with; None is the first.

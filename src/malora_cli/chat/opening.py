@@ -44,7 +44,7 @@ def speakers_of(models: Models, system: str | None, *, experts: bool, with_base:
         ModelError: A model cannot be had.
     """
     encoder = Encoder(load_tokenizer(models.base, models.settings))
-    model = models.loaded
+    model = models.computing
     found = [Speaker("model" if models.adapter is None else "adapter", model, encoder, system, watched=experts)]
     if with_base:
         found.append(Speaker("base", model, encoder, system, plain=True))

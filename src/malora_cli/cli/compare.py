@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from malora_cli.results.comparison import Endpoint
 
 #: What ``--methods`` says.
-_METHODS = "Methods to compare; NAME=METHOD is one once more, under a name for --for."
+_METHODS = "Methods to compare; NAME=METHOD adds one again under a name for --for."
 #: Sets of contenders, each with its command.
 _SETS = {
     "ablations": "MALoRA without one of its parts (the paper's Table 3).",

@@ -71,7 +71,7 @@ class Asked:
         own = plain.read.recipe.method.name
         contenders = {name: [] if of == own else [f"method={{name: {of}}}"] for name, of in variants.items()}
         planner = replace(plain, contenders=contenders)
-        names = [method.partition("=")[0].strip() for method in methods]
+        names = list(dict.fromkeys(method.partition("=")[0].strip() for method in methods))
         plan = self._plan(planner, names, self.baseline, variants)
         if plan.single_task:
             for task in planner.own.recipe.mix.tasks:

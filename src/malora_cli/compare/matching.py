@@ -32,7 +32,7 @@ class Matched:
 
 
 def matched_ranks(planner: Planner, methods: Sequence[str], baseline: str) -> dict[str, Matched]:
-    """The rank of every method but the baseline at which it is of the baseline's size; one with its own keeps that.
+    """The rank of every method but the baseline at which it is of the baseline's size; one that was set is kept.
 
     Args:
         planner: Makes the recipes.
@@ -47,7 +47,7 @@ def matched_ranks(planner: Planner, methods: Sequence[str], baseline: str) -> di
     goal = counted(planner.run(baseline, 0).loaded.recipe)
     found = {}
     for method in methods:
-        if method == baseline or any(setting.startswith("method.r=") for setting in planner.by_method.get(method, ())):
+        if method == baseline or planner.sets(method, "r"):
             continue
         recipe = planner.run(method, 0).loaded.recipe
         parts = _parts(cast(AdapterSettings, recipe.method))

@@ -10,8 +10,8 @@ from typing import Literal
 from malora_cli.errors import RecipeError
 from malora_cli.registry import unknown
 
-#: What a name may be made of: it stands in those of run folders.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: What a name may be made of: it stands in those of run folders, where this means training on a single task.
+_NAME, _SINGLE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"), "-only-"
 
 
 def parse_variants(methods: Sequence[str], known: Collection[str]) -> dict[str, str]:
@@ -22,22 +22,23 @@ def parse_variants(methods: Sequence[str], known: Collection[str]) -> dict[str, 
         known: Names of all methods.
 
     Raises:
-        RecipeError: Such a name is no name, or a method's own, or stands there twice; or there is no such method.
+        RecipeError: Such a name cannot be one, or is taken; or there is no such method.
     """
     found: dict[str, str] = {}
+    taken = {name.casefold() for name in known}  # some disks do not tell cases apart
     for text in methods:
         name, equals, method = (part.strip() for part in text.partition("="))
         if not equals:
             continue
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or _SINGLE in name:
             raise RecipeError(
                 f"'{name}' cannot be a name of '{text}'",
                 where="--methods",
-                fix="Write it as NAME=METHOD; a name has letters, digits, '.', '_' and '-'.",
+                fix=f"Write it as NAME=METHOD; a name has letters, digits, '.', '_' and '-', and no '{_SINGLE}'.",
             )
-        if name in known or name in found:
-            taken = "is a method" if name in known else "stands there twice"
-            raise RecipeError(f"'{name}' {taken}", where="--methods", fix=f"Take another name in '{text}'.")
+        if name.casefold() in taken:
+            raise RecipeError(f"'{name}' is taken", where="--methods", fix=f"Use another name in '{text}'.")
+        taken.add(name.casefold())
         if method not in known:
             raise RecipeError(unknown("method", method, known), where="--methods")
         found[name] = method

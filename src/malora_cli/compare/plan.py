@@ -56,7 +56,10 @@ class Plan(Record):
     @property
     def sha256(self) -> str:
         """Of the plan itself."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        plan = self.model_dump(mode="json")
+        if not self.variants:  # as before there were any
+            del plan["variants"]
+        return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
     def begun(self, folder: Path) -> Plan:
         """The plan that a comparison began with, which this one may only add methods, seeds and single tasks to.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from malora_cli.errors import RecipeError
 from malora_cli.recipe import LoadedRecipe, Recipe, Vocabulary, load_recipe
+from malora_cli.recipe.overrides import parse_overrides
 from malora_cli.registry import unknown
 from malora_cli.results import RunRecord
 
@@ -148,7 +149,7 @@ class Planner:
         by_method: Further overrides for single methods, which change how it learns, never what from or how long.
         vocabulary: The names a recipe may use.
         contenders: What is compared that is not just a method's name, with the overrides that make it.
-        suffix: Behind the recipe's name in that of the comparison, where nothing but the contenders is compared.
+        suffix: Behind the recipe's name in that of the comparison; empty where methods are compared as well.
     """
 
     path: Path
@@ -274,10 +275,12 @@ class Planner:
 
     def _planned(self, method: str, seed: int, name: str, further: Sequence[str]) -> PlannedRun:
         named = [f"train.seed={seed}", f"output.name={self.own.name}-{name}"]
-        equal = [*self.overrides, *self._format(), *self._made(method), *named]
-        whole = [*equal, *self.by_method.get(method, ()), *further]
+        made, own = self._made(method), self.by_method.get(method, ())
+        targets = self._targets(method, [*made, *own])
+        equal = [*self.overrides, *self._format(), *made, *named]
+        whole = [*equal, *own, *targets, *further]
         loaded = load_recipe(self.path, whole, vocabulary=self.vocabulary)
-        if self.by_method.get(method):
+        if own:
             plain = load_recipe(self.path, [*equal, *further], vocabulary=self.vocabulary)
             _check_budget(method, plain.recipe, loaded.recipe)
         return PlannedRun(method, seed, loaded, tuple(whole))
@@ -288,12 +291,22 @@ class Planner:
 
     def _made(self, method: str) -> list[str]:
         """The overrides that make a contender of the recipe."""
-        own = self.own.recipe.method
-        changed = [] if method == own.name else [f"method={{name: {method}}}"]
-        changed = list(self.contenders.get(method, changed))
-        if own.target_modules is not None and any(override.startswith("method=") for override in changed):
-            changed.append(f"method.target_modules={json.dumps(own.target_modules)}")
-        return changed
+        changed = [] if method == self.own.recipe.method.name else [f"method={{name: {method}}}"]
+        return list(self.contenders.get(method, changed))
+
+    def _targets(self, method: str, overrides: Sequence[str]) -> list[str]:
+        """The override that keeps to the recipe's linears where others put a whole method in the place of its own."""
+        linears = self.own.recipe.method.target_modules
+        anew = any(override.startswith("method=") for override in overrides)
+        if linears is None or not anew or self.sets(method, "target_modules"):
+            return []
+        return [f"method.target_modules={json.dumps(linears)}"]
+
+    def sets(self, method: str, setting: str) -> bool:
+        """Whether a setting of the method itself was set for it alone."""
+        read, _ = parse_overrides(self.by_method.get(method, ()))
+        whole = [it.document.data for it in read if it.path == ("method",)]
+        return any(it.path == ("method", setting) for it in read) or any(setting in (it or {}) for it in whole)
 
 
 def _name(what: str, rate: float | None, seed: int) -> str:

@@ -106,8 +106,14 @@ class Models:
         key, loaded = self.adapter_key, load_adapter(model, self.adapter, self.method)
         if key != self._adapter_hash(self.adapter):
             raise RunError("the adapter was rewritten in the meantime", where=str(self.adapter), fix="Evaluate again.")
-        round_experts(loaded)
         return loaded
+
+    @property
+    def computing(self) -> PreTrainedModel | PeftModel:
+        """The same, to be asked and not kept: it holds experts as they are multiplied."""
+        if isinstance(self.loaded, PeftModel):
+            round_experts(self.loaded)
+        return self.loaded
 
     @property
     def is_loaded(self) -> bool:
@@ -174,7 +180,7 @@ class Subject:
     @contextmanager
     def asked(self) -> Iterator[Any]:
         """The model with its weights."""
-        model = self.models.loaded
+        model = self.models.computing
         if self.plain and isinstance(model, PeftModel):
             with model.disable_adapter():
                 yield model

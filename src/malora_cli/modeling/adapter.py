@@ -149,7 +149,8 @@ def load_adapter(
 def round_experts(model: PeftModel) -> None:
     """Hold low-rank weights in the number format that they are multiplied in, where `as_trained` mixes formats.
 
-    What is computed stays the same: autocast would round them again in each call, which in decoding is each token.
+    What is computed by `as_trained` stays the same: autocast would round them again in each call, which in decoding is
+    each token.
     Routers stay in float32, and so does DoRA, whose norms PEFT computes in the format of these weights.
 
     Args:

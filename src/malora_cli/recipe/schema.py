@@ -94,7 +94,9 @@ class TrainSettings(Settings):
     dropout_seed: Seed | None = Field(default=None, description="Seed of dropout")
     log_every: Count = Field(default=5, description="Steps from one logged step to the next")
     eval_every: Count = Field(default=50, description="Steps from one validation loss of every task to the next")
-    eval_on_start: bool = Field(default=True, description="Measure that loss before the first step as well")
+    eval_on_start: bool = Field(
+        default=True, description="Measure it before the first step as well; changes are told since the first one"
+    )
     eval_rows: Count = Field(
         default=16, description="Validation rows of each task for that loss, chosen at random by mix.seed"
     )

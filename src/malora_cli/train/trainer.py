@@ -193,6 +193,7 @@ class MaloraTrainer(SavingTrainer):
             rows = [example for example in inputs if example.task == task]
             with unbalanced(model):
                 losses.append(self._accumulate(model, rows, num_items_in_batch))
+            # In one process alone: DDP would write the next task's gradients into the same memory.
             gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in trained])
             model.zero_grad(set_to_none=True)
         for parameter, gradient in zip(trained, surgeon.combine(gradients, self.state.global_step), strict=True):
