@@ -14,7 +14,7 @@ from malora_cli.recipe import Recipe
 from malora_cli.train.materials import Materials
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
-#: Tokens of a pack.
+#: Tokens of a pack, where a step has as many, and of the longest row.
 LENGTH = 1024
 
 
@@ -28,9 +28,10 @@ def rows_of(examples: Iterable[TrainExample]) -> list[dict[str, Any]]:
     return rows
 
 
-def packs_of(rows: Sequence[Mapping[str, Any]], steps: int) -> int:
-    """How many packs a step hold the rows, on average."""
-    return max(1, round(sum(len(row["input_ids"]) for row in rows) / steps / LENGTH))
+def packs_of(rows: Sequence[Mapping[str, Any]], steps: int) -> tuple[int, int]:
+    """How many packs a step hold the rows on average, and the tokens of each: no more than our steps have."""
+    tokens = round(sum(len(row["input_ids"]) for row in rows) / steps)
+    return max(1, round(tokens / LENGTH)), min(tokens, LENGTH)
 
 
 def sft_trainer(
@@ -52,7 +53,7 @@ def sft_trainer(
         rows: To train on, in this order.
         folder: For what TRL writes.
         steps: Optimiser steps.
-        packed: Whether packs of 1,024 tokens take the place of the recipe's rows a step.
+        packed: Whether packs of at most 1,024 tokens take the place of the recipe's rows a step.
         evaluated: Rows that are going to be evaluated, by name.
         callbacks: As transformers' Trainer takes them.
     """
@@ -61,7 +62,8 @@ def sft_trainer(
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    dtype, size = dtype_of(asked.model), asked.train.batch_size
+    dtype = dtype_of(asked.model)
+    size, length = packs_of(rows, steps) if packed else (asked.train.batch_size, LENGTH)
     arguments = SFTConfig(
         output_dir=str(folder),
         max_steps=steps,
@@ -70,7 +72,7 @@ def sft_trainer(
         warmup_steps=1,
         lr_scheduler_type="cosine",
         logging_steps=1,
-        max_length=LENGTH,
+        max_length=length,
         bf16=dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
@@ -79,7 +81,7 @@ def sft_trainer(
         save_strategy="no",
         disable_tqdm=True,
         train_sampling_strategy="sequential",
-        per_device_train_batch_size=packs_of(rows, steps) if packed else size,
+        per_device_train_batch_size=size,
         packing=packed,
     )
     return SFTTrainer(

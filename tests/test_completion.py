@@ -49,6 +49,8 @@ def offers(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
          "lora,malora-fixed-subspace", "lora,malora-frozen-coefficients", "lora,malora-small", "lora,malora-symmetric",
          "lora,malora-unshared-subspace"]),
         ("malora methods dor", ["dora"]),
+        ("malora compare baselines quickstart --methods lora,wide=dor", ["lora,wide=dora"]),
+        ("malora compare baselines quickstart --methods wide=lora,dor", ["wide=lora,dora"]),
         ("malora recipes cp examples/t", ["examples/template"]),
         ("malora completion z", ["zsh"]),
     ],

@@ -57,10 +57,13 @@ def tasks(ctx: typer.Context, incomplete: str) -> list[Offer]:
 
 
 def methods(incomplete: str) -> list[Offer]:
-    """Methods; the last name of a list is completed."""
+    """Methods; the last name of a list is completed, also behind ``NAME=``."""
     from malora_cli.adapters.methods import METHODS
 
     names = [(name, method.model_fields["name"].description or "") for name, method in METHODS.items()]
+    before, sign, last = incomplete.rpartition("=")
+    if sign and "," not in last:
+        return [(f"{before}={name}", about) for name, about in _last_of_list(last, names)]
     return _last_of_list(incomplete, names)
 
 
