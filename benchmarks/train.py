@@ -9,7 +9,7 @@
 `trl` trains SmolLM2-135M on the rows of a recipe's mixture (`--recipe`; the quickstart's by default) of up to 512
 tokens, in the same order, each contender in a process of its own, in turns. PEFT's LoRA has rank 64 on the same
 linears; nobody checkpoints gradients, and all are in the format that `model.dtype` comes to (`auto`: float32 on a CPU).
-`trl` has 16 rows a step as we do, and `trl-packed` as many packs of 1,024 tokens as hold them on average.
+`trl` has 16 rows a step as we do, and `trl-packed` as many packs of up to 1,024 tokens as hold them on average.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -67,12 +67,9 @@ class Asked:
             RecipeError: An option or the recipe is wrong.
         """
         plain = self._planner
-        variants = parse_variants(methods, plain.vocabulary.methods)
-        own = plain.read.recipe.method.name
-        contenders = {name: [] if of == own else [f"method={{name: {of}}}"] for name, of in variants.items()}
-        planner = replace(plain, contenders=contenders)
+        planner = replace(plain, variants=parse_variants(methods, plain.vocabulary.methods))
         names = list(dict.fromkeys(method.partition("=")[0].strip() for method in methods))
-        plan = self._plan(planner, names, self.baseline, variants)
+        plan = self._plan(planner, names, self.baseline)
         if plan.single_task:
             for task in planner.own.recipe.mix.tasks:
                 planner.alone(plan.baseline, task, plan.seeds[0])
@@ -94,9 +91,7 @@ class Asked:
     def _planner(self) -> Planner:
         return Planner(self.recipe, self.overrides, parse_method_overrides(self.for_method), vocabulary())
 
-    def _plan(
-        self, planner: Planner, methods: Sequence[str], baseline: str | None, variants: Mapping[str, str] | None = None
-    ) -> Plan:
+    def _plan(self, planner: Planner, methods: Sequence[str], baseline: str | None) -> Plan:
         seeds, tuning = parse_seeds(self.seeds), parse_tuning(self.tune)
         planner.check_names(methods)
         baseline = baseline_of(methods, baseline)
@@ -110,7 +105,7 @@ class Asked:
             recipe=shared_settings(planner.own.recipe),
             methods=list(methods),
             settings={method: list(found) for method, found in planner.by_method.items()},
-            variants=dict(variants or {}),
+            variants=dict(planner.variants),
             match=self.match,
             single_task=self.single_task,
             seeds=seeds,

@@ -27,7 +27,7 @@ def command_of(planner: Planner, plan: Plan, *, allow_code: bool) -> list[str]:
     recipe = shipped.get(planner.path) or _passed_on(str(planner.path))
     what, rates = planner.suffix.lstrip("-") or "baselines", plan.tuning
     command = ["malora", "compare", what, recipe, *(_setting(override) for override in planner.overrides)]
-    command += [] if planner.suffix else ["--methods", ",".join(_spelled(plan, method) for method in plan.methods)]
+    command += [] if planner.contenders else ["--methods", ",".join(_spelled(plan, method) for method in plan.methods)]
     command += ["--seeds", ",".join(map(str, plan.seeds)), "--baseline", plan.baseline]
     command += ["--tune", rates if isinstance(rates, str) else f"lr={','.join(map(repr, rates))}"]
     command += ["--endpoint", plan.endpoint, "--margin", repr(plan.margin)]

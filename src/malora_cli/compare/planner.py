@@ -148,14 +148,16 @@ class Planner:
         overrides: For every run.
         by_method: Further overrides for single methods, which change how it learns, never what from or how long.
         vocabulary: The names a recipe may use.
-        contenders: What is compared that is not just a method's name, with the overrides that make it.
-        suffix: Behind the recipe's name in that of the comparison; empty where methods are compared as well.
+        variants: Further names of methods, with the method that each is of.
+        contenders: What is compared in the place of methods, with the overrides that make it.
+        suffix: Behind the recipe's name in that of the comparison.
     """
 
     path: Path
     overrides: Sequence[str]
     by_method: Mapping[str, Sequence[str]]
     vocabulary: Vocabulary
+    variants: Mapping[str, str] = field(default_factory=dict)
     contenders: Mapping[str, Sequence[str]] = field(default_factory=dict)
     suffix: str = ""
 
@@ -183,7 +185,7 @@ class Planner:
         Raises:
             RecipeError: One is not.
         """
-        known = self.contenders if self.suffix else {**self.vocabulary.methods, **self.contenders}
+        known = list(self.contenders) or [*self.vocabulary.methods, *self.variants]
         _check_methods(methods, self.by_method, known)
 
     def check(self, methods: Sequence[str], seeds: Sequence[int]) -> None:
@@ -291,7 +293,8 @@ class Planner:
 
     def _made(self, method: str) -> list[str]:
         """The overrides that make a contender of the recipe."""
-        changed = [] if method == self.own.recipe.method.name else [f"method={{name: {method}}}"]
+        of = self.variants.get(method, method)
+        changed = [] if of == self.own.recipe.method.name else [f"method={{name: {of}}}"]
         return list(self.contenders.get(method, changed))
 
     def _targets(self, method: str, overrides: Sequence[str]) -> list[str]:

@@ -150,8 +150,7 @@ def round_experts(model: PeftModel) -> None:
     """Hold low-rank weights in the number format that they are multiplied in, where `as_trained` mixes formats.
 
     What is computed by `as_trained` stays the same: autocast would round them again in each call, which in decoding is
-    each token.
-    Routers stay in float32, and so does DoRA, whose norms PEFT computes in the format of these weights.
+    each token. Routers stay in float32, and so does DoRA, whose norms PEFT computes in the format of these weights.
 
     Args:
         model: The wrapped model, which is trained no further.

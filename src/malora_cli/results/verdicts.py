@@ -102,10 +102,11 @@ class SeveralRuns:
             rliable makes it, covers far less than it says (`benchmarks/verdicts.py middle`).
         """
         runs, whole = len(self.values), _middle(self.values)
-        without = [_middle(np.delete(self.values, run, axis=0)) for run in range(runs)] if runs > 1 else [0.0]
-        spread = _over_runs(runs * whole - (runs - 1) * np.asarray(without))
-        if spread is None:
+        if runs == 1:
             return whole, None
+        without = [_middle(np.delete(self.values, run, axis=0)) for run in range(runs)]
+        spread = _over_runs(runs * whole - (runs - 1) * np.asarray(without))
+        assert spread is not None
         half = (spread.high - spread.low) / 2
         return whole, Interval(whole - half, whole + half)
 

@@ -14,9 +14,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from malora_cli.characters import plural
 from malora_cli.errors import RunError
 from malora_cli.modeling.device import own_device
+from malora_cli.train.ranks import too_few_gpus
 
 
 def launch(processes: int, arguments: Sequence[str], device: str = "auto") -> int:
@@ -35,11 +35,7 @@ def launch(processes: int, arguments: Sequence[str], device: str = "auto") -> in
         ModelError: The device is not there.
     """
     if own_device(device).type == "cuda" and processes > (there := torch.cuda.device_count()):
-        raise RunError(
-            f"got {processes}, and there {'is' if there == 1 else 'are'} {plural(there, 'GPU')}, one for each process",
-            where="--nproc",
-            fix=f"Take {there} at most.",
-        )
+        raise too_few_gpus(processes, there, "--nproc")
     # Several processes would each take every core otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -20,7 +20,7 @@ from torch import Tensor
 from malora_cli.errors import RunError
 from malora_cli.modeling.device import own_device
 from malora_cli.modeling.reason import first_line
-from malora_cli.train.ranks import LAUNCH, processes_here, rank, world_size, writes
+from malora_cli.train.ranks import LAUNCH, processes_here, rank, too_few_gpus, world_size, writes
 
 __all__ = [
     "add_up",
@@ -60,10 +60,7 @@ def meet(device: str = "auto") -> None:
     # Where a process sees one GPU, a launcher may show each of them another.
     here = processes_here()
     if computes.type == "cuda" and 1 < (there := torch.cuda.device_count()) < here:
-        fix = f"Take {there} processes at most on this machine."
-        raise RunError(
-            f"got {here}, and there are {there} GPUs, one for each process", where="LOCAL_WORLD_SIZE", fix=fix
-        )
+        raise too_few_gpus(here, there, "LOCAL_WORLD_SIZE")
     try:
         PartialState(cpu=computes.type == "cpu", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from malora_cli.characters import plural
 from malora_cli.errors import RunError
 
 LAUNCH = "Launchers set it: train by --nproc, torchrun or accelerate, or unset it to train in one process."
@@ -30,6 +31,13 @@ def processes_here() -> int:
 def writes() -> bool:
     """Whether this is the one process that writes and shows things."""
     return rank() == 0
+
+
+def too_few_gpus(processes: int, there: int, where: str) -> RunError:
+    """What is raised where there are fewer GPUs on this machine than processes."""
+    are = "is" if there == 1 else "are"
+    what = f"got {processes}, and there {are} {plural(there, 'GPU')}, one for each process"
+    return RunError(what, where=where, fix=f"Take {there} at most.")
 
 
 def _given(name: str, otherwise: int) -> int:
