@@ -6,7 +6,7 @@
                                             seeds: against a script of TRL's SFTTrainer (packed) with PEFT's LoRA
 
 On the mix `quickstart_pairs` and the tiny model of the tests. With `--base NAME` the overhead is that of two runs of a
-real model. Figures are printed and kept in ``benchmarks/results/compare.json``.
+real model. Figures are printed and kept in ``benchmarks/results/compare.json``, by scenario and processor.
 """
 
 from __future__ import annotations
@@ -258,7 +258,8 @@ def main() -> None:
     found = scenarios[arguments.scenario](arguments.rounds, arguments.base)
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     name = f"{arguments.scenario} of {arguments.base}" if arguments.base else arguments.scenario
-    write_json(RESULTS, known | {name: {"processor": processor(), "cores": os.cpu_count(), **found}})
+    on_each = known.get(name, {}) | {processor(): {"cores": os.cpu_count(), **found}}
+    write_json(RESULTS, known | {name: on_each})
 
 
 if __name__ == "__main__":
