@@ -123,9 +123,9 @@ def middle(plans: int) -> dict[str, object]:
         several = SeveralRuns(
             [{f"task{n}": TaskRows([float(v)], [1], [0.0], ["a"]) for n, v in enumerate(row)} for row in values], "loss"
         )
-        _, interval = several.interquartile()
-        assert interval is not None
-        return interval.low, interval.high
+        middle, half = several.interquartile()
+        assert half is not None
+        return middle - half, middle + half
 
     found: dict[str, object] = {}
     for seeds in (2, 3, 5):

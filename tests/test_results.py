@@ -79,16 +79,16 @@ def test_events_come_back_as_they_were(tmp_path: Path) -> None:
     assert len(log.path.read_text().splitlines()) == 4
 
 
-def test_paces_are_read_without_the_rest_of_the_log(tmp_path: Path) -> None:
+def test_the_pace_is_read_without_the_rest_of_the_log(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for event in (_evaluated(0), _trained(1), _trained(2).model_copy(update={"seconds_per_step": 0.25})):
         log.append(event)
     with log.path.open("a") as file:
         file.write('{"seconds_per_step": 0.75, "tasks": "never looked at"}\n{"seconds_per_st')
-    assert list(log.paces()) == [0.25, 0.75]
+    assert log.pace() == 0.5, "the first has none, and the last is cut"
     log.path.write_text("{bad}\n" + log.path.read_text())
     with pytest.raises(RunError, match="the log's line 1 cannot be read"):
-        list(log.paces())
+        log.pace()
 
 
 @pytest.mark.parametrize(("step", "kept"), [(-1, 0), (0, 1), (1, 2), (2, 4), (9, 5)])

@@ -5,12 +5,10 @@ Nothing is measured here: a step would need the weights, and a spread needs seed
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from malora_cli.compare.plan import Plan, shared_settings
@@ -61,8 +59,8 @@ def paces(runs: Mapping[str, PlannedRun], folder: Path) -> dict[str, Pace]:
 
 
 def _pace(record: RunRecord) -> Pace | None:
-    seconds = array("d", record.metrics.paces())
-    return Pace(median(seconds), record.name) if seconds else None
+    seconds = record.metrics.pace()
+    return None if seconds is None else Pace(seconds, record.name)
 
 
 def _step_of(recipe: Mapping[str, Any]) -> list[Any]:

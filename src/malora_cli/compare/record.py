@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -120,7 +119,7 @@ def _method(
 ) -> MethodResult:
     runs = SeveralRuns([rows[method, seed] for seed in found], plan.endpoint)
     value, interval = runs.level()
-    middle, around = runs.interquartile()
+    middle, half = runs.interquartile()
     return MethodResult(
         method=method,
         parameters=next(iter(found.values())).record.manifest.trainable_parameters,
@@ -130,7 +129,7 @@ def _method(
         low=None if interval is None else interval.low,
         high=None if interval is None else interval.high,
         interquartile=middle,
-        interquartile_half=None if around is None else (around.high - around.low) / 2,
+        interquartile_half=half,
         added=added,
     )
 
@@ -142,16 +141,10 @@ def _run(it: Evaluated) -> MethodRun:
         run=it.record.name,
         losses={name: task.model.loss for name, task in tasks.items() if task.model.loss is not None},
         scores={name: task.model.score for name, task in tasks.items()},
-        seconds_per_step=seconds_a_step(it.record),
+        seconds_per_step=it.record.metrics.pace(),
         train_seconds=it.record.manifest.train_seconds,
         peak_bytes=it.record.manifest.peak_bytes,
     )
-
-
-def seconds_a_step(record: RunRecord) -> float | None:
-    """Median over log steps."""
-    paces = array("d", record.metrics.paces())
-    return median(paces) if paces else None
 
 
 def _compared(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from shlex import quote
-from statistics import median
 
 from malora_cli.errors import RunError
 from malora_cli.results import EvalResult, RunRecord
@@ -75,7 +73,7 @@ def compare(evaluated: Sequence[tuple[RunRecord, EvalResult]]) -> Comparison:
     _check_same_rows(records, results)
     rows = [
         Row("cost", "trainable parameters", [float(r.manifest.trainable_parameters) for r in records], None, ",.0f"),
-        Row("cost", "seconds a step", [_seconds_a_step(r) for r in records], False, ".2f"),
+        Row("cost", "seconds a step", [r.metrics.pace() for r in records], False, ".2f"),
     ]
 
     first = results[0]
@@ -134,9 +132,3 @@ def _check_same_rows(records: Sequence[RunRecord], results: Sequence[EvalResult]
 
 def _rows(result: EvalResult) -> dict[str, tuple[int, str | None]]:
     return {name: (task.rows, task.sample) for name, task in result.tasks.items()}
-
-
-def _seconds_a_step(record: RunRecord) -> float | None:
-    """Median over log steps."""
-    paces = array("d", record.metrics.paces())
-    return median(paces) if paces else None

@@ -7,9 +7,11 @@ stay exact; divide by ``tokens`` for the loss a token.
 from __future__ import annotations
 
 import warnings
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from math import sqrt
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
@@ -167,10 +169,14 @@ class MetricsLog:
     def __iter__(self) -> Iterator[Event]:
         return self._read(_EVENT)
 
-    def paces(self) -> Iterator[float]:
-        """Seconds a step of every log step, evaluations and checkpoints left out; nothing else is looked at."""
-        paces = (event.seconds_per_step for event in self._read(_PACE))
-        return (pace for pace in paces if pace is not None)
+    def pace(self) -> float | None:
+        """Seconds a step, the median over log steps; None where none is known. Nothing else of the log is looked at.
+
+        Evaluations and checkpoints are left out.
+        """
+        known = (event.seconds_per_step for event in self._read(_PACE))
+        paces = array("d", (pace for pace in known if pace is not None))
+        return median(paces) if paces else None
 
     def _read(self, part: TypeAdapter[T]) -> Iterator[T]:
         if not self.path.exists():

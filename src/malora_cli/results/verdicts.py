@@ -94,21 +94,18 @@ class SeveralRuns:
         known = [interval for interval in found if interval is not None]
         return float(by_seed.mean()), max(known, key=lambda interval: interval.high - interval.low, default=None)
 
-    def interquartile(self) -> tuple[float, Interval | None]:
+    def interquartile(self) -> tuple[float, float | None]:
         """The mean of the middle half of the values, one a run and task: single ones that stand out do not move it.
 
         Returns:
-            The mean, and its 95% interval over seeds by the jackknife; None of one seed. A bootstrap of so few runs, as
-            rliable makes it, covers far less than it says (`benchmarks/verdicts.py middle`).
+            The mean, and half of its 95% interval over seeds by the jackknife; None of one seed. A bootstrap of so few
+            runs, as rliable makes it, covers far less than it says (`benchmarks/verdicts.py middle`).
         """
         runs, whole = len(self.values), _middle(self.values)
         if runs == 1:
             return whole, None
         without = [_middle(np.delete(self.values, run, axis=0)) for run in range(runs)]
-        spread = _over_runs(runs * whole - (runs - 1) * np.asarray(without))
-        assert spread is not None
-        half = (spread.high - spread.low) / 2
-        return whole, Interval(whole - half, whole + half)
+        return whole, _reach(runs * whole - (runs - 1) * np.asarray(without))
 
 
 def _middle(values: FloatArray) -> float:
@@ -269,9 +266,13 @@ def _over_runs(by_seed: FloatArray) -> Interval | None:
     """Student's 95% interval of a mean over runs; None of one."""
     if len(by_seed) < 2:
         return None
-    half = float(t.ppf(0.975, len(by_seed) - 1)) * _error(by_seed)
-    middle = float(np.mean(by_seed))
+    middle, half = float(np.mean(by_seed)), _reach(by_seed)
     return Interval(middle - half, middle + half)
+
+
+def _reach(by_seed: FloatArray) -> float:
+    """Half of Student's 95% interval of a mean over runs, of which there are two at least."""
+    return float(t.ppf(0.975, len(by_seed) - 1)) * _error(by_seed)
 
 
 def _p_of_runs(by_seed: FloatArray) -> float:
