@@ -26,6 +26,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling what is imported again and again is nobody's cost
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 
@@ -125,7 +126,7 @@ def verdict(method: list[RunRows], baseline: list[RunRows]) -> Verdict:
 
 def overhead(rounds: int, base: str | None) -> dict[str, Any]:
     """Wall of a comparison, the seconds of its runs by their own account, and wall of a shell loop, in turns."""
-    train = {"steps": 100, "batch_size": 4, "micro_batch_size": 4} if base else {"steps": 30}
+    train = {"steps": 100, "batch_size": 8, "micro_batch_size": 8} if base else {"steps": 30}
     seeds = [0] if base else [0, 1, 2]
     asked = ["--methods", ",".join(SEVERAL), "--seeds", ",".join(map(str, seeds)), "--tune", "none"]
     whole, own, loop = [], [], []
