@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from scipy.special import ndtri
 
 from malora_cli.cli import main
-from malora_cli.results import RunRecord
+from malora_cli.results import RunRecord, checkpoint_name
 from malora_cli.results.comparison import Comparison, Effect
 from malora_cli.results.verdicts import detectable_over_runs, foreseen_detectable
 from train_runs import workplace
 
 QUICK = ("train.steps=3", "train.eval_every=3", "eval.rows=4")
+METHODS = ("lora", "malora")
 EARLIER = ("--methods", "lora,malora", "--seeds", "0,1", "--tune", "none")
 
 
@@ -109,6 +111,26 @@ def test_time_is_reckoned_from_the_newest_runs_of_each_method(
     )
     assert hours * 3600 + minutes * 60 + rest == pytest.approx(seconds, abs=60 if hours else 1)
     assert "evaluations aside" in told
+
+
+def test_time_is_that_of_what_is_missing(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked, runs = ["--methods", ",".join(METHODS), "--tune", "none"], earlier.parent / "runs"
+    assert foreseen(earlier, capsys, *asked, "--seeds", "0,1")["time"] == "nothing is left to train"
+    whole = seconds_missing(earlier, capsys, *asked, "--seeds", "0,1,2")
+    killed = runs / "tiny-lora-seed2"
+    (killed / "checkpoints" / checkpoint_name(2)).mkdir(parents=True)
+    left = seconds_missing(earlier, capsys, *asked, "--seeds", "0,1,2")
+    shutil.rmtree(killed)
+    lora, malora = (RunRecord(runs / f"tiny-{method}-seed1").metrics.pace() for method in METHODS)
+    assert lora is not None
+    assert malora is not None
+    assert (whole, left) == pytest.approx((3 * lora + 3 * malora, lora + 3 * malora)), "of three steps two were done"
+
+
+def seconds_missing(recipe: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> float:
+    capsys.readouterr()
+    assert baselines(recipe, *arguments, "--dry-run", "--json") == 0
+    return float(json.loads(capsys.readouterr().out)["training_seconds"])
 
 
 @pytest.mark.parametrize(

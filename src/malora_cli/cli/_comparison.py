@@ -93,8 +93,11 @@ def _time(hours: Hours, planner: Planner) -> str:
     """How long training takes, and which runs say so."""
     measured = ", ".join(f"{method} {pace.seconds:.2f} in {pace.run}" for method, pace in hours.paces.items())
     known = f"; seconds a step: {measured}" if measured else ""
+    if not hours.runs:
+        return "nothing is left to train"
     if hours.seconds is not None:
-        return f"{duration(hours.seconds)} of training, one run after another, evaluations aside{known}"
+        left = f"for {plural(hours.runs, 'run')} not finished"
+        return f"{duration(hours.seconds)} of training {left}, one after another, evaluations aside{known}"
     if not hours.unknown:
         return f"not known, since train.steps is not set{known}"
     place = planner.folder.parent

@@ -22,7 +22,7 @@ class DryRun:
         rates: The learning rates that each is tried at first, or the one it has.
         trials: How many of its runs are for the tuning, at first.
         single_task_runs: Runs of the baseline on one task alone.
-        hours: How long training takes.
+        hours: How long training takes, of what is not finished.
         visible: How small a difference can be found; None where nothing is known of that.
         bytes_missing: What the runs that are not finished take on the disk, about.
         bytes_free: What is free there.
@@ -45,14 +45,14 @@ def dry_run_of(planner: Planner, plan: Plan) -> DryRun:
         MaloraError: The base model or a method's linears are not there.
     """
     study, parameters = Study(planner, plan), parameters_of(planner, plan.methods)
-    trials = study.first_trials()
+    runs = study.all_runs()
     return DryRun(
         parameters=parameters,
         rates={method: study.grid(method) for method in plan.methods},
-        trials=trials,
+        trials=study.first_trials(),
         single_task_runs=len(study.runs_alone({})),
-        hours=hours_of(planner, plan, trials),
+        hours=hours_of(planner, plan, runs),
         visible=visible_difference(planner, plan),
-        bytes_missing=bytes_missing(study.all_runs(), parameters),
+        bytes_missing=bytes_missing(runs, parameters),
         bytes_free=free_bytes(planner.folder.parent),
     )

@@ -5,7 +5,7 @@ Nothing is measured here: a step would need the weights, and a spread needs seed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from malora_cli.compare.plan import Plan, shared_settings
 from malora_cli.compare.planner import PlannedRun, Planner
 from malora_cli.errors import RunError
-from malora_cli.results import RunRecord, runs_under
+from malora_cli.results import RunRecord, checkpoints_in, runs_under
 from malora_cli.results.comparison import Comparison
 from malora_cli.results.verdicts import foreseen_detectable
 
@@ -72,38 +72,48 @@ def _step_of(recipe: Mapping[str, Any]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Hours:
-    """How long the training of a plan takes, one run after another.
+    """How long the training of the runs that are not finished takes, one after another.
 
     Args:
+        runs: How many these are, as far as they are known.
         seconds: In all; None where it is not known.
         paces: What it was reckoned from, by method.
         unknown: Methods without a run to reckon from.
     """
 
+    runs: int
     seconds: float | None
     paces: dict[str, Pace]
     unknown: list[str]
 
 
-def hours_of(planner: Planner, plan: Plan, trials: Mapping[str, int]) -> Hours:
-    """How long the training of a plan takes by the pace of earlier runs, evaluations aside.
+def hours_of(planner: Planner, plan: Plan, runs: Sequence[PlannedRun]) -> Hours:
+    """How long training takes by the pace of earlier runs, evaluations aside.
 
-    Runs on one task alone have a share of the rows of a step, which add up to one run of the mixture a seed.
+    A run on one task alone has a share of the rows of a step, and takes that share of its time.
 
     Args:
-        planner: Makes its recipes.
+        planner: Makes the recipes.
         plan: What is compared.
-        trials: Of the tuning, by method.
+        runs: All of its runs that are known.
     """
-    known = paces({method: planner.run(method, plan.seeds[0]) for method in plan.methods}, planner.folder.parent)
-    unknown = [method for method in plan.methods if method not in known]
-    steps = planner.own.recipe.train.steps
-    if unknown or steps is None:
-        return Hours(None, known, unknown)
-    runs = {method: trials[method] + len(plan.seeds) for method in plan.methods}
-    if plan.single_task:
-        runs[plan.baseline] += len(plan.seeds)
-    return Hours(sum(count * steps * known[method].seconds for method, count in runs.items()), known, [])
+    missing = [run for run in runs if not RunRecord(run.folder).finished]
+    methods = [method for method in plan.methods if any(run.method == method for run in missing)]
+    known = paces({method: planner.run(method, plan.seeds[0]) for method in methods}, planner.folder.parent)
+    unknown = [method for method in methods if method not in known]
+    train = planner.own.recipe.train
+    if unknown or train.steps is None:
+        return Hours(len(missing), None, known, unknown)
+    seconds = 0.0
+    for run in missing:
+        share = run.loaded.recipe.train.batch_size / train.batch_size
+        seconds += (train.steps - _steps_done(run)) * share * known[run.method].seconds
+    return Hours(len(missing), seconds, known, [])
+
+
+def _steps_done(run: PlannedRun) -> int:
+    """The step that a run goes on from."""
+    return max((step for step, _ in checkpoints_in(RunRecord(run.folder).checkpoints_dir)), default=0)
 
 
 @dataclass(frozen=True)
