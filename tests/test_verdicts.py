@@ -21,6 +21,7 @@ from malora_cli.results.verdicts import (
     SeveralRuns,
     TaskRows,
     decided,
+    delta_m,
     detectable_over_runs,
     effect,
     mean_ranks,
@@ -88,6 +89,23 @@ def test_a_mean_that_no_seed_is_trimmed_of_has_students_interval() -> None:
     low, high = stats.t.interval(0.95, 2, loc=np.mean([1, 1.5, 3]), scale=stats.sem([1, 1.5, 3]))
     assert half is not None
     assert (middle, middle - half, middle + half) == pytest.approx((5.5 / 3, low, high))
+
+
+#: Scores of single tasks under LoRA, in Table 1 of MALoRA's paper (arXiv 2410.22782).
+ALONE = (42.5, 34.8, 36.5, 77.4, 62.4, 79.3, 66.4)
+
+
+@pytest.mark.parametrize(
+    ("together", "expected"),
+    [
+        pytest.param((43.2, 34.8, 34.0, 69.6, 59.1, 76.5, 65.9), -3.55, id="LoRA"),
+        pytest.param((42.1, 29.3, 33.1, 78.1, 61.1, 78.1, 65.6), -4.28, id="MoLoRA"),
+        pytest.param((42.3, 32.9, 34.1, 79.8, 60.0, 78.5, 66.3), -2.06, id="MALoRA"),
+    ],
+)
+def test_delta_m_of_the_papers_own_table(together: tuple[float, ...], expected: float) -> None:
+    gained_as_losses = delta_m(zip(together, ALONE, strict=True))
+    assert -gained_as_losses == pytest.approx(expected, abs=0.005), "scores are better the higher they are"
 
 
 def test_a_difference_is_that_of_means_over_tasks_rows_and_seeds() -> None:

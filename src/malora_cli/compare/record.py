@@ -16,7 +16,7 @@ from malora_cli.errors import RunError
 from malora_cli.results import RunRecord, utc_now
 from malora_cli.results.comparison import Comparison, Effect, Endpoint, Failure, MethodResult, MethodRun, Trial, Tuned
 from malora_cli.results.predictions import cluster_of, read_predictions
-from malora_cli.results.verdicts import RunRows, SeveralRuns, TaskRows, decided, effect, mean_ranks
+from malora_cli.results.verdicts import RunRows, SeveralRuns, TaskRows, decided, delta_m, effect, mean_ranks
 
 
 def recorded(
@@ -197,11 +197,8 @@ def _beside_single_tasks(
     singles: Mapping[str, Mapping[int, RunRows]],
     plan: Plan,
 ) -> MethodResult:
-    """A method with what each task gained or lost by being trained with the others, Holm over its tasks.
-
-    ``delta_m`` is that of Maninis et al. 2019, of losses: the mean of ``(alone - mixture) / alone``.
-    """
-    effects, shares = dict[str, Effect](), []
+    """A method with what each task gained or lost by being trained with the others, Holm over its tasks."""
+    effects, losses = dict[str, Effect](), list[tuple[float, float]]()
     for task, alone in singles.items():
         seeds = [run.seed for run in it.runs if run.seed in alone]
         if len(seeds) < len(plan.seeds):
@@ -209,10 +206,10 @@ def _beside_single_tasks(
         together = SeveralRuns([{task: rows[it.method, seed][task]} for seed in seeds], "loss")
         single = SeveralRuns([alone[seed] for seed in seeds], "loss")
         effects[task] = effect(together, single, family=len(singles))
-        shares.append(-effects[task].value / float(single.values.mean()))
+        losses.append((float(together.values.mean()), float(single.values.mean())))
     told = dict(zip(effects, decided(list(effects.values()), "loss", plan.margin), strict=True))
-    delta = 100 * float(np.mean(shares)) if singles and len(shares) == len(singles) else None
-    return it.model_copy(update={"alone": told, "delta_m": delta})
+    known = bool(singles) and len(losses) == len(singles)
+    return it.model_copy(update={"alone": told, "delta_m": delta_m(losses) if known else None})
 
 
 def _ranks(plan: Plan, rows: Mapping[tuple[str, int], RunRows], methods: Sequence[str]) -> dict[str, float]:

@@ -262,6 +262,18 @@ def _verdict(found: Effect, endpoint: Endpoint) -> Verdict:
     return Verdict.BETTER if (found.value > 0) == (endpoint == "score") else Verdict.WORSE
 
 
+def delta_m(losses: Iterable[tuple[float, float]]) -> float:
+    """What tasks gain on average by being trained together, in percent of the loss that each has alone.
+
+    This is Delta_m of Maninis et al. 2019 (arXiv 1904.08918). Of what is better the higher it is, the sign is
+    the other one.
+
+    Args:
+        losses: Of each task: trained with the others, and alone.
+    """
+    return 100 * float(np.mean([(alone - together) / alone for together, alone in losses]))
+
+
 def _over_runs(by_seed: FloatArray) -> Interval | None:
     """Student's 95% interval of a mean over runs; None of one."""
     if len(by_seed) < 2:
