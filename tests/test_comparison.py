@@ -356,7 +356,7 @@ def test_the_room_that_runs_take_is_there_before_they_begin(
     recipe_of_killed = moved(tuned, tmp_path / "killed")
     killed = [replace(run, loaded=at(run.loaded, recipe_of_killed.parent / "runs")) for run in runs]
     for run in killed:
-        rewrite(RunRecord(run.folder).manifest_path, lambda found: found.update(status="running"))
+        rewrite(run.record.manifest_path, lambda found: found.update(status="running"))
     assert bytes_missing(killed, counted) == 0, "what they have written counts"
     monkeypatch.setattr(room, "free_bytes", lambda _: 2**20)
     assert baselines(tuned, *TUNED) == 0, "nothing is missing there"

@@ -99,7 +99,7 @@ def test_time_is_reckoned_from_the_newest_runs_of_each_method(
     asked = ["--methods", "lora,malora", "--seeds", "0,1,2", "--single-task", "train.steps=2000"]
     told = foreseen(earlier, capsys, *asked, "output.name=other")["time"]
     paces = {}
-    for method in ("lora", "malora"):
+    for method in METHODS:
         record = RunRecord(earlier.parent / "runs" / f"tiny-{method}-seed1")
         paces[method] = record.metrics.pace()
         assert f"{method} {paces[method]:.2f} in {record.name}" in told

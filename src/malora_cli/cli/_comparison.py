@@ -14,7 +14,6 @@ from malora_cli.cli._statement import duration
 from malora_cli.cli._terminal import plain_table, result_console, say, say_json
 from malora_cli.compare.plan import Plan
 from malora_cli.compare.planner import Errand, Planner
-from malora_cli.results import RunRecord
 from malora_cli.results.comparison import Comparison, Effect, MethodResult, Verdict
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def missing_lines(
     from malora_cli.compare.baselines import Study
 
     errands = [
-        Errand(run, train=not RunRecord(run.folder).finished, evaluate=phase == "report", allow_code=allow_code)
+        Errand(run, train=not run.record.finished, evaluate=phase == "report", allow_code=allow_code)
         for run in Study(planner, plan).missing(phase)
     ]
     return [" && ".join(map(shlex.join, errand.commands())) for errand in errands]

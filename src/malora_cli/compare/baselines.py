@@ -16,7 +16,7 @@ from malora_cli.compare.plan import Plan
 from malora_cli.compare.planner import PlannedRun, Planner
 from malora_cli.compare.record import failures_of, recorded
 from malora_cli.compare.room import check_room
-from malora_cli.compare.run import Crew, check_place_of, record_of, whole_evaluation, why_diverged
+from malora_cli.compare.run import Crew, check_place_of, whole_evaluation, why_diverged
 from malora_cli.compare.tuning import grid_around, tune
 from malora_cli.errors import MaloraError, RunError
 from malora_cli.results import RunRecord, read_json, write_json, writing
@@ -51,7 +51,7 @@ class Study:
             foreseen = self._foreseen()
             for run in foreseen:
                 check_place_of(run)
-            begins = not any(record_of(run).finished for run in foreseen)
+            begins = not any(run.record.finished for run in foreseen)
             self._check_room(self.all_runs() if begins else foreseen)
             first.keep(folder)
             tuned, trials = self._tuned(crew, folder)
@@ -91,9 +91,7 @@ class Study:
             for run in runs:
                 check_place_of(run)
             halted = [_halted(run) for run in runs]
-            open_trials.extend(
-                run for run, at in zip(runs, halted, strict=True) if not at and not record_of(run).finished
-            )
+            open_trials.extend(run for run, at in zip(runs, halted, strict=True) if not at and not run.record.finished)
             if open_trials:
                 raise _OpenTrialsError("trials of the tuning are missing")
             trials = [crew.attempt(run, at) for run, at in zip(runs, halted, strict=True)]
@@ -122,7 +120,7 @@ class Study:
         ]
         for run in runs:
             check_place_of(run)
-        return [run for run in runs if whole_evaluation(run, record_of(run)) is None]
+        return [run for run in runs if whole_evaluation(run, run.record) is None]
 
     def runs_alone(self, rates: Mapping[str, float]) -> list[PlannedRun]:
         """The baseline on every task alone, at the rate that it has in the mixture, where that is asked for."""
@@ -151,7 +149,7 @@ class Study:
     def _check_room(self, runs: Sequence[PlannedRun]) -> None:
         """Make sure that the disk has room for what is missing; a method that cannot be built takes none."""
         counted = dict[str, int]()
-        for method in dict.fromkeys(run.method for run in runs if not record_of(run).finished):
+        for method in dict.fromkeys(run.method for run in runs if not run.record.finished):
             with suppress(MaloraError):  # its runs are going to fail, and the others go on
                 counted |= parameters_of(self.planner, [method])
         check_room([run for run in runs if run.method in counted], counted)
@@ -211,7 +209,7 @@ class _OpenTrialsError(Exception):
 
 def _halted(run: PlannedRun) -> Trial | None:
     """A trial that diverged, as its folder shows; it would do so again."""
-    if (why := why_diverged(record_of(run))) is None:
+    if (why := why_diverged(run.record)) is None:
         return None
     rate = run.loaded.recipe.train.learning_rate
     return Trial(method=run.method, learning_rate=rate, run=run.name, loss=None, why=why, diverged=True)

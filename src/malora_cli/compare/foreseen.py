@@ -97,7 +97,7 @@ def hours_of(planner: Planner, plan: Plan, runs: Sequence[PlannedRun]) -> Hours:
         plan: What is compared.
         runs: All of its runs that are known.
     """
-    missing = [run for run in runs if not RunRecord(run.folder).finished]
+    missing = [run for run in runs if not run.record.finished]
     methods = [method for method in plan.methods if any(run.method == method for run in missing)]
     known = paces({method: planner.run(method, plan.seeds[0]) for method in methods}, planner.folder.parent)
     unknown = [method for method in methods if method not in known]
@@ -113,7 +113,7 @@ def hours_of(planner: Planner, plan: Plan, runs: Sequence[PlannedRun]) -> Hours:
 
 def _steps_done(run: PlannedRun) -> int:
     """The step that a run goes on from."""
-    return max((step for step, _ in checkpoints_in(RunRecord(run.folder).checkpoints_dir)), default=0)
+    return max((step for step, _ in checkpoints_in(run.record.checkpoints_dir)), default=0)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from malora_cli.compare.planner import Errand, PlannedRun
-from malora_cli.compare.run import evaluate, record_of
+from malora_cli.compare.run import evaluate
 from malora_cli.errors import MaloraError, RecipeError, RunError, StoppedError
 from malora_cli.train.run import train
 from malora_cli.train.stopping import StopRequest
@@ -113,7 +113,7 @@ def _done(errand: Errand, workplace: Path) -> str:
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("a", encoding="utf-8") as log:
         try:
-            record = record_of(run)
+            record = run.record
             if not record.finished:  # a task that Ray begins again may have been
                 train(run.loaded, PlainView(Console(file=log, width=200)), resume=record.exists)
             if errand.evaluate:

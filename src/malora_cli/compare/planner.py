@@ -71,6 +71,11 @@ class PlannedRun:
         return self.loaded.recipe.output.folder / self.name
 
     @property
+    def record(self) -> RunRecord:
+        """What lies in its folder, which may not be there yet."""
+        return RunRecord(self.folder)
+
+    @property
     def log(self) -> Path:
         """Where it writes what it has to say when it is trained in a process of its own."""
         return self.folder.with_name(f"{self.name}.log")
@@ -94,7 +99,7 @@ class PlannedRun:
 
     def _changed(self) -> list[str]:
         """What was set otherwise when it was trained, of what an evaluation goes by."""
-        if not (record := RunRecord(self.folder)).exists:
+        if not (record := self.record).exists:
             return []
         before, now = record.recipe, self.loaded.recipe.model_dump(mode="json")
         names = [("model", "base"), ("model", "device"), *(("eval", name) for name in _EVALUATING)]

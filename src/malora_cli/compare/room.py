@@ -8,7 +8,7 @@ from rich.filesize import decimal
 
 from malora_cli.compare.planner import PlannedRun
 from malora_cli.errors import RunError
-from malora_cli.results import RunRecord, free_bytes
+from malora_cli.results import free_bytes
 
 #: Bytes of an adapter's number, and of what a checkpoint keeps of it besides: both moments of AdamW.
 _NUMBER, _MOMENTS = 4, 8
@@ -36,7 +36,7 @@ def bytes_missing(runs: Sequence[PlannedRun], parameters: Mapping[str, int]) -> 
         runs: The runs.
         parameters: That each method trains.
     """
-    return sum(_missing(run, parameters) for run in runs if not RunRecord(run.folder).finished)
+    return sum(_missing(run, parameters) for run in runs if not run.record.finished)
 
 
 def _missing(run: PlannedRun, parameters: Mapping[str, int]) -> int:

@@ -58,7 +58,7 @@ class Crew:
             except (StoppedError, UnlikeError):
                 raise
             except MaloraError as error:
-                self.tell(f"{place} {record_of(run).path}: failed: {error}")
+                self.tell(f"{place} {run.record.path}: failed: {error}")
                 outcome.failures.append(Failure(method=run.method, seed=run.seed, run=run.name, why=str(error)))
         return outcome
 
@@ -78,7 +78,7 @@ class Crew:
         return Evaluated(run.method, run.seed, record, result, file, run.task)
 
     def _trained(self, run: PlannedRun, place: str) -> RunRecord:
-        record = record_of(run)
+        record = run.record
         state = "finished already" if record.finished else "going on" if record.exists else "training"
         self.tell(f"{place} {record.path}: {state}")
         if record.finished:
@@ -103,10 +103,10 @@ class Crew:
         missing = [errand for errand in errands if errand.train or errand.evaluate]
         for errand in missing:
             check_place_of(errand.run)
-        finished = [record for run in runs if (record := record_of(run)).finished]
+        finished = [record for run in runs if (record := run.record).finished]
 
         def look_at(run: PlannedRun) -> None:
-            if (record := record_of(run)).finished:
+            if (record := run.record).finished:
                 finished.append(record)
                 check_same_base(finished[0], record)
                 check_same_rows([finished[0], record])
@@ -117,7 +117,7 @@ class Crew:
             self.side_by_side(missing, look_at)
 
     def _errand(self, run: PlannedRun, *, evaluate: bool) -> Errand:
-        record = record_of(run)
+        record = run.record
         with suppress(MaloraError):  # what is damaged fails when its turn comes
             evaluate = evaluate and not (record.finished and whole_evaluation(run, record))
             return Errand(run, train=not record.finished, evaluate=evaluate, allow_code=self.allow_code)
@@ -133,7 +133,7 @@ class Crew:
         Raises:
             MaloraError: Its folder holds another run, or the process was told to stop.
         """
-        record, rate = record_of(run), run.loaded.recipe.train.learning_rate
+        record, rate = run.record, run.loaded.recipe.train.learning_rate
         if known is not None and known.diverged:
             return known
         told = {"method": run.method, "learning_rate": rate, "run": run.name}
@@ -146,11 +146,6 @@ class Crew:
         except MaloraError as error:
             self.tell(f"[tuning] {record.path}: failed: {error}")
             return Trial(**told, loss=None, why=str(error), diverged=isinstance(error, DivergedError))
-
-
-def record_of(run: PlannedRun) -> RunRecord:
-    """The folder of a planned run, which may not be there yet."""
-    return RunRecord(run.folder)
 
 
 def why_diverged(record: RunRecord) -> str | None:
@@ -174,7 +169,7 @@ def evaluate(run: PlannedRun, *, allow_code: bool) -> None:
     """
     tasks = sorted(run.tasks) if run.task else None
     make_room()
-    evaluate_run(record_of(run), run.loaded.recipe, Wanted(tasks=tasks, allow_code=allow_code))
+    evaluate_run(run.record, run.loaded.recipe, Wanted(tasks=tasks, allow_code=allow_code))
 
 
 def check_place_of(run: PlannedRun) -> None:
@@ -183,7 +178,7 @@ def check_place_of(run: PlannedRun) -> None:
     Raises:
         RunError: It holds a run of another recipe.
     """
-    if (record := record_of(run)).exists:
+    if (record := run.record).exists:
         check_same_recipe(record, run.loaded, may_move=True)  # runs travel; hashes say whether the rows are the same
 
 
